@@ -1,0 +1,103 @@
+"""Which precision each layer gets."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from bitnet_onnx.errors import InputError
+from bitnet_onnx.integer import quantize_integer
+from bitnet_onnx.quantized import GROUP_MULTIPLE, FloatArray, QuantizedTensor
+from bitnet_onnx.ternary import detect, quantize_absmean
+
+
+class Weights(enum.StrEnum):
+    """Names of the weight precisions."""
+
+    AUTO = "auto"
+    KEEP = "keep"
+    TERNARY = "ternary"
+    INT4 = "int4"
+    INT6 = "int6"
+    INT8 = "int8"
+    FLOAT32 = "float32"
+
+
+_BITS = {Weights.INT4: 4, Weights.INT6: 6, Weights.INT8: 8}
+
+#: The two roles that `Policy.head` covers; one matrix where they are tied.
+HEAD_ROLES = ("embed_tokens", "lm_head")
+
+#: Group size of integer weights when the user names none; see `benchmarks/precision.md` for how it was chosen.
+DEFAULT_GROUP_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How the weights of one layer are stored.
+
+    Attributes:
+        weights: `auto` keeps a matrix that already is ternary and makes any other int4; `keep` keeps a ternary
+            matrix and stores any other as float32; `ternary` keeps a ternary matrix and quantizes any other by
+            absmean; `int4`, `int6`, `int8` round to nearest; `float32` stores floats.
+        group_size: columns that share a scale, for the integer precisions; 0 for one scale a row.
+    """
+
+    weights: Weights
+    group_size: int = DEFAULT_GROUP_SIZE
+
+    def __post_init__(self) -> None:
+        if self.group_size < 0 or self.group_size % GROUP_MULTIPLE:
+            raise InputError(f"group size is {self.group_size}: it must be 0 (one scale a row) or a multiple of 32")
+
+    def quantize(self, weight: FloatArray) -> QuantizedTensor | None:
+        """Quantize a float32 matrix `[N, K]`, or return None where it stays float32."""
+        if self.weights in (Weights.AUTO, Weights.KEEP, Weights.TERNARY):
+            exact = detect(weight)
+            if exact is not None:
+                return exact
+        match self.weights:
+            case Weights.KEEP | Weights.FLOAT32:
+                return None
+            case Weights.TERNARY:
+                return quantize_absmean(weight)
+            case Weights.AUTO:
+                return quantize_integer(weight, _BITS[Weights.INT4], self.group_size)
+            case _:
+                return quantize_integer(weight, _BITS[self.weights], self.group_size)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether a matrix may be quantized a few rows at a time with the same result."""
+        return self.weights in _BITS or self.weights is Weights.FLOAT32
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A precision for every layer: a default, the head's, and overrides by glob.
+
+    Attributes:
+        default: for the linear layers of the blocks.
+        head: for the vocabulary head and the embedding (one matrix where they are tied).
+        overrides: pairs of a glob over layer roles (`layers.0.mlp.*`, `lm_head`) and a precision; the last
+            match wins.
+    """
+
+    default: Precision = Precision(Weights.AUTO)
+    head: Precision = Precision(Weights.INT8, 0)
+    overrides: tuple[tuple[str, Precision], ...] = ()
+
+    def __post_init__(self) -> None:
+        for role in HEAD_ROLES:
+            chosen = self.precision(role).weights
+            if not self.precision(role).by_rows:
+                raise InputError(f"{role} cannot be {chosen}: choose int8, int6, int4 or float32 for the head")
+
+    def precision(self, role: str) -> Precision:
+        """The precision of a layer, by its role (`layers.3.attn.q_proj`, `embed_tokens`, `lm_head`)."""
+        chosen = self.head if role in HEAD_ROLES else self.default
+        for glob, precision in self.overrides:
+            if fnmatchcase(role, glob):
+                chosen = precision
+        return chosen

@@ -1,0 +1,36 @@
+"""Families of decoders: `config.json` -> `DecoderSpec`, tensor names -> roles."""
+
+from __future__ import annotations
+
+import difflib
+
+from bitnet_onnx.converters.families import llama
+from bitnet_onnx.converters.families._config import Config
+from bitnet_onnx.converters.families._family import Family
+from bitnet_onnx.errors import UnsupportedError
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (llama.FAMILY,)}
+
+__all__ = ["FAMILIES", "Config", "Family", "find"]
+
+
+def find(config: Config) -> Family:
+    """The family of a configuration.
+
+    Raises:
+        UnsupportedError: the `model_type` is unknown, or the checkpoint is quantized in a way that is not read.
+    """
+    name = config.string("model_type")
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name, FAMILIES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UnsupportedError(
+            f"config.json: model_type {name!r} is not supported{hint} (known: {', '.join(sorted(FAMILIES))})"
+        )
+    quantization = config.child("quantization_config")
+    if quantization is not None:
+        method = quantization.string("quant_method", "unknown")
+        raise UnsupportedError(
+            f"config.json: quantization method {method!r} is not supported; convert the unquantized checkpoint"
+        )
+    return FAMILIES[name]

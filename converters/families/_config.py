@@ -1,0 +1,92 @@
+"""Typed access to a `config.json` that nobody vouches for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from bitnet_onnx.errors import CheckpointError
+
+#: Largest size that any field may claim; a model beyond it does not exist and would only exhaust memory.
+_LIMIT = 1 << 31
+
+
+class Config:
+    """A mapping whose getters check types and ranges and name the field when they refuse.
+
+    Args:
+        fields: the parsed JSON object.
+        where: what to call it in messages, e.g. `config.json` or `config.json: rope_scaling`.
+    """
+
+    def __init__(self, fields: Mapping[str, object], where: str = "config.json") -> None:
+        self._fields = fields
+        self._where = where
+
+    def __contains__(self, name: str) -> bool:
+        return self._fields.get(name) is not None
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A positive whole number; absent or null gives `default`, or an error without one."""
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _LIMIT:
+            raise self._wrong(name, value, f"a whole number from 1 to {_LIMIT - 1}")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A finite number greater than zero."""
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._wrong(name, value, "a number")
+        try:
+            result = float(value)
+        except OverflowError:
+            result = math.inf
+        if not math.isfinite(result) or result <= 0:
+            raise self._wrong(name, value, "a finite number greater than 0")
+        return result
+
+    def boolean(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self._value(name, default)
+        if not isinstance(value, bool):
+            raise self._wrong(name, value, "true or false")
+        return value
+
+    def string(self, name: str, default: str | None = None) -> str:
+        """A string."""
+        value = self._value(name, default)
+        if not isinstance(value, str):
+            raise self._wrong(name, value, "a string")
+        return value
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of finite numbers greater than zero; absent gives an empty one."""
+        value = self._value(name, [])
+        if not isinstance(value, list | tuple):
+            raise self._wrong(name, value, "a list of numbers")
+        return tuple(
+            Config({str(index): item}, f"{self._where}: {name}").number(str(index)) for index, item in enumerate(value)
+        )
+
+    def child(self, name: str) -> Config | None:
+        """A nested object, or None where it is absent."""
+        value = self._fields.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise self._wrong(name, value, "an object")
+        return Config(value, f"{self._where}: {name}")
+
+    def _value(self, name: str, default: object) -> object:
+        value = self._fields.get(name)
+        if value is None:
+            value = default
+        if value is None:
+            raise CheckpointError(f"{self._where}: {name} is missing")
+        return value
+
+    def _wrong(self, name: str, value: object, expected: str) -> CheckpointError:
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        return CheckpointError(f"{self._where}: {name} is {shown}: expected {expected}")

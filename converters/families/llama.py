@@ -1,0 +1,57 @@
+"""Llama: pre-norm blocks, rotary attention with grouped keys and values, SwiGLU."""
+
+from __future__ import annotations
+
+from bitnet_onnx.converters.families._config import Config
+from bitnet_onnx.converters.families._family import Family
+from bitnet_onnx.converters.families._rotary import rotary
+from bitnet_onnx.decoder import DecoderSpec
+from bitnet_onnx.errors import CheckpointError, UnsupportedError
+
+_SILU_NAMES = ("silu", "swish")
+_NAMES = {
+    ".attn.": ".self_attn.",
+    ".input_norm.": ".input_layernorm.",
+    ".post_attention_norm.": ".post_attention_layernorm.",
+}
+
+
+def spec(config: Config) -> DecoderSpec:
+    """Read a Llama configuration."""
+    activation = config.string("hidden_act", "silu")
+    if activation not in _SILU_NAMES:
+        raise UnsupportedError(f"config.json: hidden_act {activation!r} is not supported for llama; known: silu")
+    hidden = config.integer("hidden_size")
+    heads = config.integer("num_attention_heads")
+    if "head_dim" not in config and hidden % heads:
+        raise CheckpointError(f"config.json: num_attention_heads {heads} does not divide hidden_size {hidden}")
+    head_dim = config.integer("head_dim", hidden // heads or None)
+    return DecoderSpec(
+        family="llama",
+        vocab_size=config.integer("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=config.integer("intermediate_size"),
+        num_hidden_layers=config.integer("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=config.integer("num_key_value_heads", heads),
+        head_dim=head_dim,
+        context_length=config.integer("max_position_embeddings", 2048),
+        norm_epsilon=config.number("rms_norm_eps", 1e-6),
+        activation="silu",
+        rotary=rotary(config, head_dim),
+        attention_bias=config.boolean("attention_bias", False),
+        mlp_bias=config.boolean("mlp_bias", False),
+        tie_word_embeddings=config.boolean("tie_word_embeddings", False),
+    )
+
+
+def tensor_name(role: str) -> str:
+    """`layers.0.attn.q_proj.weight` -> `model.layers.0.self_attn.q_proj.weight`."""
+    if role.startswith("lm_head."):
+        return role
+    for ours, theirs in _NAMES.items():
+        role = role.replace(ours, theirs)
+    return f"model.{role}"
+
+
+FAMILY = Family("llama", spec, tensor_name, ignored=(".rotary_emb.inv_freq",))

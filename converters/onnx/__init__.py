@@ -1,0 +1,1 @@
+"""The ONNX emitter: decoder graph, function bodies, package directory."""

@@ -1,0 +1,53 @@
+"""The external data file: tensors one after the other, each at an aligned offset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+#: Memory alignment of a mapped tensor equals its offset's: 16 KiB is a page on Apple silicon, so that the GPU can
+#: use the mapping without a copy.
+ALIGNMENT: Final = 16 * 1024
+
+#: Smaller tensors stay inside the graph file: padding would cost more than they hold.
+INLINE_LIMIT: Final = ALIGNMENT
+
+
+class DataFile:
+    """Writes tensors as they come, so that no more than one of them is in memory.
+
+    Args:
+        path: the file to create.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[bytes] = path.open("xb")
+
+    def __enter__(self) -> DataFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def store(self, name: str, array: npt.NDArray[np.generic]) -> ir.TensorProtocol:
+        """Write an array (or keep a small one inline) and return the tensor that refers to it."""
+        array = np.ascontiguousarray(array)
+        if array.nbytes < INLINE_LIMIT:
+            return ir.tensor(array, name=name)
+        offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
+        self._file.seek(offset)
+        self._file.write(array.data.cast("B"))
+        return ir.ExternalTensor(
+            self._path.name,
+            offset,
+            array.nbytes,
+            ir.DataType.from_numpy(array.dtype),
+            shape=ir.Shape(array.shape),
+            name=name,
+            base_dir=self._path.parent,
+        )

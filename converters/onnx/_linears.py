@@ -1,0 +1,97 @@
+"""Linear layers of a checkpoint, quantized as the policy says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+
+from bitnet_onnx.metrics import Error
+from bitnet_onnx.policy import Precision, Weights
+from bitnet_onnx.quantized import FloatArray, QuantizedTensor
+
+#: Floats held at once while a matrix is quantized a few rows at a time.
+_CHUNK: Final = 1 << 22
+
+
+class Tensors(Protocol):
+    """The tensors of a decoder, by role."""
+
+    def read(self, role: str) -> FloatArray:
+        """A whole tensor as float32."""
+        ...
+
+    def read_rows(self, role: str, start: int, stop: int) -> FloatArray:
+        """Rows `start` to `stop` of a matrix as float32."""
+        ...
+
+    def shape(self, role: str) -> tuple[int, ...]:
+        """The tensor's shape."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRecord:
+    """What became of one matrix.
+
+    Attributes:
+        role: `layers.0.attn.q_proj`.
+        shape: `(N, K)`.
+        weights: the precision that was chosen: `ternary`, `int4`, `int6`, `int8` or `float32`.
+        group_size: columns that share a scale; 0 for one scale a row or a tensor.
+        bits_per_weight: with scales.
+        relative_error: of the weights, root of squared error over root of squared weights.
+    """
+
+    role: str
+    shape: tuple[int, int]
+    weights: Weights
+    group_size: int
+    bits_per_weight: float
+    relative_error: float
+
+
+_NAMES: Final = {1: Weights.TERNARY, 2: Weights.INT4, 3: Weights.INT6, 4: Weights.INT8}
+
+
+def quantize(tensors: Tensors, role: str, precision: Precision) -> tuple[QuantizedTensor | None, LayerRecord]:
+    """Quantize the matrix `role`, whole or a few rows at a time, and measure the error.
+
+    Returns:
+        The quantized matrix, or None where the policy keeps float32; and its record.
+    """
+    rows, columns = tensors.shape(f"{role}.weight")
+    if precision.weights is Weights.FLOAT32:
+        return None, _float_record(role, (rows, columns))
+    error = Error()
+    parts: list[QuantizedTensor] = []
+    step = max(1, _CHUNK // columns)
+    for start in range(0, rows, step if precision.by_rows else rows):
+        weight = tensors.read_rows(f"{role}.weight", start, min(start + step, rows) if precision.by_rows else rows)
+        part = precision.quantize(weight)
+        if part is None:
+            return None, _float_record(role, (rows, columns))
+        parts.append(part)
+        for row in range(0, len(weight), step):
+            error.add(weight[row : row + step], part.rows(row, row + step).dequantize())
+    whole = parts[0]
+    if len(parts) > 1:
+        whole = QuantizedTensor(
+            np.concatenate([part.raw for part in parts]),
+            np.concatenate([part.scale for part in parts]),
+            whole.grid,
+        )
+    record = LayerRecord(
+        role,
+        (rows, columns),
+        _NAMES[whole.grid.planes],
+        whole.grid.group_size,
+        whole.bits_per_weight(),
+        error.relative,
+    )
+    return whole, record
+
+
+def _float_record(role: str, shape: tuple[int, int]) -> LayerRecord:
+    return LayerRecord(role, shape, Weights.FLOAT32, 0, 32.0, 0.0)
