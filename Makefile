@@ -1,0 +1,113 @@
+# Everything that is done to this repository, each as one command on a fresh machine with Python >= 3.11 and a
+# C++17 compiler. Stamp files in the virtual environments make a second run fast.
+
+PYTHON ?= python3
+VENV ?= .venv
+PARITY_VENV ?= .venv-parity
+
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+PARITY_BIN := $(PARITY_VENV)/Scripts
+else
+BIN := $(VENV)/bin
+PARITY_BIN := $(PARITY_VENV)/bin
+endif
+
+MODEL := smollm2-135m-instruct
+PACKAGE := models/$(MODEL)
+QUESTION := What is the capital of Japan?
+
+# What an editable install is made from: a change here means building again, Python sources do not.
+CXX_FILES := $(shell find custom_ops -name '*.cc' -o -name '*.h' -o -name '*.mm' | sort)
+BUILD_FILES := pyproject.toml $(wildcard CMakeLists.txt custom_ops/CMakeLists.txt) $(CXX_FILES)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## Show the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Environments ------------------------------------------------------------------------------------------
+
+# Dependency groups need pip 25.1.
+define make_venv
+	@test -e $(1)/pyvenv.cfg || $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python >= 3.11 is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.x")'
+	test -e $(1)/pyvenv.cfg || $(PYTHON) -m venv $(1)
+	$(2)/python -m pip install --quiet 'pip>=25.1'
+	@touch $(1)/.stamp-venv
+endef
+
+$(VENV)/.stamp-venv:
+	$(call make_venv,$(VENV),$(BIN))
+
+$(VENV)/.stamp-install: $(VENV)/.stamp-venv $(BUILD_FILES)
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp-install
+	$(BIN)/python -m pip install --quiet --group test
+	@touch $@
+
+$(VENV)/.stamp-lint: $(VENV)/.stamp-install
+	$(BIN)/python -m pip install --quiet --group lint
+	@touch $@
+
+$(PARITY_VENV)/.stamp-venv:
+	$(call make_venv,$(PARITY_VENV),$(PARITY_BIN))
+
+$(PARITY_VENV)/.stamp-parity: $(PARITY_VENV)/.stamp-venv $(BUILD_FILES)
+	$(PARITY_BIN)/python -m pip install --quiet --group parity --editable .
+	@touch $@
+
+.PHONY: install
+install: $(VENV)/.stamp-install ## Make .venv and install the package, editable
+
+# Work --------------------------------------------------------------------------------------------------
+
+$(PACKAGE)/bitnet_onnx.json: | $(VENV)/.stamp-install
+	mkdir -p $(dir $(PACKAGE))
+	$(BIN)/bitnet-onnx zoo pull $(MODEL)
+	$(BIN)/bitnet-onnx convert $(MODEL) $(PACKAGE)
+
+.PHONY: demo
+demo: $(VENV)/.stamp-install $(PACKAGE)/bitnet_onnx.json ## Fetch a small real model, convert it and chat
+	@if [ -t 0 ] && [ -t 1 ]; then \
+		$(BIN)/bitnet-onnx infer $(PACKAGE) --chat; \
+	else \
+		$(BIN)/bitnet-onnx infer $(PACKAGE) --chat --prompt "$(QUESTION)"; \
+	fi
+
+# -P keeps the repository's root off sys.path, where `import converters` would load a second copy.
+.PHONY: test
+test: $(VENV)/.stamp-test ## Run the tests; coverage of all source folders must be at least 90 %
+	$(BIN)/python -P -m pytest --cov --cov-report=term:skip-covered
+
+.PHONY: lint
+lint: $(VENV)/.stamp-lint ## Check style, types, layers and C++ formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/python tools/typing_farm.py
+	$(BIN)/mypy
+	$(BIN)/mypy tools
+	cd build/typing && "$(abspath $(BIN))/lint-imports" --config ../../pyproject.toml
+	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES))
+
+.PHONY: format
+format: $(VENV)/.stamp-lint ## Format Python and C++ in place
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
+
+.PHONY: parity
+parity: $(PARITY_VENV)/.stamp-parity ## Compare with torch and transformers, in an environment of their own
+	$(PARITY_BIN)/python -P -m pytest -s -W ignore tests/parity/parity_llama.py
+
+.PHONY: wheel
+wheel: $(VENV)/.stamp-venv ## Build a wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+.PHONY: clean
+clean: ## Remove what was built; keep the environments and converted models
+	rm -rf build dist htmlcov .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -f $(VENV)/.stamp-install $(PARITY_VENV)/.stamp-parity
