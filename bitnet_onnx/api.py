@@ -1,0 +1,85 @@
+"""The three verbs as Python functions: `convert`, `inspect`, `load`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitnet_onnx import converters, model_zoo
+from bitnet_onnx.errors import InputError
+from bitnet_onnx.inspection import Inspection, inspect
+from bitnet_onnx.policy import Policy, Precision, Weights, default_group_size
+from bitnet_onnx.runtime import Generation, Model, SamplingParameters, load
+
+__all__ = [
+    "Generation",
+    "Inspection",
+    "Model",
+    "SamplingParameters",
+    "convert",
+    "inspect",
+    "load",
+    "make_policy",
+]
+
+
+def make_policy(weights: str = "auto", head: str = "int8", group_size: int | None = None) -> Policy:
+    """A policy out of the names that the command line takes.
+
+    Args:
+        weights: `auto`, `keep`, `ternary`, `int4`, `int6`, `int8` or `float32`, for the blocks.
+        head: `int8`, `int6`, `int4` or `float32`, for the vocabulary head and the embedding.
+        group_size: columns that share a scale in integer weights of the blocks; 0 for one scale a row; None for
+            the default of the precision.
+
+    Raises:
+        InputError: a name is unknown or the group size impossible.
+    """
+    body, top = _weights(weights, "weights"), _weights(head, "head")
+    size = default_group_size(body) if group_size is None else group_size
+    return Policy(Precision(body, size), Precision(top, default_group_size(top)))
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    *,
+    weights: str = "auto",
+    head: str = "int8",
+    group_size: int | None = None,
+    fallback: str = "fast",
+    overwrite: bool = False,
+    progress: converters.Progress | None = None,
+) -> converters.Conversion:
+    """Convert a checkpoint into an ONNX package directory.
+
+    Args:
+        source: a Hugging Face directory, a GGUF file, or the name of a model of the zoo.
+        output: the directory to create; it appears only when it is complete.
+        weights: precision of the blocks, see `make_policy`.
+        head: precision of the head and the embedding, see `make_policy`.
+        group_size: columns that share a scale, see `make_policy`.
+        fallback: function bodies for runtimes without the operator library: `fast` or `exact`.
+        overwrite: replace an existing package.
+        progress: called after each matrix with how many are done, how many there are, and the last one's record.
+
+    Raises:
+        InputError: an argument is wrong; its subclasses tell of a broken or unsupported checkpoint, of an output that
+            exists, and of a model of the zoo that cannot be fetched.
+    """
+    policy = make_policy(weights, head, group_size)
+    if fallback not in list(converters.Fallback):
+        raise InputError(f"fallback is {fallback!r}: choose fast or exact")
+    return converters.convert(
+        model_zoo.resolve(source),
+        output,
+        policy=policy,
+        fallback=converters.Fallback(fallback),
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def _weights(name: str, argument: str) -> Weights:
+    if name not in list(Weights):
+        raise InputError(f"{argument} is {name!r}: choose one of {', '.join(Weights)}")
+    return Weights(name)

@@ -1,0 +1,90 @@
+"""The command line: one file per command, loaded when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+import click
+
+from bitnet_onnx.cli._console import error_console, setup_logging
+from bitnet_onnx.errors import BitnetOnnxError
+
+#: Command, and the line that `--help` shows, so that help imports none of them.
+_COMMANDS = {
+    "convert": "Convert a checkpoint into an ONNX package.",
+    "inspect": "Describe a checkpoint or a package.",
+    "infer": "Generate text from a package.",
+    "zoo": "List and fetch models known by name.",
+    "ops": "Locate the operator library.",
+}
+_INTERRUPTED = 130
+
+
+class _Group(click.Group):
+    """Commands that are imported when they run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"bitnet_onnx.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bitnet-onnx", prog_name="bitnet-onnx")
+@click.option("-v", "--verbose", is_flag=True, help="Log what is done, step by step.")
+def app(verbose: bool) -> None:
+    """Any Llama-family checkpoint as one ONNX package with ternary or low-bit weights."""
+    setup_logging(logging.DEBUG if verbose else logging.WARNING)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Bad input ends with one line on stderr and status 2; any other foreseen failure with one line and status 1.
+    """
+    try:
+        status = app.main(args=arguments, prog_name="bitnet-onnx", standalone_mode=False)
+    except click.UsageError as error:
+        hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx is not None else ""
+        status = _fail(f"{error.format_message()}{hint}", error.exit_code)
+    except click.ClickException as error:
+        status = _fail(error.format_message(), error.exit_code)
+    except BitnetOnnxError as error:
+        status = _fail(str(error), error.exit_status)
+    except (KeyboardInterrupt, click.Abort):
+        status = _fail("interrupted", _INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away: nothing is left to tell it, and the interpreter must not try.
+        sys.stdout = None
+        status = 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        status = _fail(f"{where}{error.strerror or error}", 1)
+    except MemoryError:
+        status = _fail("out of memory: close other programs, or choose a smaller model", 1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> int:
+    line = " ".join(message.split())
+    error_console.print(f"[bold red]error:[/] {_escaped(line)}", soft_wrap=True, highlight=False)
+    return status
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    # Names out of foreign files may hold control characters; a terminal must not obey them.
+    return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))

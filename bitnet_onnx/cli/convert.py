@@ -1,0 +1,131 @@
+"""`bitnet-onnx convert`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bitnet_onnx.api import convert
+from bitnet_onnx.cli._console import error_console, size
+from bitnet_onnx.converters import Conversion
+from bitnet_onnx.converters import Progress as Report
+from bitnet_onnx.converters.onnx._linears import LayerRecord
+from bitnet_onnx.policy import Weights
+
+
+@click.command()
+@click.argument("source")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--weights",
+    type=click.Choice([str(name) for name in Weights]),
+    default="auto",
+    show_default=True,
+    help="Precision of the blocks. auto: ternary matrices stay ternary without loss, others become int4. "
+    "keep: the same, but others stay float32. ternary: absmean, for models trained for it.",
+)
+@click.option(
+    "--group-size",
+    type=click.IntRange(min=0),
+    help="Weights of a row that share a scale, a multiple of 32; 0 for the whole row.  [default: 32; int8: 0]",
+)
+@click.option(
+    "--head",
+    type=click.Choice(["int8", "int6", "int4", "float32"]),
+    default="int8",
+    show_default=True,
+    help="Precision of the vocabulary head and the embedding.",
+)
+@click.option(
+    "--fallback",
+    type=click.Choice(["fast", "exact"]),
+    default="fast",
+    show_default=True,
+    help="What runtimes without the operator library execute: fast is within 2 %, exact is equal and slower.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing package.")
+def command(
+    source: str, output: Path, weights: str, group_size: int | None, head: str, fallback: str, overwrite: bool
+) -> None:
+    """Convert SOURCE into an ONNX package directory OUTPUT.
+
+    SOURCE is a Hugging Face directory with safetensors, a GGUF file, or a name of `bitnet-onnx zoo list`.
+    """
+    started = time.perf_counter()
+    with _progress() as progress:
+        conversion = convert(
+            source,
+            output,
+            weights=weights,
+            head=head,
+            group_size=group_size,
+            fallback=fallback,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    _report(conversion, weights, time.perf_counter() - started)
+
+
+@contextmanager
+def _progress() -> Iterator[Report | None]:
+    if not error_console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=error_console, transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+
+        def report(done: int, total: int, layer: LayerRecord) -> None:
+            bar.update(task, completed=done, total=total, description=f"{layer.role}: {layer.weights}")
+
+        yield report
+
+
+def _report(conversion: Conversion, asked: str, seconds: float) -> None:
+    console = Console(highlight=False)
+    console.print(f"[bold]{conversion.path}[/]", soft_wrap=True)
+    total = conversion.graph_bytes + conversion.data_bytes
+    spec = conversion.spec
+    console.print(
+        f"  {spec.family}, {spec.num_hidden_layers} layers, hidden {spec.hidden_size}, vocabulary {spec.vocab_size}"
+        f"; {size(total)} in {seconds:.1f} s"
+    )
+    blocks = _summary(conversion, head=False)
+    console.print(f"  blocks: {blocks}")
+    console.print(f"  head and embedding: {_summary(conversion, head=True)}")
+    console.print(f"  {conversion.bits_per_weight:.2f} bits a weight over all, scales included")
+    if asked == "auto" and "int4" in blocks:
+        click.echo(
+            "  The checkpoint is not ternary, so auto chose int4: the smallest precision at which an ordinary model\n"
+            "  still answers properly. Ternary without training loses the model's quality."
+        )
+    if asked == "ternary" and any(layer.relative_error > 0.1 for layer in conversion.layers):
+        error_console.print(
+            "[yellow]warning:[/] these weights were not trained to be ternary: expect a model that no longer answers "
+            "sensibly; int4 is the smallest precision that does without training",
+            soft_wrap=True,
+        )
+
+
+def _summary(conversion: Conversion, *, head: bool) -> str:
+    """Precisions of a part of the model, most weights first: `int4 in groups of 32 (5.00 bits, error 8.9 %)`."""
+    parts: dict[str, list[LayerRecord]] = {}
+    for layer in conversion.layers:
+        if (layer.role in ("embed_tokens", "lm_head")) is head:
+            name = f"{layer.weights} in groups of {layer.group_size}" if layer.group_size else str(layer.weights)
+            parts.setdefault(name, []).append(layer)
+    return ", ".join(f"{name} ({_mean(layers)})" for name, layers in parts.items())
+
+
+def _mean(layers: list[LayerRecord]) -> str:
+    weights = [layer.shape[0] * layer.shape[1] for layer in layers]
+    bits = sum(layer.bits_per_weight * count for layer, count in zip(layers, weights, strict=True)) / sum(weights)
+    error = sum(layer.relative_error * count for layer, count in zip(layers, weights, strict=True)) / sum(weights)
+    lossless = "exact" if error == 0 else f"weight error {100 * error:.1f} %"
+    return f"{bits:.2f} bits a weight, {lossless}"

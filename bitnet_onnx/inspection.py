@@ -1,0 +1,172 @@
+"""What a checkpoint or a package is, without converting or running it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from bitnet_onnx.converters.checkpoints import Checkpoint, open_checkpoint
+from bitnet_onnx.converters.families import Config, find
+from bitnet_onnx.errors import BitnetOnnxError, PackageError
+from bitnet_onnx.runtime import PackageInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One matrix: its role, `(N, K)`, how it is stored, what a weight costs, and the error of quantization."""
+
+    role: str
+    shape: tuple[int, ...]
+    stored: str
+    bits_per_weight: float
+    relative_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """The facts of a checkpoint or a package.
+
+    Attributes:
+        kind: `package` or `checkpoint`.
+        path: where it is.
+        family: Hugging Face `model_type`.
+        source: format and name of the checkpoint.
+        sizes: the decoder's dimensions by their Hugging Face names.
+        parameters: weights of all matrices, a tied head counted once.
+        bits_per_weight: mean over all matrices, scales included.
+        layers: every matrix.
+        files: size in bytes of each file.
+        readers: what can read it, each with a condition.
+        problem: why the checkpoint cannot be converted, or None.
+    """
+
+    kind: Literal["package", "checkpoint"]
+    path: str
+    family: str
+    source: str
+    sizes: dict[str, int | bool]
+    parameters: int
+    bits_per_weight: float
+    layers: tuple[Layer, ...]
+    files: dict[str, int]
+    readers: tuple[str, ...] = field(default=())
+    problem: str | None = None
+
+    def as_dict(self, *, layers: bool = True) -> dict[str, object]:
+        """All facts as JSON values; `layers` says whether to list every matrix."""
+        result = asdict(self)
+        if not layers:
+            del result["layers"]
+        return result
+
+    def precisions(self) -> dict[str, int]:
+        """How many weights are stored in which way, most first."""
+        counts: Counter[str] = Counter()
+        for layer in self.layers:
+            counts[layer.stored] += _count(layer.shape)
+        return dict(counts.most_common())
+
+
+def inspect(path: str | Path) -> Inspection:
+    """Describe a package directory, a Hugging Face directory or a GGUF file.
+
+    Raises:
+        CheckpointError, PackageError: it is neither, or is broken.
+    """
+    path = Path(path)
+    if (path / "bitnet_onnx.json").exists():
+        return _inspect_package(path)
+    with open_checkpoint(path) as checkpoint:
+        return _inspect_checkpoint(checkpoint)
+
+
+def _inspect_package(path: Path) -> Inspection:
+    # The runtime's reader has the checks; what it does not need is read here.
+    PackageInfo.open(path)
+    manifest = json.loads((path / "bitnet_onnx.json").read_text(encoding="utf-8"))
+    try:
+        layers = tuple(
+            Layer(
+                str(layer["role"]),
+                tuple(int(size) for size in layer["shape"]),
+                _stored(str(layer["weights"]), int(layer["group_size"])),
+                float(layer["bits_per_weight"]),
+                float(layer["relative_error"]),
+            )
+            for layer in manifest["layers"]
+        )
+        fallback = str(manifest["operator"]["fallback"])
+        sizes = {name: value for name, value in manifest["architecture"].items() if name != "family"}
+        family = str(manifest["architecture"]["family"])
+        source = f"{manifest['source']['format']}, {manifest['source']['name']}"
+    except (KeyError, TypeError, ValueError) as error:
+        raise PackageError(f"{path / 'bitnet_onnx.json'}: the list of layers is broken: {error!r:.80}") from error
+    readers = (
+        "bitnet-onnx: the operator library where it is built, else the function bodies",
+        f"onnxruntime 1.32 and later, any language: the {fallback} function bodies, no library needed",
+        "onnxruntime with the operator library registered (`bitnet-onnx ops --path`): 1.21 and later",
+        "onnxruntime-genai 0.18 and later: the directory as it is",
+    )
+    return Inspection(
+        kind="package",
+        path=str(path),
+        family=family,
+        source=source,
+        sizes=sizes,
+        parameters=sum(_count(layer.shape) for layer in layers),
+        bits_per_weight=_mean_bits(layers),
+        layers=layers,
+        files=_files(path),
+        readers=readers,
+    )
+
+
+def _inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
+    infos = [info for info in checkpoint.tensors.values() if len(info.shape) == 2]
+    layers = tuple(
+        Layer(info.name, info.shape, info.dtype, 8.0 * info.nbytes / max(_count(info.shape), 1)) for info in infos
+    )
+    config, problem, sizes = Config(checkpoint.config), None, {}
+    try:
+        spec = find(config).spec(config)
+        sizes = {name: value for name, value in asdict(spec).items() if isinstance(value, int)}
+    except BitnetOnnxError as error:
+        problem = str(error)
+    return Inspection(
+        kind="checkpoint",
+        path=str(checkpoint.path),
+        family=str(checkpoint.config.get("model_type", "unknown")),
+        source=f"{checkpoint.format}, {checkpoint.name}",
+        sizes=sizes,
+        parameters=sum(_count(layer.shape) for layer in layers),
+        bits_per_weight=_mean_bits(layers),
+        layers=layers,
+        files=_files(checkpoint.path),
+        readers=() if problem else ("bitnet-onnx convert",),
+        problem=problem,
+    )
+
+
+def _stored(weights: str, group_size: int) -> str:
+    return f"{weights}, groups of {group_size}" if group_size else weights
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _mean_bits(layers: tuple[Layer, ...]) -> float:
+    total = sum(_count(layer.shape) for layer in layers)
+    return sum(_count(layer.shape) * layer.bits_per_weight for layer in layers) / max(total, 1)
+
+
+def _files(path: Path) -> dict[str, int]:
+    if path.is_file():
+        return {path.name: path.stat().st_size}
+    return {entry.name: entry.stat().st_size for entry in sorted(path.iterdir()) if entry.is_file()}
