@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from bitnet_onnx.converters._roles import CheckpointTensors
 from bitnet_onnx.converters.checkpoints import Checkpoint, open_checkpoint
 from bitnet_onnx.converters.families import Config, find
 from bitnet_onnx.errors import BitnetOnnxError, PackageError
+from bitnet_onnx.package_format import MANIFEST
 from bitnet_onnx.runtime import PackageInfo
 
 
@@ -77,7 +79,7 @@ def inspect(path: str | Path) -> Inspection:
         CheckpointError, PackageError: it is neither, or is broken.
     """
     path = Path(path)
-    if (path / "bitnet_onnx.json").exists():
+    if (path / MANIFEST).exists():
         return _inspect_package(path)
     with open_checkpoint(path) as checkpoint:
         return _inspect_checkpoint(checkpoint)
@@ -86,7 +88,7 @@ def inspect(path: str | Path) -> Inspection:
 def _inspect_package(path: Path) -> Inspection:
     # The runtime's reader has the checks; what it does not need is read here.
     PackageInfo.open(path)
-    manifest = json.loads((path / "bitnet_onnx.json").read_text(encoding="utf-8"))
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     try:
         layers = tuple(
             Layer(
@@ -102,7 +104,7 @@ def _inspect_package(path: Path) -> Inspection:
         sizes = {name: value for name, value in manifest["architecture"].items() if name != "family"}
         family = str(manifest["architecture"]["family"])
         source = f"{manifest['source']['format']}, {manifest['source']['name']}"
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise PackageError(f"{path / 'bitnet_onnx.json'}: the list of layers is broken: {error!r:.80}") from error
     readers = (
         "bitnet-onnx: the operator library where it is built, else the function bodies",
@@ -131,7 +133,9 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     )
     config, problem, sizes = Config(checkpoint.config), None, {}
     try:
-        spec = find(config).spec(config)
+        family = find(config)
+        spec = family.spec(config)
+        CheckpointTensors(checkpoint, family, spec)
         sizes = {name: value for name, value in asdict(spec).items() if isinstance(value, int)}
     except BitnetOnnxError as error:
         problem = str(error)

@@ -35,8 +35,9 @@ class Error:
 
     def add(self, reference: FloatArray, other: FloatArray) -> None:
         """Take one more part into the sums."""
-        difference = (other - reference).ravel()
-        flat = reference.ravel()
+        # Squares of float32 values overflow from 2e19 on.
+        flat = reference.astype(np.float64).ravel()
+        difference = other.astype(np.float64).ravel() - flat
         self._squared_error += float(np.dot(difference, difference))
         self._squared_reference += float(np.dot(flat, flat))
 

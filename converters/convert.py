@@ -16,18 +16,32 @@ from bitnet_onnx.converters._roles import CheckpointTensors
 from bitnet_onnx.converters.checkpoints import Checkpoint, open_checkpoint
 from bitnet_onnx.converters.families import Config, find
 from bitnet_onnx.converters.onnx._data_file import DataFile
-from bitnet_onnx.converters.onnx._directory import MANIFEST, new_directory
+from bitnet_onnx.converters.onnx._directory import new_directory
 from bitnet_onnx.converters.onnx._emitter import Emitter
 from bitnet_onnx.converters.onnx._genai import genai_config
 from bitnet_onnx.converters.onnx._linears import LayerRecord
-from bitnet_onnx.converters.onnx.bodies import DOMAIN, VERSION, Fallback
+from bitnet_onnx.converters.onnx.bodies import Fallback
 from bitnet_onnx.converters.onnx.decoder import DecoderEmitter
 from bitnet_onnx.decoder import DecoderSpec
+from bitnet_onnx.errors import CheckpointError, PackageError
+from bitnet_onnx.package_format import (
+    CONFIG,
+    FORMAT_VERSION,
+    GENAI_CONFIG,
+    GENERATION_CONFIG,
+    MANIFEST,
+    MODEL,
+    MODEL_DATA,
+    OPERATOR_DOMAIN,
+    OPERATOR_VERSION,
+    TOKENIZER_CONFIG,
+)
 from bitnet_onnx.policy import Policy
 
-FORMAT_VERSION: Final = 1
 #: onnxruntime-genai allocates the cache for this many positions unless told otherwise.
 _GENAI_LENGTH: Final = 2048
+
+_TOKEN_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 _log = logging.getLogger(__name__)
 
@@ -93,12 +107,15 @@ def convert(
         PackageError: the output exists or cannot be written.
     """
     policy = policy or Policy()
+    if Path(source).resolve().is_relative_to(Path(output).resolve()):
+        raise PackageError(f"{output} holds the checkpoint {source}: choose another output")
     with new_directory(Path(output), overwrite=overwrite) as work, open_checkpoint(Path(source)) as checkpoint:
         config = Config(checkpoint.config)
         family = find(config)
         spec = family.spec(config)
         tensors = CheckpointTensors(checkpoint, family, spec)
         tokenizer = checkpoint.tokenizer()
+        generation = _generation_config(checkpoint, spec)
         layers: list[LayerRecord] = []
         total = sum(1 for role, shape in spec.tensors() if len(shape) == 2)
 
@@ -108,19 +125,35 @@ def convert(
             if progress is not None:
                 progress(len(layers), total, layer)
 
-        with DataFile(work / "model.onnx.data") as data:
+        with DataFile(work / MODEL_DATA) as data:
             emitter = Emitter(data, fallback)
             DecoderEmitter(spec, tensors, policy, emitter, record).run()
-        ir.save(emitter.model(tool_version()), work / "model.onnx")
-        for name, content in tokenizer.files.items():
+        ir.save(emitter.model(tool_version()), work / MODEL)
+        # The runtimes read both files; a tokenizer that is complete in the first may come without the second.
+        for name, content in {TOKENIZER_CONFIG: b"{}\n", **tokenizer.files}.items():
             (work / name).write_bytes(content)
-        _write_json(work / "config.json", checkpoint.config)
-        _write_json(work / "generation_config.json", checkpoint.generation_config)
+        _write_json(work / CONFIG, checkpoint.config)
+        _write_json(work / GENERATION_CONFIG, generation)
         max_length = min(spec.context_length, _GENAI_LENGTH)
-        _write_json(work / "genai_config.json", genai_config(spec, checkpoint.generation_config, max_length=max_length))
+        _write_json(work / GENAI_CONFIG, genai_config(spec, generation, max_length=max_length))
         _write_json(work / MANIFEST, _manifest(checkpoint, spec, tuple(layers), fallback))
-        sizes = [(work / name).stat().st_size for name in ("model.onnx", "model.onnx.data")]
+        sizes = [(work / name).stat().st_size for name in (MODEL, MODEL_DATA)]
     return Conversion(Path(output), spec, tuple(layers), *sizes)
+
+
+def _generation_config(checkpoint: Checkpoint, spec: DecoderSpec) -> Mapping[str, object]:
+    """generation_config.json; where there is none, the token ids of config.json stand for it, as in transformers."""
+    config = checkpoint.generation_config or {
+        name: checkpoint.config[name] for name in _TOKEN_IDS if checkpoint.config.get(name) is not None
+    }
+    eos = config.get("eos_token_id")
+    for token in [] if eos is None else eos if isinstance(eos, list) else [eos]:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < spec.vocab_size:
+            raise CheckpointError(
+                f"{checkpoint.path.name}: eos_token_id holds {token!r:.40}: "
+                f"expected a token id from 0 to {spec.vocab_size - 1}"
+            )
+    return config
 
 
 def tool_version() -> str:
@@ -150,7 +183,7 @@ def _manifest(
             "context_length": spec.context_length,
             "tie_word_embeddings": spec.tie_word_embeddings,
         },
-        "operator": {"domain": DOMAIN, "version": VERSION, "fallback": str(fallback)},
+        "operator": {"domain": OPERATOR_DOMAIN, "version": OPERATOR_VERSION, "fallback": str(fallback)},
         "summary": {
             "bits_per_weight": round(bits_per_weight(layers), 4),
             "parameters": sum(layer.shape[0] * layer.shape[1] for layer in layers),
@@ -170,4 +203,4 @@ def _manifest(
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Sequence
 
 import click
+from click.exceptions import NoArgsIsHelpError
+from rich.text import Text
 
-from bitnet_onnx.cli._console import error_console, setup_logging
+from bitnet_onnx.cli._console import error_console, printable, setup_logging
 from bitnet_onnx.errors import BitnetOnnxError
 
 #: Command, and the line that `--help` shows, so that help imports none of them.
@@ -56,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         status = app.main(args=arguments, prog_name="bitnet-onnx", standalone_mode=False)
+    except NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        status = error.exit_code
     except click.UsageError as error:
         hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx is not None else ""
         status = _fail(f"{error.format_message()}{hint}", error.exit_code)
@@ -78,13 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    line = " ".join(message.split())
-    error_console.print(f"[bold red]error:[/] {_escaped(line)}", soft_wrap=True, highlight=False)
+    line = printable(" ".join(message.split()))
+    error_console.print(Text.assemble(("error:", "bold red"), " ", line), soft_wrap=True)
     return status
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    # Names out of foreign files may hold control characters; a terminal must not obey them.
-    return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))

@@ -19,6 +19,11 @@ def setup_logging(level: int) -> None:
     logger.propagate = False
 
 
+def printable(text: str) -> str:
+    """Text out of a foreign file or path with its control characters escaped: a terminal must not obey them."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def size(count: float) -> str:
     """A number of bytes for people, in decimal units."""
     for unit in ("B", "kB", "MB"):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bitnet_onnx.api import convert
-from bitnet_onnx.cli._console import error_console, size
+from bitnet_onnx.cli._console import error_console, printable, size
 from bitnet_onnx.converters import Conversion
 from bitnet_onnx.converters import Progress as Report
 from bitnet_onnx.converters.onnx._linears import LayerRecord
@@ -88,8 +88,8 @@ def _progress() -> Iterator[Report | None]:
 
 
 def _report(conversion: Conversion, asked: str, seconds: float) -> None:
-    console = Console(highlight=False)
-    console.print(f"[bold]{conversion.path}[/]", soft_wrap=True)
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(printable(str(conversion.path)), style="bold", soft_wrap=True)
     total = conversion.graph_bytes + conversion.data_bytes
     spec = conversion.spec
     console.print(
@@ -105,7 +105,7 @@ def _report(conversion: Conversion, asked: str, seconds: float) -> None:
             "  The checkpoint is not ternary, so auto chose int4: the smallest precision at which an ordinary model\n"
             "  still answers properly. Ternary without training loses the model's quality."
         )
-    if asked == "ternary" and any(layer.relative_error > 0.1 for layer in conversion.layers):
+    if any(layer.weights is Weights.TERNARY and layer.relative_error > 0.1 for layer in conversion.layers):
         error_console.print(
             "[yellow]warning:[/] these weights were not trained to be ternary: expect a model that no longer answers "
             "sensibly; int4 is the smallest precision that does without training",

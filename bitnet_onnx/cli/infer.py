@@ -9,11 +9,12 @@ from pathlib import Path
 
 import click
 
-from bitnet_onnx.cli._console import error_console
+from bitnet_onnx.cli._console import error_console, printable
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.runtime import Generation, Message, Model, SamplingParameters, TokenStream, load
 
 _IDS_LIMIT = 64 << 20
+_LINE_LIMIT = 4 << 20
 _CHAT_HELP = "An empty line or Ctrl-D ends the chat, Ctrl-C the answer; /new starts a new conversation."
 
 
@@ -79,14 +80,18 @@ def command(
 
 
 def _read_ids(path: Path) -> list[int]:
-    if str(path) == "-":
-        text = sys.stdin.read(_IDS_LIMIT)
-    else:
-        if path.stat().st_size > _IDS_LIMIT:
-            raise InputError(f"{path}: larger than the limit of {_IDS_LIMIT} bytes")
-        text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        ids = json.loads(text)
+        if str(path) == "-":
+            data = sys.stdin.buffer.read(_IDS_LIMIT + 1)
+        else:
+            with path.open("rb") as file:
+                data = file.read(_IDS_LIMIT + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(data) > _IDS_LIMIT:
+        raise InputError(f"{path}: larger than the limit of {_IDS_LIMIT} bytes")
+    try:
+        ids = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {error!s:.80}") from error
     if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
@@ -94,15 +99,15 @@ def _read_ids(path: Path) -> list[int]:
     return ids
 
 
-def _answer(stream: TokenStream, *, show: bool) -> Generation:
-    """Run a stream to its end, printing text as it becomes certain; Ctrl-C ends the answer, not the program."""
+def _answer(stream: TokenStream, *, show: bool, resume: bool = False) -> Generation:
+    """Run a stream to its end, printing text as it becomes certain; with `resume` Ctrl-C ends only the answer."""
     try:
         for token in stream:
             if show and token.text:
                 click.echo(token.text, nl=False)
                 sys.stdout.flush()
     except KeyboardInterrupt:
-        if not show:
+        if not resume:
             raise
     generation = stream.result()
     if show:
@@ -135,10 +140,11 @@ def _converse(model: Model, parameters: SamplingParameters) -> None:
         # Each answer has a seed of its own, so that a seeded conversation repeats as a whole and not within itself.
         seeded = parameters if parameters.seed is None else replace(parameters, seed=parameters.seed + turn)
         try:
-            generation = _answer(model.stream(messages, seeded), show=True)
+            generation = _answer(model.stream(messages, seeded), show=True, resume=True)
         except InputError as error:
             # The conversation outgrew the context: say so and go on without its history.
-            error_console.print(f"[yellow]{error}; the conversation starts anew[/]", soft_wrap=True)
+            line = printable(f"{error}; the conversation starts anew")
+            error_console.print(line, style="yellow", markup=False, soft_wrap=True)
             messages.clear()
             continue
         messages.append(Message("assistant", generation.text))
@@ -149,10 +155,10 @@ def _read_message() -> str | None:
     if sys.stdin.isatty():
         error_console.print("[bold cyan]you>[/] ", end="")
     try:
-        line = sys.stdin.readline()
+        line = sys.stdin.buffer.readline(_LINE_LIMIT).decode("utf-8", errors="replace")
     except KeyboardInterrupt:
         return None
-    return line.rstrip("\n") if line.strip() else None
+    return line.rstrip("\r\n") if line.strip() else None
 
 
 def _as_json(generation: Generation) -> dict[str, object]:

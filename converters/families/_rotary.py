@@ -26,7 +26,7 @@ def rotary(config: Config, head_dim: int) -> Rotary:
     scaling = config.child("rope_parameters") or config.child("rope_scaling")
     theta_owner = scaling if scaling is not None and "rope_theta" in scaling else config
     theta = theta_owner.number("rope_theta", 10000.0)
-    if config.number("partial_rotary_factor", 1.0) != 1.0:
+    if any(owner.number("partial_rotary_factor", 1.0) != 1.0 for owner in (config, scaling or config)):
         raise UnsupportedError("config.json: partial_rotary_factor is not supported for this family")
     factors = config.numbers("rope_factors")
     if factors:

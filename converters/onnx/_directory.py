@@ -5,13 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bitnet_onnx.errors import PackageError
-
-#: The file that makes a directory a package of ours.
-MANIFEST = "bitnet_onnx.json"
+from bitnet_onnx.package_format import MANIFEST
 
 
 @contextmanager
@@ -24,24 +22,32 @@ def new_directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         PackageError: `target` exists and may not be replaced, or cannot be written.
     """
-    _check(target, overwrite)
+    absent: list[Path] = []
+    complete = False
     try:
+        _check(target, overwrite)
+        absent = [folder for folder in target.parents if not folder.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    except OSError as error:
-        raise PackageError(f"{target}: cannot be written: {error.strerror}") from error
-    try:
-        # mkdtemp makes it private; a package is as readable as any other directory.
-        work.chmod(0o755)
-        yield work
-        _replace(work, target)
+        try:
+            # mkdtemp makes it private; a package is as readable as any other directory.
+            work.chmod(0o755)
+            yield work
+            _replace(work, target)
+            complete = True
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise PackageError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        for folder in () if complete else absent:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _check(target: Path, overwrite: bool) -> None:
+    if target.name in ("", ".."):
+        raise PackageError(f"{target} is no name for a package: choose another output")
     if target.is_symlink():
         raise PackageError(f"{target} is a symbolic link: name the directory itself")
     if not target.exists():
@@ -61,11 +67,11 @@ def _replace(work: Path, target: Path) -> None:
         work.rename(target)
         return
     retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    target.rename(retired / "package")
     try:
+        target.rename(retired / "package")
         work.rename(target)
-    except OSError:
-        (retired / "package").rename(target)
-        raise
     finally:
+        # An interrupt between the two must not cost the old package either.
+        if not target.exists():
+            (retired / "package").rename(target)
         shutil.rmtree(retired, ignore_errors=True)

@@ -13,7 +13,8 @@ import onnx_ir as ir
 from bitnet_onnx.bitlinear import BitLinearAttributes
 from bitnet_onnx.converters.onnx import bodies
 from bitnet_onnx.converters.onnx._data_file import DataFile
-from bitnet_onnx.converters.onnx.bodies import DOMAIN, MICROSOFT, OPSET, VERSION, Fallback, Variant
+from bitnet_onnx.converters.onnx.bodies import MICROSOFT, OPSET, Fallback, Variant
+from bitnet_onnx.package_format import OPERATOR_DOMAIN, OPERATOR_VERSION
 from bitnet_onnx.packing import pack
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 
@@ -137,7 +138,7 @@ class Emitter:
         if bias is not None:
             inputs.append(self.constant(dotted(path, "bias"), bias))
         attributes = {**_grid_attributes(at), "activation_bits": at.activation_bits, "epsilon": float(at.epsilon)}
-        return self.node(f"{path}/BitLinear", inputs, attributes, domain=DOMAIN, overload=variant.overload)
+        return self.node(f"{path}/BitLinear", inputs, attributes, domain=OPERATOR_DOMAIN, overload=variant.overload)
 
     def bit_embedding(self, path: str, ids: ir.Value, matrix: Matrix) -> ir.Value:
         """Add a look-up of rows of a packed matrix."""
@@ -145,7 +146,9 @@ class Emitter:
         overload = bodies.embedding_overload(at, matrix.per_tensor)
         self._declare("BitEmbedding", overload, lambda: bodies.bit_embedding_body(at, matrix.per_tensor))
         inputs = [ids, matrix.weight, matrix.scale]
-        return self.node(f"{path}/BitEmbedding", inputs, _grid_attributes(at), domain=DOMAIN, overload=overload)
+        return self.node(
+            f"{path}/BitEmbedding", inputs, _grid_attributes(at), domain=OPERATOR_DOMAIN, overload=overload
+        )
 
     def rms_norm(self, path: str, x: ir.Value, weight: FloatArray, epsilon: float) -> ir.Value:
         """RMSNorm in the plain operators that ONNX Runtime fuses into one."""
@@ -166,7 +169,7 @@ class Emitter:
 
     def model(self, producer_version: str) -> ir.Model:
         """The finished model."""
-        opsets = {"": OPSET, MICROSOFT: 1, DOMAIN: VERSION}
+        opsets = {"": OPSET, MICROSOFT: 1, OPERATOR_DOMAIN: OPERATOR_VERSION}
         graph = ir.Graph(
             self._inputs,
             self._outputs,

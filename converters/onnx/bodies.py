@@ -19,10 +19,9 @@ from bitnet_onnx.activations import LANES
 from bitnet_onnx.bitlinear import BitLinearAttributes
 from bitnet_onnx.converters.onnx import _unpack as unpack
 from bitnet_onnx.converters.onnx._unpack import ints
+from bitnet_onnx.package_format import OPERATOR_DOMAIN
 from bitnet_onnx.packing import PANEL_ROWS, padded
 
-DOMAIN: Final = "bitnet"
-VERSION: Final = 1
 OPSET: Final = 21
 EMBEDDING_ATTRIBUTES: Final = ("in_features", "out_features", "planes", "zero_point", "group_size")
 LINEAR_ATTRIBUTES: Final = (*EMBEDDING_ATTRIBUTES, "activation_bits", "epsilon")
@@ -166,14 +165,14 @@ def _function(
     built = build_function(
         trace,
         values,
-        domain=DOMAIN,
+        domain=OPERATOR_DOMAIN,
         name=name,
         attributes=declared,
         opset_imports={"": OPSET, MICROSOFT: 1},
     )
     for node in built:
         node.metadata_props.clear()
-    return ir.Function(DOMAIN, name, overload, graph=built.graph, attributes=declared)
+    return ir.Function(OPERATOR_DOMAIN, name, overload, graph=built.graph, attributes=declared)
 
 
 def _rms_norm(op: OpBuilder, tokens: ir.Value, norm: ir.Value, at: BitLinearAttributes) -> ir.Value:

@@ -12,7 +12,6 @@ import pytest
 
 from bitnet_onnx.bitlinear import BitLinearAttributes, PackedLinear, bit_embedding, bitlinear
 from bitnet_onnx.converters.onnx.bodies import (
-    DOMAIN,
     OPSET,
     Fallback,
     Variant,
@@ -20,6 +19,7 @@ from bitnet_onnx.converters.onnx.bodies import (
     bitlinear_body,
     embedding_overload,
 )
+from bitnet_onnx.package_format import OPERATOR_DOMAIN
 from bitnet_onnx.quantized import Grid, QuantizedTensor
 
 
@@ -65,7 +65,7 @@ def session(body: ir.Function, inputs: dict[str, np.ndarray | None], attributes:
         ir.AttrFloat32(key, value) if key == "epsilon" else ir.AttrInt64(key, int(value))
         for key, value in attributes.items()
     ]
-    node = ir.Node(DOMAIN, body.name, values, attrs, overload=body.overload, name="/node")
+    node = ir.Node(OPERATOR_DOMAIN, body.name, values, attrs, overload=body.overload, name="/node")
     node.outputs[0].name = "Y"
     x = inputs[feed]
     node.outputs[0].dtype = ir.DataType.FLOAT if x.dtype == np.int64 else ir.DataType.from_numpy(x.dtype)
@@ -76,7 +76,7 @@ def session(body: ir.Function, inputs: dict[str, np.ndarray | None], attributes:
         node.outputs,
         nodes=[node],
         initializers=initializers,
-        opset_imports={"": OPSET, DOMAIN: 1},
+        opset_imports={"": OPSET, OPERATOR_DOMAIN: 1},
         name="g",
     )
     model = ir.Model(graph, ir_version=10, functions=[body])

@@ -1,0 +1,22 @@
+"""What a package directory is called inside: shared by the converter that writes it and the runtime that reads it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Version of the directory's layout and manifest.
+FORMAT_VERSION: Final = 1
+#: Domain and version of our operators.
+OPERATOR_DOMAIN: Final = "bitnet"
+OPERATOR_VERSION: Final = 1
+
+#: The file that makes a directory a package of ours.
+MANIFEST: Final = "bitnet_onnx.json"
+MODEL: Final = "model.onnx"
+MODEL_DATA: Final = "model.onnx.data"
+CONFIG: Final = "config.json"
+GENERATION_CONFIG: Final = "generation_config.json"
+GENAI_CONFIG: Final = "genai_config.json"
+TOKENIZER: Final = "tokenizer.json"
+TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+CHAT_TEMPLATE: Final = "chat_template.jinja"

@@ -1,0 +1,98 @@
+"""Keys and values of the tokens read so far, in buffers that the graph writes in place."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from bitnet_onnx.errors import BitnetOnnxError, InputError
+from bitnet_onnx.runtime.package import Architecture
+
+_INITIAL_CAPACITY = 256
+
+
+class KVCache:
+    """The cache of one sequence: float32 buffers `[1, kv_heads, capacity, head_dim]`, two a layer.
+
+    Each buffer is bound as `past_key_values` and as `present` of a layer, so GroupQueryAttention appends in
+    place and nothing is copied. The capacity starts small and doubles up to the context length; rows at and
+    behind `length` are never read.
+    """
+
+    def __init__(self, session: ort.InferenceSession, architecture: Architecture) -> None:
+        self._session = session
+        self._architecture = architecture
+        self._buffers: list[npt.NDArray[np.float32]] = []
+        self._binding: ort.IOBinding | None = None
+        self._capacity = 0
+        self._length = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens whose keys and values are held."""
+        return self._length
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit before the buffers grow."""
+        return self._capacity
+
+    @property
+    def bytes_used(self) -> int:
+        """Size of the buffers."""
+        return self._capacity * self._architecture.cache_bytes_per_token
+
+    def reserve(self, length: int) -> None:
+        """Makes room for `length` tokens in all.
+
+        Raises:
+            InputError: `length` exceeds the context length of the model.
+            BitnetOnnxError: the memory cannot be had.
+        """
+        context = self._architecture.context_length
+        if length > context:
+            raise InputError(f"{length} tokens do not fit the model's context of {context}")
+        if length <= self._capacity:
+            return
+        capacity = min(context, max(length, 2 * self._capacity, _INITIAL_CAPACITY))
+        shape = (1, self._architecture.num_key_value_heads, capacity, self._architecture.head_dim)
+        try:
+            grown = [np.zeros(shape, np.float32) for _ in range(2 * self._architecture.num_hidden_layers)]
+        except MemoryError:
+            needed = capacity * self._architecture.cache_bytes_per_token
+            raise BitnetOnnxError(f"no memory for a KV cache of {capacity} tokens ({needed} bytes)") from None
+        for old, new in zip(self._buffers, grown, strict=False):
+            new[:, :, : self._length] = old[:, :, : self._length]
+        # Replaced together, so that an interrupt leaves either the old cache or the new one.
+        self._buffers, self._binding, self._capacity = grown, None, capacity
+
+    def binding(self) -> ort.IOBinding:
+        """The binding with the buffers bound in place; the caller binds what changes from call to call."""
+        if self._binding is None:
+            binding = self._session.io_binding()
+            for index, buffer in enumerate(self._buffers):
+                layer, part = index // 2, ("key", "value")[index % 2]
+                value = ort.OrtValue.ortvalue_from_numpy(buffer)
+                binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", value)
+                binding.bind_ortvalue_output(f"present.{layer}.{part}", value)
+            self._binding = binding
+        return self._binding
+
+    def advance(self, count: int) -> None:
+        """Records that the graph has written `count` more tokens."""
+        self._length += count
+
+    def truncate(self, length: int) -> None:
+        """Forgets every token from position `length` on; the buffers stay.
+
+        Raises:
+            InputError: `length` is negative or more than is held.
+        """
+        if not 0 <= length <= self._length:
+            raise InputError(f"cannot truncate a cache of {self._length} tokens to {length}")
+        self._length = length
+
+    def reset(self) -> None:
+        """Forgets everything; the buffers stay."""
+        self._length = 0

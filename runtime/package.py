@@ -1,0 +1,210 @@
+"""Opening a package directory: every number is read and checked before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from bitnet_onnx.errors import PackageError
+from bitnet_onnx.package_format import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    FORMAT_VERSION,
+    GENERATION_CONFIG,
+    MANIFEST,
+    MODEL,
+    MODEL_DATA,
+    OPERATOR_VERSION,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+)
+from bitnet_onnx.runtime._json import read_object, read_text
+
+_REQUIRED = (MODEL, MODEL_DATA, TOKENIZER, TOKENIZER_CONFIG, CONFIG, GENERATION_CONFIG)
+#: protobuf cannot hold more.
+_MAX_GRAPH_BYTES = 2**31 - 1
+MAX_TOKENIZER_BYTES = 128 * 2**20
+_MAX_TEMPLATE_BYTES = 2**20
+_MAX_STOP_IDS = 64
+#: Far above any decoder in use (about 5 MB), far below what one hostile number could ask for.
+_MAX_CACHE_BYTES_PER_TOKEN = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The sizes that the runtime needs: those of the KV cache, the vocabulary and the context in tokens."""
+
+    num_hidden_layers: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes of float32 keys and values of one token over all layers."""
+        return self.num_hidden_layers * 2 * self.num_key_value_heads * self.head_dim * 4
+
+
+_LIMITS = {
+    "num_hidden_layers": 4096,
+    "num_key_value_heads": 4096,
+    "head_dim": 4096,
+    "vocab_size": 2**24,
+    "context_length": 2**26,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PackageInfo:
+    """A package directory whose files exist and whose manifest was checked.
+
+    `eos_token_ids` are those of generation_config.json, `special_tokens` the named ones (bos_token, ...) of
+    tokenizer_config.json.
+    """
+
+    directory: Path
+    architecture: Architecture
+    eos_token_ids: tuple[int, ...]
+    special_tokens: Mapping[str, str]
+    add_bos_token: bool
+    chat_template: str | None
+
+    @property
+    def model_path(self) -> Path:
+        """The ONNX graph."""
+        return self.directory / MODEL
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer in the format of the `tokenizers` library."""
+        return self.directory / TOKENIZER
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Reads and checks a package; the weights stay on disk.
+
+        Raises:
+            PackageError: the directory is no package of ours, or one of its files is missing, points out of
+                the directory, or contradicts itself.
+        """
+        directory = Path(path)
+        if not directory.is_dir():
+            raise PackageError(f"{directory}: no such directory")
+        if not (directory / MANIFEST).exists():
+            raise PackageError(
+                f"{directory} is not a bitnet-onnx package: no {MANIFEST}; "
+                f"convert a checkpoint first with `bitnet-onnx convert SRC OUT`"
+            )
+        _check_files(directory)
+        architecture = _read_manifest(directory / MANIFEST)
+        tokenizer_config = directory / TOKENIZER_CONFIG
+        config = read_object(tokenizer_config)
+        return cls(
+            directory=directory,
+            architecture=architecture,
+            eos_token_ids=_read_eos_ids(directory / GENERATION_CONFIG, architecture.vocab_size),
+            special_tokens=_special_tokens(config, tokenizer_config),
+            add_bos_token=config.get("add_bos_token") is True,
+            chat_template=_read_template(config, directory),
+        )
+
+
+def _check_files(directory: Path) -> None:
+    root = directory.resolve()
+    for name in (MANIFEST, *_REQUIRED):
+        path = directory / name
+        if not path.is_file():
+            raise PackageError(f"{directory}: {name} is missing or not a regular file; convert the checkpoint again")
+        if not path.resolve().is_relative_to(root):
+            raise PackageError(f"{path}: a link that leaves the package ({path.resolve()}); copy the file instead")
+    for name, limit in ((MODEL, _MAX_GRAPH_BYTES), (TOKENIZER, MAX_TOKENIZER_BYTES)):
+        size = (directory / name).stat().st_size
+        if not 0 < size <= limit:
+            raise PackageError(f"{directory / name}: {size} bytes, expected 1 to {limit}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _read_manifest(path: Path) -> Architecture:
+    manifest = read_object(path)
+    version = manifest.get("format_version")
+    if not _is_int(version) or version != FORMAT_VERSION:
+        raise PackageError(
+            f"{path}: format_version is {version!r:.40}, this version of bitnet-onnx reads {FORMAT_VERSION}; "
+            f"convert the checkpoint again or update bitnet-onnx"
+        )
+    operator = manifest.get("operator")
+    operator_version = operator.get("version") if isinstance(operator, dict) else None
+    if not _is_int(operator_version) or operator_version != OPERATOR_VERSION:
+        raise PackageError(
+            f"{path}: operator version is {operator_version!r:.40}, this version of bitnet-onnx runs "
+            f"{OPERATOR_VERSION}; convert the checkpoint again or update bitnet-onnx"
+        )
+    fields = manifest.get("architecture")
+    if not isinstance(fields, dict):
+        raise PackageError(f"{path}: no object `architecture`; convert the checkpoint again")
+    sizes: dict[str, int] = {}
+    for name, limit in _LIMITS.items():
+        value = fields.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
+            raise PackageError(f"{path}: architecture.{name} is {value!r:.40}, expected an integer from 1 to {limit}")
+        sizes[name] = value
+    architecture = Architecture(**sizes)
+    if architecture.cache_bytes_per_token > _MAX_CACHE_BYTES_PER_TOKEN:
+        raise PackageError(
+            f"{path}: architecture asks for {architecture.cache_bytes_per_token} bytes of cache a token, "
+            f"above the limit of {_MAX_CACHE_BYTES_PER_TOKEN}"
+        )
+    return architecture
+
+
+def _read_eos_ids(path: Path, vocab_size: int) -> tuple[int, ...]:
+    value = read_object(path).get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if len(ids) > _MAX_STOP_IDS:
+        raise PackageError(f"{path}: eos_token_id lists {len(ids)} ids, above the limit of {_MAX_STOP_IDS}")
+    for token in ids:
+        if not _is_int(token) or not 0 <= token < vocab_size:
+            raise PackageError(f"{path}: eos_token_id holds {token!r:.40}, expected an integer below {vocab_size}")
+    return tuple(ids)
+
+
+def _special_tokens(config: Mapping[str, Any], path: Path) -> dict[str, str]:
+    tokens = {}
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        value = config.get(name)
+        # Older configurations write the token as an object with its stripping rules.
+        text = value.get("content") if isinstance(value, dict) else value
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise PackageError(f"{path}: {name} is {value!r:.40}, expected a string")
+        tokens[name] = text
+    return tokens
+
+
+def _read_template(config: Mapping[str, Any], directory: Path) -> str | None:
+    path = directory / CHAT_TEMPLATE
+    if path.exists():
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise PackageError(f"{path}: a link that leaves the package ({path.resolve()}); copy the file instead")
+        return read_text(path, _MAX_TEMPLATE_BYTES)
+    path = directory / TOKENIZER_CONFIG
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    if template is None:
+        return None
+    if not isinstance(template, str):
+        raise PackageError(f"{path}: chat_template is a {type(template).__name__}, expected a string")
+    if len(template) > _MAX_TEMPLATE_BYTES:
+        raise PackageError(
+            f"{path}: chat_template has {len(template)} characters, above the limit of {_MAX_TEMPLATE_BYTES}"
+        )
+    return template

@@ -1,0 +1,80 @@
+"""The package's tokenizer.json behind a small interface that keeps control tokens apart from text."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+from bitnet_onnx.errors import InputError, PackageError
+from bitnet_onnx.runtime._json import read_text
+from bitnet_onnx.runtime._native_errors import one_line
+from bitnet_onnx.runtime.package import MAX_TOKENIZER_BYTES, PackageInfo
+
+
+class TextTokenizer:
+    """Encodes and decodes by tokenizer.json, with the beginning-of-text token as Hugging Face adds it.
+
+    Raises:
+        PackageError: tokenizer.json cannot be read.
+    """
+
+    def __init__(self, package: PackageInfo) -> None:
+        text = read_text(package.tokenizer_path, MAX_TOKENIZER_BYTES)
+        try:
+            self._tokenizer = Tokenizer.from_str(text)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the Rust library is no Exception
+            raise PackageError(f"{package.tokenizer_path}: not a usable tokenizer: {one_line(error)}") from None
+        # A training-time truncation left in the file would cut prompts without a word.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._lock = threading.Lock()
+        self._vocab_size = package.architecture.vocab_size
+        self._add_bos = package.add_bos_token
+        bos = package.special_tokens.get("bos_token")
+        self.bos_id: int | None = None if bos is None else self.token_id(bos)
+        self.control_ids: frozenset[int] = frozenset(
+            token for token, added in self._tokenizer.get_added_tokens_decoder().items() if added.special
+        )
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the token whose text is exactly `text`, if the vocabularies have it."""
+        token: int | None = self._tokenizer.token_to_id(text)
+        return token if token is not None and token < self._vocab_size else None
+
+    def encode(self, text: str, *, parse_special: bool, add_bos: bool) -> list[int]:
+        """Token ids of `text`.
+
+        Args:
+            text: any Unicode text.
+            parse_special: whether the text of a control token becomes that token or plain text.
+            add_bos: put what tokenizer.json and tokenizer_config.json want before a text; false for the parts
+                of a chat, whose template writes it.
+
+        Raises:
+            InputError: `text` holds a lone surrogate, or gives an id that the model does not have.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"the text is not valid Unicode: lone surrogate at character {error.start}") from None
+        # The switch belongs to the whole tokenizer.
+        with self._lock:
+            self._tokenizer.encode_special_tokens = not parse_special
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_bos).ids
+        if add_bos and self._add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids.insert(0, self.bos_id)
+        if ids and max(ids) >= self._vocab_size:
+            raise InputError(
+                f"the tokenizer gives id {max(ids)}, outside the model's vocabulary of {self._vocab_size}: "
+                f"tokenizer.json does not belong to this model"
+            )
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids` without control tokens; ids that the tokenizer does not know give nothing."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
