@@ -1,0 +1,137 @@
+"""Files of a checkpoint: which paths may be opened at all, and reads that never go past the end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_onnx.errors import CheckpointError
+
+_MAX_SHOWN = 80
+_HASH_CHUNK = 1 << 20
+
+
+def shown(text: str) -> str:
+    """`text` from a file, fit for one line of a message: quoted, escaped and cut."""
+    return ascii(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "...")
+
+
+def member(directory: Path, name: str) -> Path | None:
+    """The path of a file that lies in `directory`, or None if there is none of that name.
+
+    A symbolic link is followed when it ends inside the directory, or inside the same Hugging Face cache entry
+    (`models--ORG--NAME/snapshots/REV/FILE` links to `models--ORG--NAME/blobs/HASH`).
+
+    Raises:
+        CheckpointError: the name is not a plain file name, the link leads elsewhere, or the target is not a
+            regular file.
+    """
+    if name in {"", ".", ".."} or any(character in name for character in "/\\:") or not name.isprintable():
+        raise CheckpointError(f"{directory}: {shown(name)} is not a plain file name")
+    path = directory / name
+    try:
+        if not path.is_symlink() and not path.exists():
+            return None
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: cannot be opened ({_reason(error)})") from error
+    root = cache_entry(directory) or directory.resolve()
+    if not target.is_relative_to(root):
+        raise CheckpointError(f"{path}: links to {shown(str(target))}, outside the checkpoint; copy the file instead")
+    if not target.is_file():
+        raise CheckpointError(f"{path}: not a regular file")
+    return path
+
+
+def cache_entry(directory: Path) -> Path | None:
+    """The `models--ORG--NAME` folder of the Hugging Face cache that `directory` is a snapshot of."""
+    resolved = directory.resolve()
+    if resolved.parent.name == "snapshots" and resolved.parent.parent.name.startswith("models--"):
+        return resolved.parent.parent
+    return None
+
+
+def read_small(directory: Path, name: str, *, max_bytes: int) -> bytes | None:
+    """The bytes of a small file of a checkpoint, or None if there is none; larger than `max_bytes`: an error."""
+    path = member(directory, name)
+    if path is None:
+        return None
+    with BinaryFile(path) as file:
+        if file.size > max_bytes:
+            raise CheckpointError(f"{path}: {file.size} bytes exceed the limit of {max_bytes}")
+        return file.read(0, file.size)
+
+
+class BinaryFile:
+    """A regular file with positioned reads.
+
+    Reads rather than a memory map: pages of a map count as this process's memory until the kernel takes them
+    back, and a file that shrinks under a map kills the process instead of raising.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        # O_NONBLOCK: opening a pipe must not wait for a writer. It changes nothing for a regular file.
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+        try:
+            self._file = open(os.open(path, flags), "rb", buffering=0)  # noqa: PTH123, SIM115
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be opened ({_reason(error)})") from error
+        status = os.fstat(self._file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            self._file.close()
+            raise CheckpointError(f"{path}: not a regular file")
+        self.size = status.st_size
+        self._lock = threading.Lock()  # seek and read are two steps
+
+    def __enter__(self) -> BinaryFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; closing twice is fine."""
+        self._file.close()
+
+    def read_into(self, offset: int, target: npt.NDArray[Any]) -> None:
+        """Fill a one-dimensional contiguous array with the bytes from `offset` on."""
+        view = target.view(np.uint8).data
+        try:
+            with self._lock:
+                self._file.seek(offset)
+                done = 0
+                while done < len(view):
+                    count = self._file.readinto(view[done:])
+                    if not count:
+                        break
+                    done += count
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read ({_reason(error)})") from error
+        if done < len(view):
+            raise CheckpointError(f"{self.path}: ends at byte {offset + done}, {len(view) - done} bytes missing")
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset` on; the caller has checked them against `size`."""
+        data = np.empty(count, np.uint8)
+        self.read_into(offset, data)
+        return data.tobytes()
+
+    def sha256(self) -> str:
+        """The SHA-256 of the whole file, in hexadecimal."""
+        digest = hashlib.sha256()
+        for offset in range(0, self.size, _HASH_CHUNK):
+            digest.update(self.read(offset, min(_HASH_CHUNK, self.size - offset)))
+        return digest.hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or "a loop of links"

@@ -1,0 +1,59 @@
+"""Telling the checkpoint formats apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitnet_onnx.converters.checkpoints._base import Checkpoint
+from bitnet_onnx.converters.checkpoints._files import member, shown
+from bitnet_onnx.converters.checkpoints.gguf import GgufCheckpoint
+from bitnet_onnx.converters.checkpoints.huggingface import INDEX, SINGLE, HuggingFaceCheckpoint
+from bitnet_onnx.errors import CheckpointError, InputError, UnsupportedError
+
+# Formats that execute code when they are loaded, or that nothing here reads.
+_REFUSED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".nemo")
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a Hugging Face directory with safetensors, a GGUF file, or a directory that holds one GGUF file.
+
+    Only headers are read, and nothing that the checkpoint brings along is executed.
+
+    Raises:
+        InputError: the path does not exist.
+        CheckpointError: the checkpoint is broken or contradicts itself.
+        UnsupportedError: a format or type that is not read.
+    """
+    if path.is_dir():
+        return _open_directory(path)
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file or directory")
+    if path.suffix.lower() == ".gguf":
+        return GgufCheckpoint(path)
+    if path.suffix.lower() in _REFUSED:
+        raise UnsupportedError(_pickle_message(path.parent, path.name))
+    if path.suffix.lower() == ".safetensors":
+        raise InputError(f"{path}: give the directory that holds this file and its config.json")
+    raise UnsupportedError(f"{path}: not a checkpoint; give a Hugging Face directory or a .gguf file")
+
+
+def _open_directory(directory: Path) -> Checkpoint:
+    if member(directory, SINGLE) is not None or member(directory, INDEX) is not None:
+        return HuggingFaceCheckpoint(directory)
+    names = sorted(entry.name for entry in directory.iterdir())
+    found = [name for name in names if name.lower().endswith(".gguf")]
+    if len(found) > 1:
+        raise InputError(f"{directory}: {len(found)} GGUF files, name one of them: {', '.join(map(shown, found[:5]))}")
+    if found and (path := member(directory, found[0])):
+        return GgufCheckpoint(path)
+    for name in names:
+        if name.lower().endswith(_REFUSED):
+            raise UnsupportedError(_pickle_message(directory, name))
+    raise CheckpointError(f"{directory}: there is neither {SINGLE}, nor {INDEX}, nor a .gguf file")
+
+
+def _pickle_message(directory: Path, name: str) -> str:
+    return (
+        f"{directory}: {shown(name)} is not read, formats other than safetensors and GGUF may run code when loaded; "
+        "convert it to safetensors (model.save_pretrained(..., safe_serialization=True))"
+    )

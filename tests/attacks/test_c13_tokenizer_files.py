@@ -1,0 +1,110 @@
+"""Class 13, the files: tokenizers that are missing, broken, too large, or beyond the vocabulary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+from tiny_checkpoints import write_directory
+from tokenizers import AddedToken, Tokenizer, models
+
+from bitnet_onnx.converters.checkpoints import _tokenizer_check, open_checkpoint
+from bitnet_onnx.errors import BitnetOnnxError, CheckpointError, UnsupportedError
+
+
+def sound(size: int = 4) -> Tokenizer:
+    return Tokenizer(models.WordLevel({f"t{i}": i for i in range(size)}, unk_token="t0"))
+
+
+def refused(
+    directory: Path, files: dict[str, bytes], message: str, error: type[BitnetOnnxError] = CheckpointError
+) -> None:
+    write_directory(directory, save({"w": np.ones(2, np.float32)}), {"vocab_size": 4})
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
+    with open_checkpoint(directory) as checkpoint, pytest.raises(error, match=message) as caught:
+        checkpoint.tokenizer()
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
+def test_missing(tmp_path: Path) -> None:
+    refused(tmp_path / "a", {}, r"no tokenizer\.json")
+    refused(tmp_path / "b", {"tokenizer.model": b"\n\x0e\n\x05<unk>"}, "save it once as a fast", UnsupportedError)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}',
+        b'{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}',
+        b'{"model": {"type": "BPE", "vocab": {"a": 99999999999}, "merges": []}}',
+        b'{"model": {"type": "Evil"}}',
+        b'{"model":' * 10_000,
+        b"[" * 1_000_000,
+        b'{"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": false}}',
+    ],
+    ids=range(11),
+)
+def test_not_a_tokenizer(tmp_path: Path, data: bytes) -> None:
+    refused(tmp_path, {"tokenizer.json": data}, r"tokenizer\.json: not a usable tokenizer")
+
+
+def test_not_utf_8(tmp_path: Path) -> None:
+    refused(tmp_path, {"tokenizer.json": b'{"a": "\xff"}'}, "byte 7 is not UTF-8")
+    files = {"tokenizer.json": sound().to_str().encode(), "chat_template.jinja": b"{{ \xe9 }}"}
+    refused(tmp_path, files, r"chat_template\.jinja: byte 3 is not UTF-8")
+
+
+def test_too_large(tmp_path: Path) -> None:
+    refused(tmp_path / "a", {"tokenizer.json": b" " * 40_000_001}, "40000001 bytes exceed the limit of 40000000")
+    files = {"tokenizer.json": sound().to_str().encode(), "chat_template.jinja": b" " * 1_000_001}
+    refused(tmp_path / "b", files, "1000001 bytes exceed the limit of 1000000")
+    files = {"tokenizer.json": sound().to_str().encode(), "tokenizer_config.json": b" " * 8_000_001}
+    refused(tmp_path / "c", files, "8000001 bytes exceed the limit")
+
+
+def test_ids_beyond_the_vocabulary(tmp_path: Path) -> None:
+    refused(
+        tmp_path / "a", {"tokenizer.json": sound(5).to_str().encode()}, "token 't4' has id 4, but the model has 4 rows"
+    )
+    tokenizer = sound(4)
+    tokenizer.add_special_tokens([AddedToken("[PAD]\n")])
+    refused(tmp_path / "b", {"tokenizer.json": tokenizer.to_str().encode()}, r"token '\[PAD\]\\n' has id 4")
+
+
+def test_empty_vocabulary(tmp_path: Path) -> None:
+    data = Tokenizer(models.BPE({}, [])).to_str().encode()
+    refused(tmp_path, {"tokenizer.json": data}, "the vocabulary is empty")
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_other_json(tmp_path: Path, name: str) -> None:
+    files = {"tokenizer.json": sound().to_str().encode()}
+    refused(tmp_path, files | {name: b'{"a":' * 5000}, "deeper than 64")
+    refused(tmp_path, files | {name: json.dumps([1]).encode()}, "object is expected")
+
+
+def test_a_panic_of_the_library_is_an_error_and_an_interrupt_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    panic = type("PanicException", (BaseException,), {})
+
+    class Broken:
+        error: BaseException = panic("index out of bounds")
+
+        @classmethod
+        def from_str(cls, text: str) -> None:
+            raise cls.error
+
+    monkeypatch.setattr(_tokenizer_check, "Tokenizer", Broken)
+    with pytest.raises(CheckpointError, match="index out of bounds"):
+        _tokenizer_check.check_tokenizer(b"{}", "tokenizer.json", 4)
+    Broken.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        _tokenizer_check.check_tokenizer(b"{}", "tokenizer.json", 4)
