@@ -1,1 +1,1 @@
-"""Placeholder"""
+"""Measurements: one file per question, results as JSON."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
 from bitnet_onnx.converters._roles import CheckpointTensors
 from bitnet_onnx.converters.checkpoints import Checkpoint, open_checkpoint
 from bitnet_onnx.converters.families import Config, find
 from bitnet_onnx.errors import BitnetOnnxError, PackageError
+from bitnet_onnx.json_input import load_object
 from bitnet_onnx.package_format import MANIFEST
 from bitnet_onnx.runtime import PackageInfo
+
+_MAX_MANIFEST: Final = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,9 @@ def inspect(path: str | Path) -> Inspection:
 def _inspect_package(path: Path) -> Inspection:
     # The runtime's reader has the checks; what it does not need is read here.
     PackageInfo.open(path)
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    manifest: dict[str, Any] = load_object(
+        (path / MANIFEST).read_bytes(), str(path / MANIFEST), max_bytes=_MAX_MANIFEST, error=PackageError
+    )
     try:
         layers = tuple(
             Layer(

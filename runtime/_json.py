@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from bitnet_onnx.errors import PackageError
+from bitnet_onnx.json_input import load_object
 
 #: A tokenizer_config.json of today stays under 1 MB, and a manifest of 1000 layers too.
 MAX_JSON_BYTES = 16 * 2**20
@@ -31,21 +31,11 @@ def read_text(path: Path, limit: int) -> str:
         raise PackageError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
 def read_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The JSON object in `path`; NaN, infinities and excessive depth are refused.
+    """The JSON object in `path`.
 
     Raises:
-        PackageError: as `read_text`, and when the text is not one JSON object.
+        PackageError: as `read_text`, and when the text is not one JSON object within the bounds of `load_object`.
     """
-    text = read_text(path, limit)
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise PackageError(f"{path}: not valid JSON: {str(error).splitlines()[0]}") from None
-    if not isinstance(value, dict):
-        raise PackageError(f"{path}: holds a {type(value).__name__} where a JSON object is expected")
-    return value
+    data = read_text(path, limit).encode()
+    return load_object(data, str(path), max_bytes=limit, error=PackageError)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_onnx.converters.checkpoints._files import shown
 from bitnet_onnx.errors import CheckpointError
+from bitnet_onnx.json_input import shown
 
 if TYPE_CHECKING:
     from bitnet_onnx.converters.checkpoints._decode import StoredTensor

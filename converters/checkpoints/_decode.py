@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_onnx.converters.checkpoints._base import TensorInfo
-from bitnet_onnx.converters.checkpoints._files import BinaryFile, shown
+from bitnet_onnx.converters.checkpoints._files import BinaryFile
 from bitnet_onnx.converters.checkpoints._types import StorageType
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
+from bitnet_onnx.json_input import shown
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 

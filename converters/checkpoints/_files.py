@@ -13,14 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_onnx.errors import CheckpointError
+from bitnet_onnx.json_input import shown
 
-_MAX_SHOWN = 80
 _HASH_CHUNK = 1 << 20
-
-
-def shown(text: str) -> str:
-    """`text` from a file, fit for one line of a message: quoted, escaped and cut."""
-    return ascii(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "...")
 
 
 def member(directory: Path, name: str) -> Path | None:

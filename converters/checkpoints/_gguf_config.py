@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bitnet_onnx.converters.checkpoints._base import TensorInfo
-from bitnet_onnx.converters.checkpoints._files import shown
 from bitnet_onnx.converters.checkpoints._gguf_metadata import Metadata
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
+from bitnet_onnx.json_input import shown
 
 #: Divisors of the rotary inverse frequencies, one for each pair of a head.
 ROPE_FACTORS = "rope_freqs.weight"

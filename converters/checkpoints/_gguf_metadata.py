@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import TypeAlias, TypeVar, overload
 
-from bitnet_onnx.converters.checkpoints._files import shown
 from bitnet_onnx.errors import CheckpointError
+from bitnet_onnx.json_input import shown
 
 Value: TypeAlias = str | int | float | bool | list[str] | list[int] | list[float] | list[bool]
 

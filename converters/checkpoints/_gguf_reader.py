@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 from bitnet_onnx.converters.checkpoints._base import TensorInfo
 from bitnet_onnx.converters.checkpoints._decode import StoredTensor
-from bitnet_onnx.converters.checkpoints._files import BinaryFile, shown
+from bitnet_onnx.converters.checkpoints._files import BinaryFile
 from bitnet_onnx.converters.checkpoints._gguf_metadata import Metadata, Value
 from bitnet_onnx.converters.checkpoints._types import GGUF_REFUSED, GGUF_TYPES
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
+from bitnet_onnx.json_input import shown
 
 #: Everything before the data. The largest vocabularies of today take some 20 MB.
 MAX_HEADER = 64_000_000

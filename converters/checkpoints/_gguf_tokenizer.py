@@ -10,12 +10,12 @@ import json
 import logging
 
 from bitnet_onnx.converters.checkpoints._base import TokenizerFiles
-from bitnet_onnx.converters.checkpoints._files import shown
 from bitnet_onnx.converters.checkpoints._gguf_config import special_ids
 from bitnet_onnx.converters.checkpoints._gguf_metadata import Metadata
 from bitnet_onnx.converters.checkpoints._gguf_pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from bitnet_onnx.converters.checkpoints._tokenizer_check import check_tokenizer
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
+from bitnet_onnx.json_input import shown
 
 _log = logging.getLogger(__name__)
 

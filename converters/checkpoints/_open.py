@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from bitnet_onnx.converters.checkpoints._base import Checkpoint
-from bitnet_onnx.converters.checkpoints._files import member, shown
+from bitnet_onnx.converters.checkpoints._files import member
 from bitnet_onnx.converters.checkpoints.gguf import GgufCheckpoint
 from bitnet_onnx.converters.checkpoints.huggingface import INDEX, SINGLE, HuggingFaceCheckpoint
 from bitnet_onnx.errors import CheckpointError, InputError, UnsupportedError
+from bitnet_onnx.json_input import shown
 
 # Formats that execute code when they are loaded, or that nothing here reads.
 _REFUSED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".nemo")

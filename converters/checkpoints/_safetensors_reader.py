@@ -11,10 +11,10 @@ import math
 
 from bitnet_onnx.converters.checkpoints._base import TensorInfo
 from bitnet_onnx.converters.checkpoints._decode import StoredTensor
-from bitnet_onnx.converters.checkpoints._files import BinaryFile, shown
-from bitnet_onnx.converters.checkpoints._json import load_object
+from bitnet_onnx.converters.checkpoints._files import BinaryFile
 from bitnet_onnx.converters.checkpoints._types import SAFETENSORS_TYPES
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
+from bitnet_onnx.json_input import load_object, shown
 
 #: A Python object takes up to thirty-five times its JSON: this bounds a hostile header to some 300 MB. Real ones take
 #: about 130 bytes a tensor.
@@ -36,7 +36,7 @@ def read_header(file: BinaryFile) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{file.path}: header of {length} bytes exceeds the limit of {MAX_HEADER}")
     if length > file.size - 8:
         raise CheckpointError(f"{file.path}: header of {length} bytes, but only {file.size - 8} follow")
-    header = load_object(file.read(8, length), f"{file.path}: header", max_bytes=MAX_HEADER)
+    header = load_object(file.read(8, length), f"{file.path}: header", max_bytes=MAX_HEADER, error=CheckpointError)
     header.pop("__metadata__", None)  # free text of the writer: of no use here
     tensors = [_entry(file, 8 + length, name, value) for name, value in header.items()]
 

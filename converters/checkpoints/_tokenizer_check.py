@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer
 
-from bitnet_onnx.converters.checkpoints._files import shown
 from bitnet_onnx.errors import CheckpointError
+from bitnet_onnx.json_input import shown
 
 
 def check_tokenizer(data: bytes, source: str, vocab_size: object) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from bitnet_onnx.converters.checkpoints._base import Checkpoint, TokenizerFiles
 from bitnet_onnx.converters.checkpoints._decode import StoredTensor
-from bitnet_onnx.converters.checkpoints._files import BinaryFile, shown
+from bitnet_onnx.converters.checkpoints._files import BinaryFile
 from bitnet_onnx.converters.checkpoints._gguf_config import (
     ROPE_FACTORS,
     Architecture,
@@ -24,6 +24,7 @@ from bitnet_onnx.converters.checkpoints._gguf_config import (
 from bitnet_onnx.converters.checkpoints._gguf_reader import GgufContent, read_gguf
 from bitnet_onnx.converters.checkpoints._gguf_tokenizer import tokenizer_files
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
+from bitnet_onnx.json_input import shown
 
 _TOP_TENSORS = {
     "token_embd.weight": "model.embed_tokens.weight",

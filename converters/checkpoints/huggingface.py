@@ -9,11 +9,11 @@ from pathlib import Path
 
 from bitnet_onnx.converters.checkpoints._base import Checkpoint, TokenizerFiles
 from bitnet_onnx.converters.checkpoints._decode import StoredTensor
-from bitnet_onnx.converters.checkpoints._files import BinaryFile, cache_entry, member, read_small, shown
-from bitnet_onnx.converters.checkpoints._json import load_object
+from bitnet_onnx.converters.checkpoints._files import BinaryFile, cache_entry, member, read_small
 from bitnet_onnx.converters.checkpoints._safetensors_reader import read_header
 from bitnet_onnx.converters.checkpoints._tokenizer_check import check_tokenizer
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
+from bitnet_onnx.json_input import load_object, shown
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         for name in ("tokenizer_config.json", "special_tokens_map.json"):
             data = read_small(self.path, name, max_bytes=_MAX_TOKENIZER_CONFIG)
             if data is not None:
-                load_object(data, str(self.path / name), max_bytes=_MAX_TOKENIZER_CONFIG)
+                load_object(data, str(self.path / name), max_bytes=_MAX_TOKENIZER_CONFIG, error=CheckpointError)
                 files[name] = data
         template = read_small(self.path, "chat_template.jinja", max_bytes=_MAX_TEMPLATE)
         if template is not None:
@@ -87,7 +87,7 @@ def _name(directory: Path) -> str:
 
 def _read_object(directory: Path, name: str, limit: int) -> dict[str, object] | None:
     data = read_small(directory, name, max_bytes=limit)
-    return None if data is None else load_object(data, str(directory / name), max_bytes=limit)
+    return None if data is None else load_object(data, str(directory / name), max_bytes=limit, error=CheckpointError)
 
 
 def _open_weights(directory: Path, opened: ExitStack) -> tuple[Mapping[str, BinaryFile], Mapping[str, StoredTensor]]:

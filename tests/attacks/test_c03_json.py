@@ -13,8 +13,8 @@ from safetensors.numpy import save
 from tiny_checkpoints import safetensors_bytes, write_directory
 
 from bitnet_onnx.converters.checkpoints import open_checkpoint
-from bitnet_onnx.converters.checkpoints._json import MAX_DEPTH, load_object
 from bitnet_onnx.errors import CheckpointError
+from bitnet_onnx.json_input import MAX_DEPTH, load_object
 
 WEIGHTS = save({"w": np.ones(2, np.float32)})
 
@@ -65,13 +65,13 @@ def test_size_is_checked_before_reading(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="1099511627776 bytes exceed the limit of 4000000"):
         open_checkpoint(path)
     with pytest.raises(CheckpointError, match="3 bytes of JSON exceed the limit of 2"):
-        load_object(b"{ }", "x.json", max_bytes=2)
+        load_object(b"{ }", "x.json", max_bytes=2, error=CheckpointError)
 
 
 def test_depth_counts_brackets_outside_strings_only() -> None:
-    assert load_object(b'{"a": "[[[[' + b"[" * 100 + b'\\"[[["}', "x", max_bytes=1000)
+    assert load_object(b'{"a": "[[[[' + b"[" * 100 + b'\\"[[["}', "x", max_bytes=1000, error=CheckpointError)
     nested = b'{"a":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"
-    assert load_object(nested, "x", max_bytes=1000)
+    assert load_object(nested, "x", max_bytes=1000, error=CheckpointError)
 
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -90,13 +90,13 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 def test_sound_json_is_read_as_the_standard_library_reads_it(value: dict[str, object]) -> None:
     for ascii_only in (False, True):
         data = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "strict")
-        assert load_object(data, "x", max_bytes=1 << 20) == json.loads(data)
+        assert load_object(data, "x", max_bytes=1 << 20, error=CheckpointError) == json.loads(data)
 
 
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_an_object_or_an_error(data: bytes) -> None:
     try:
-        assert isinstance(load_object(data, "x", max_bytes=200), dict)
+        assert isinstance(load_object(data, "x", max_bytes=200, error=CheckpointError), dict)
     except CheckpointError as error:
         one_line = "\n" not in str(error)
         assert one_line

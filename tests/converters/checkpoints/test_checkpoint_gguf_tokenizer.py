@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import unicodedata
 from itertools import pairwise
 from pathlib import Path
@@ -250,12 +249,9 @@ def test_broken_sentencepiece_metadata(changes, message) -> None:
 
 
 @pytest.mark.zoo
-def test_smollm2_ids() -> None:
+def test_smollm2_ids(zoo_model: Path) -> None:
     """Golden ids: a slow encoder (Unicode digits split off, the GPT-2 pattern, merges by rank) written apart."""
-    path = os.environ.get("BITNET_ONNX_TEST_GGUF")
-    if not path:
-        pytest.skip("BITNET_ONNX_TEST_GGUF does not name the SmolLM2-135M-Instruct GGUF")
-    with open_checkpoint(Path(path)) as checkpoint:
+    with open_checkpoint(zoo_model) as checkpoint:
         encoder = Tokenizer.from_str(checkpoint.tokenizer().files["tokenizer.json"].decode())
         assert checkpoint.generation_config["eos_token_id"] == [2, 0]
     for row in json.loads(GOLDEN.read_text()):

@@ -9,12 +9,12 @@ from typing import NoReturn
 
 import numpy as np
 
-from bitnet_onnx.converters.checkpoints._files import shown
-from bitnet_onnx.errors import CheckpointError
+from bitnet_onnx.errors import InputError
 
 #: Real files nest fewer than ten levels deep; the parser itself recurses, so this is checked before it runs.
 MAX_DEPTH = 64
 
+_MAX_SHOWN = 80
 _MAX_INTEGER_DIGITS = 20  # every 64-bit integer fits, and int() on more digits takes quadratic time
 
 # A string up to its closing quote or the end of the data. The possessive quantifiers and the end-of-data alternative
@@ -25,39 +25,50 @@ _STEP[list(b"[{")] = 1
 _STEP[list(b"]}")] = -1
 
 
-def load_object(data: bytes, source: str, *, max_bytes: int) -> dict[str, object]:
-    """Parse a JSON object; `source` names the file in messages.
+def shown(text: str) -> str:
+    """`text` from a file, fit for one line of a message: quoted, escaped and cut."""
+    return ascii(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "...")
+
+
+def load_object(data: bytes, source: str, *, max_bytes: int, error: type[InputError] = InputError) -> dict[str, object]:
+    """Parse a JSON object.
+
+    Args:
+        data: the file's content.
+        source: what messages call the file.
+        max_bytes: the most that `data` may hold.
+        error: the class to raise.
 
     Raises:
-        CheckpointError: more than `max_bytes`, deeper than `MAX_DEPTH`, not UTF-8, not JSON, not an object,
+        error: more than `max_bytes`, deeper than `MAX_DEPTH`, not UTF-8, not JSON, not an object,
             a duplicate key, NaN or Infinity, or an integer beyond 64 bits.
     """
     if len(data) > max_bytes:
-        raise CheckpointError(f"{source}: {len(data)} bytes of JSON exceed the limit of {max_bytes}")
-    _check_depth(data, source)
+        raise error(f"{source}: {len(data)} bytes of JSON exceed the limit of {max_bytes}")
+    _check_depth(data, source, error)
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
         result = dict(items)
         if len(result) != len(items):
             seen: set[str] = set()
             twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise CheckpointError(f"{source}: key {shown(twice)} appears twice in one object")
+            raise error(f"{source}: key {shown(twice)} appears twice in one object")
         return result
 
     def integer(text: str) -> int:
         value = int(text) if len(text) <= _MAX_INTEGER_DIGITS else 1 << 64
         if not -(1 << 63) <= value < 1 << 64:
-            raise CheckpointError(f"{source}: integer {shown(text)} does not fit 64 bits")
+            raise error(f"{source}: integer {shown(text)} does not fit 64 bits")
         return value
 
     def real(text: str) -> float:
         value = float(text)
         if not math.isfinite(value):
-            raise CheckpointError(f"{source}: number {shown(text)} is beyond the range of a double")
+            raise error(f"{source}: number {shown(text)} is beyond the range of a double")
         return value
 
     def constant(text: str) -> NoReturn:
-        raise CheckpointError(f"{source}: {text} is not JSON; write a finite number or null")
+        raise error(f"{source}: {text} is not JSON; write a finite number or null")
 
     try:
         value = json.loads(
@@ -67,16 +78,16 @@ def load_object(data: bytes, source: str, *, max_bytes: int) -> dict[str, object
             parse_float=real,
             parse_constant=constant,
         )
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{source}: byte {error.start} is not UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{source}: not JSON: {error.msg} at character {error.pos}") from error
+    except UnicodeDecodeError as cause:
+        raise error(f"{source}: byte {cause.start} is not UTF-8") from cause
+    except json.JSONDecodeError as cause:
+        raise error(f"{source}: not JSON: {cause.msg} at character {cause.pos}") from cause
     if not isinstance(value, dict):
-        raise CheckpointError(f"{source}: a JSON object is expected, this is {type(value).__name__}")
+        raise error(f"{source}: a JSON object is expected, this is {type(value).__name__}")
     return value
 
 
-def _check_depth(data: bytes, source: str) -> None:
+def _check_depth(data: bytes, source: str, error: type[InputError]) -> None:
     steps = _STEP[np.frombuffer(_STRING.sub(b"", data), np.uint8)]
     if steps.size and int(np.cumsum(steps, dtype=np.int32).max()) > MAX_DEPTH:
-        raise CheckpointError(f"{source}: JSON nests deeper than {MAX_DEPTH} levels")
+        raise error(f"{source}: JSON nests deeper than {MAX_DEPTH} levels")

@@ -1,0 +1,133 @@
+// The choice of kernels, made once in a process: what the processor has, what the environment asks for, and
+// what the self-test says.
+#include <cstdlib>
+#include <cstring>
+
+#include "bitlinear.h"
+
+#if defined(BITNET_HAVE_AVX2)
+#if defined(_MSC_VER)
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+
+namespace bitnet {
+namespace {
+
+#if defined(BITNET_HAVE_AVX2)
+struct CpuidResult {
+  uint32_t eax, ebx, ecx, edx;
+};
+
+CpuidResult Cpuid(uint32_t leaf) {
+  CpuidResult r{};
+#if defined(_MSC_VER)
+  int words[4];
+  __cpuidex(words, static_cast<int>(leaf), 0);
+  std::memcpy(&r, words, sizeof r);
+#else
+  __cpuid_count(leaf, 0, r.eax, r.ebx, r.ecx, r.edx);
+#endif
+  return r;
+}
+
+// Register sets that the operating system saves.
+uint32_t EnabledState() {
+#if defined(_MSC_VER)
+  return static_cast<uint32_t>(_xgetbv(0));
+#else
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+#endif
+}
+
+// The compilers' own builtin for this needs a run-time library that not every tool chain has.
+bool CpuHasAvx2() {
+  constexpr uint32_t kOsXsave = 1u << 27, kAvx = 1u << 28, kAvx2 = 1u << 5, kXmmAndYmm = 6;
+  if (Cpuid(0).eax < 7 || (Cpuid(1).ecx & (kOsXsave | kAvx)) != (kOsXsave | kAvx)) {
+    return false;
+  }
+  return (EnabledState() & kXmmAndYmm) == kXmmAndYmm && (Cpuid(7).ebx & kAvx2) != 0;
+}
+#endif
+
+bool Always() { return true; }
+
+struct Candidate {
+  const Kernels* kernels;
+  bool (*usable)();
+};
+
+// Best first; the last one is usable everywhere.
+constexpr Candidate kCandidates[] = {
+#if defined(BITNET_HAVE_AVX2)
+    {&kAvx2Kernels, CpuHasAvx2},
+#endif
+    {&kScalarKernels, Always},
+};
+
+std::string KnownIsas() {
+  std::string names;
+  for (const Candidate& candidate : kCandidates) {
+    names += (names.empty() ? "" : ", ") + std::string(candidate.kernels->isa);
+  }
+  return names;
+}
+
+// Test hook: kernels that are wrong in one bit of one value, to show that the self-test sees it.
+const Kernels* corrupted = nullptr;
+
+void CorruptedPanel(const Linear& linear, const Token* tokens, int64_t count, int64_t panel, float* y) {
+  corrupted->panel(linear, tokens, count, panel, y);
+  uint32_t bits;
+  std::memcpy(&bits, y, sizeof bits);
+  bits ^= 1u;
+  std::memcpy(y, &bits, sizeof bits);
+}
+
+Choice Choose() {
+  Choice choice;
+  const char* forced = std::getenv("BITNET_ONNX_ISA");
+  if (forced != nullptr && *forced == '\0') {
+    forced = nullptr;
+  }
+  for (const Candidate& candidate : kCandidates) {
+    if (forced == nullptr ? candidate.usable() : std::strcmp(forced, candidate.kernels->isa) == 0) {
+      if (!candidate.usable()) {
+        choice.error = std::string("BITNET_ONNX_ISA is '") + forced + "', which this processor does not have";
+        return choice;
+      }
+      choice.kernels = candidate.kernels;
+      break;
+    }
+  }
+  if (choice.kernels == nullptr) {
+    choice.error = std::string("BITNET_ONNX_ISA is '") + forced + "'; known values are " + KnownIsas();
+    return choice;
+  }
+  Kernels tested = *choice.kernels;
+  const char* corrupt = std::getenv("BITNET_ONNX_TEST_CORRUPT");
+  if (corrupt != nullptr && std::strcmp(corrupt, "1") == 0) {
+    corrupted = choice.kernels;
+    tested.panel = CorruptedPanel;
+  }
+  const std::string disagreement = SelfTest(tested);
+  if (!disagreement.empty()) {
+    choice.warning = std::string("bitnet-onnx: the ") + tested.isa + " kernels fail their self-test (" +
+                     disagreement + "); the slow scalar kernels are used instead";
+    choice.kernels = &kScalarKernels;
+  }
+  return choice;
+}
+
+}  // namespace
+
+const Choice& ChosenKernels() {
+  static const Choice choice = Choose();
+  return choice;
+}
+
+}  // namespace bitnet

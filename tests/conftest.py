@@ -1,0 +1,61 @@
+"""Fixtures of all tests: the zoo's small model, packages made from it, tiny checkpoints, the operator library."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from tiny_models import TINY, write_checkpoint
+
+from bitnet_onnx.converters import convert
+from bitnet_onnx.custom_ops import library_path
+from bitnet_onnx.errors import ZooError
+from bitnet_onnx.model_zoo import resolve
+
+ZOO_NAME = "smollm2-135m-instruct"
+
+# No test may depend on how fast the machine is.
+settings.register_profile("bitnet-onnx", deadline=None)
+settings.load_profile("bitnet-onnx")
+
+
+@pytest.fixture(scope="session")
+def zoo_model() -> Path:
+    """The GGUF of SmolLM2-135M-Instruct; without a network the test is skipped, in CI it fails."""
+    try:
+        return resolve(ZOO_NAME)
+    except ZooError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"the zoo's model is not to be had: {error}")
+        pytest.skip(f"the zoo's model is not to be had: {error}")
+
+
+@pytest.fixture(scope="session")
+def zoo_package(zoo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default conversion of SmolLM2-135M-Instruct."""
+    package = tmp_path_factory.mktemp("zoo") / "package"
+    convert(zoo_model, package)
+    return package
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a tiny checkpoint by its name, written once."""
+    root = tmp_path_factory.mktemp("tiny")
+
+    def get(name: str) -> Path:
+        directory = root / name
+        return directory if directory.exists() else write_checkpoint(directory, TINY[name])
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def operator_library() -> Path:
+    path = library_path()
+    if path is None:
+        pytest.skip("the operator library is not built: no C++17 compiler when bitnet-onnx was installed")
+    return path

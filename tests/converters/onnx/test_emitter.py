@@ -1,0 +1,109 @@
+"""Named nodes, shared initializers, one function for each variant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from bitnet_onnx.bitlinear import PackedLinear, bit_embedding, bitlinear
+from bitnet_onnx.converters.onnx._data_file import DataFile
+from bitnet_onnx.converters.onnx._emitter import Emitter, dotted
+from bitnet_onnx.converters.onnx.bodies import Fallback
+from bitnet_onnx.policy import Precision, Weights
+from bitnet_onnx.quantized import QuantizedTensor
+
+
+@pytest.fixture
+def emitter(tmp_path: Path) -> Iterator[Emitter]:
+    with DataFile(tmp_path / "model.onnx.data") as data:
+        yield Emitter(data, Fallback.EXACT)
+
+
+def quantized(rows: int, columns: int) -> QuantizedTensor:
+    weight = np.random.default_rng(rows).standard_normal((rows, columns)).astype(np.float32)
+    tensor = Precision(Weights.INT4).quantize(weight)
+    assert tensor is not None
+    return tensor
+
+
+def run(emitter: Emitter, directory: Path, **feeds: np.ndarray) -> list[np.ndarray]:
+    ir.save(emitter.model("1"), directory / "model.onnx")
+    onnx.checker.check_model(directory / "model.onnx")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(directory / "model.onnx", options, providers=["CPUExecutionProvider"])
+    results: list[np.ndarray] = session.run(None, feeds)
+    return results
+
+
+def test_a_constant_is_stored_once(emitter: Emitter) -> None:
+    assert emitter.ints(1, 2) is emitter.ints(1, 2)
+    assert emitter.ints(1, 2) is not emitter.ints(12)
+    assert emitter.scalar("two", 2.0) is emitter.scalar("two", 2.0)
+
+
+def test_module_paths() -> None:
+    assert dotted("/model/layers.0/attn/o_proj", "weight") == "model.layers.0.attn.o_proj.weight"
+    assert dotted("/lm_head", "scale") == "lm_head.scale"
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_linear_layer_equals_the_reference(emitter: Emitter, tmp_path: Path, norm: bool, bias: bool) -> None:
+    rng = np.random.default_rng(3)
+    tensor = quantized(70, 64)
+    options = {
+        "norm": rng.standard_normal(64).astype(np.float32) if norm else None,
+        "bias": rng.standard_normal(70).astype(np.float32) if bias else None,
+    }
+    x = emitter.input("x", ir.DataType.FLOAT, ["tokens", 64])
+    y = emitter.bitlinear("/linear", x, emitter.matrix("/linear", tensor), epsilon=1e-6, **options)
+    emitter.output(y, "y", ir.DataType.FLOAT, ["tokens", 70])
+    tokens = rng.standard_normal((3, 64)).astype(np.float32)
+    linear = PackedLinear.from_quantized(tensor, norm_weight=options["norm"], bias=options["bias"], epsilon=1e-6)
+    (result,) = run(emitter, tmp_path, x=tokens)
+    np.testing.assert_array_equal(result, bitlinear(tokens, linear))
+
+
+def test_a_table_serves_look_up_and_head(emitter: Emitter, tmp_path: Path) -> None:
+    tensor = quantized(130, 64)
+    table = emitter.matrix("/embed", tensor)
+    ids = emitter.input("ids", ir.DataType.INT64, ["tokens"])
+    rows = emitter.bit_embedding("/embed", ids, table)
+    logits = emitter.bitlinear("/head", rows, table)
+    emitter.output(rows, "rows", ir.DataType.FLOAT, ["tokens", 64])
+    emitter.output(logits, "logits", ir.DataType.FLOAT, ["tokens", 130])
+    chosen = np.array([0, 129, 64])
+    packed = PackedLinear.from_quantized(tensor)
+    looked_up, scores = run(emitter, tmp_path, ids=chosen)
+    np.testing.assert_array_equal(looked_up, bit_embedding(chosen, packed))
+    np.testing.assert_array_equal(scores, bitlinear(looked_up, packed))
+    graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
+    assert sorted(value.name for value in graph.initializer) == ["embed.scale", "embed.weight"]
+
+
+def test_layers_of_one_variant_share_a_function(emitter: Emitter) -> None:
+    x = emitter.input("x", ir.DataType.FLOAT, ["tokens", 64])
+    for index in range(3):
+        matrix = emitter.matrix(f"/l{index}", quantized(64 if index < 2 else 65, 64))
+        emitter.bitlinear(f"/l{index}", x, matrix)
+    model = emitter.model("1")
+    assert len(model.functions) == 2
+    nodes = [node for node in model.graph if node.op_type == "BitLinear"]
+    assert {(node.domain, node.op_type, node.overload) for node in nodes} == set(model.functions)
+    assert [node.name for node in nodes] == ["/l0/BitLinear", "/l1/BitLinear", "/l2/BitLinear"]
+
+
+def test_rms_norm_is_near_its_formula(emitter: Emitter, tmp_path: Path) -> None:
+    x = emitter.input("x", ir.DataType.FLOAT, ["tokens", 8])
+    weight = np.linspace(1, 2, 8, dtype=np.float32)
+    emitter.output(emitter.rms_norm("/norm", x, weight, 1e-3), "y", ir.DataType.FLOAT, ["tokens", 8])
+    tokens = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+    expected = tokens / np.sqrt((tokens**2).mean(axis=1, keepdims=True) + 1e-3) * weight
+    np.testing.assert_allclose(run(emitter, tmp_path, x=tokens)[0], expected, rtol=1e-5)

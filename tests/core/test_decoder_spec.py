@@ -1,0 +1,66 @@
+"""`DecoderSpec` refuses what no decoder can be, and lists every tensor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bitnet_onnx.decoder import DecoderSpec, Rotary
+from bitnet_onnx.errors import CheckpointError
+
+SPEC = DecoderSpec(
+    family="llama",
+    vocab_size=515,
+    hidden_size=64,
+    intermediate_size=172,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=24,
+    context_length=512,
+    norm_epsilon=1e-5,
+    activation="silu",
+    rotary=Rotary(10000.0, 24),
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 0}, "vocab_size is 0: it must be at least 1"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
+        ({"context_length": 0}, "context_length is 0"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads is 3: it must divide num_attention_heads = 4"),
+        ({"num_key_value_heads": 8}, "num_key_value_heads is 8"),
+        ({"rotary": Rotary(1e4, 23)}, "rotary dim is 23"),
+        ({"rotary": Rotary(1e4, 26)}, "rotary dim is 26: it must be even and at most head_dim = 24"),
+        ({"rotary": Rotary(1e4, 0)}, "rotary dim is 0"),
+        ({"rotary": Rotary(1e4, 24, (1.0,))}, "1 rotary divisors: expected 12"),
+        ({"norm_epsilon": 0.0}, "norm epsilon is 0.0"),
+        ({"norm_epsilon": float("nan")}, "norm epsilon is nan"),
+    ],
+)
+def test_refusals(changes: dict, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        replace(SPEC, **changes)
+
+
+def test_tensors() -> None:
+    names = dict(SPEC.tensors())
+    assert len(names) == 1 + 2 * 9 + 2
+    assert names["embed_tokens.weight"] == names["lm_head.weight"] == (515, 64)
+    assert names["layers.1.attn.q_proj.weight"] == (96, 64)
+    assert names["layers.1.attn.v_proj.weight"] == (48, 64)
+    assert names["layers.0.attn.o_proj.weight"] == (64, 96)
+    assert names["layers.0.mlp.down_proj.weight"] == (64, 172)
+    assert names["norm.weight"] == (64,)
+
+
+def test_tensors_of_a_tied_and_biased_decoder() -> None:
+    names = dict(replace(SPEC, tie_word_embeddings=True, attention_bias=True, mlp_bias=True).tensors())
+    assert "lm_head.weight" not in names
+    assert names["layers.0.attn.k_proj.bias"] == (48,)
+    assert names["layers.0.attn.o_proj.bias"] == (64,)
+    assert names["layers.0.mlp.up_proj.bias"] == (172,)
+    assert sum(name.endswith(".bias") for name in names) == 14

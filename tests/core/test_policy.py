@@ -1,0 +1,76 @@
+"""Which precision each layer gets, and what it makes of a matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bitnet_onnx.api import make_policy
+from bitnet_onnx.errors import InputError
+from bitnet_onnx.policy import Policy, Precision, Weights
+
+RNG = np.random.default_rng(0)
+FLOATS = RNG.standard_normal((64, 96)).astype(np.float32)
+TRITS = (RNG.integers(-1, 2, (64, 96)) * 0.3).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("weights", "floats", "trits"),
+    [
+        (Weights.AUTO, 2, 1),
+        (Weights.KEEP, None, 1),
+        (Weights.TERNARY, 1, 1),
+        (Weights.INT4, 2, 2),
+        (Weights.INT6, 3, 3),
+        (Weights.INT8, 4, 4),
+        (Weights.FLOAT32, None, None),
+    ],
+)
+def test_planes_of_each_precision(weights: Weights, floats: int | None, trits: int | None) -> None:
+    for matrix, expected in ((FLOATS, floats), (TRITS, trits)):
+        tensor = Precision(weights).quantize(matrix)
+        assert (None if tensor is None else tensor.grid.planes) == expected
+        if tensor is not None and expected == 1 and matrix is TRITS:
+            np.testing.assert_array_equal(tensor.dequantize(), TRITS)
+
+
+def test_zeros_are_legal_in_every_precision() -> None:
+    zeros = np.zeros((5, 40), np.float32)
+    for weights in Weights:
+        tensor = Precision(weights).quantize(zeros)
+        assert tensor is None or not tensor.dequantize().any()
+
+
+def test_the_last_matching_override_wins() -> None:
+    int8, floats = Precision(Weights.INT8, 0), Precision(Weights.FLOAT32)
+    policy = Policy(overrides=(("layers.0.*", int8), ("*.down_proj", floats), ("lm_head", floats)))
+    assert policy.precision("layers.0.attn.q_proj") is int8
+    assert policy.precision("layers.0.mlp.down_proj") is floats
+    assert policy.precision("layers.1.attn.q_proj") is policy.default
+    assert policy.precision("layers.1.mlp.down_proj") is floats
+    assert policy.precision("embed_tokens") is policy.head
+    assert policy.precision("lm_head") is floats
+
+
+@pytest.mark.parametrize("weights", [Weights.AUTO, Weights.KEEP, Weights.TERNARY])
+def test_the_head_needs_a_precision_that_goes_by_rows(weights: Weights) -> None:
+    with pytest.raises(InputError, match=f"embed_tokens cannot be {weights}: choose int8"):
+        Policy(head=Precision(weights))
+    with pytest.raises(InputError, match="lm_head cannot be"):
+        Policy(overrides=(("lm_*", Precision(weights)),))
+
+
+@pytest.mark.parametrize("size", [-32, 1, 33])
+def test_impossible_group_sizes_are_refused(size: int) -> None:
+    with pytest.raises(InputError, match=f"group size is {size}: it must be 0"):
+        Precision(Weights.INT4, size)
+
+
+def test_policies_by_name() -> None:
+    assert make_policy() == Policy()
+    assert make_policy("int8", "float32").default == Precision(Weights.INT8, 0)
+    assert make_policy("int4", "int4", 64) == Policy(Precision(Weights.INT4, 64), Precision(Weights.INT4, 32))
+    with pytest.raises(InputError, match="weights is 'int5': choose one of auto, keep"):
+        make_policy("int5")
+    with pytest.raises(InputError, match="head is 'none'"):
+        make_policy(head="none")
