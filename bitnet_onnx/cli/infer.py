@@ -10,10 +10,11 @@ from pathlib import Path
 import click
 
 from bitnet_onnx.cli._console import error_console, printable
-from bitnet_onnx.errors import InputError
+from bitnet_onnx.errors import InputError, UnsupportedError
 from bitnet_onnx.runtime import Generation, Message, Model, SamplingParameters, TokenStream, load
 
 _IDS_LIMIT = 64 << 20
+_CONVERSATION_PENALTY = 1.1
 _LINE_LIMIT = 4 << 20
 _CHAT_HELP = "An empty line or Ctrl-D ends the chat, Ctrl-C the answer; /new starts a new conversation."
 
@@ -28,7 +29,9 @@ _CHAT_HELP = "An empty line or Ctrl-D ends the chat, Ctrl-C the answer; /new sta
 @click.option("--top-k", type=int, default=0, show_default=True, help="Sample among the k likeliest; 0: all.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample among the likeliest that sum to p.")
 @click.option("--min-p", type=float, default=0.0, show_default=True, help="Drop tokens below p times the likeliest.")
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1 discourages repeats.")
+@click.option(
+    "--repetition-penalty", type=float, help="Above 1 discourages repeats.  [default: 1.1 in a conversation, else 1]"
+)
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End at this text, which is not shown; repeatable.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator.  [default: physical cores]")
@@ -43,7 +46,7 @@ def command(
     top_k: int,
     top_p: float,
     min_p: float,
-    repetition_penalty: float,
+    repetition_penalty: float | None,
     seed: int | None,
     stop: tuple[str, ...],
     threads: int | None,
@@ -54,8 +57,12 @@ def command(
         raise InputError("--ids-file excludes --prompt and --chat")
     if ids_file is None and prompt is None and not chat:
         raise InputError("nothing to do: give --prompt TEXT, --chat or --ids-file FILE")
-    if chat and prompt is None and as_json:
+    conversation = chat and prompt is None
+    if conversation and as_json:
         raise InputError("--json answers one prompt: give --prompt TEXT, or leave --json out")
+    if repetition_penalty is None:
+        # Small models without sampling fall into loops once a conversation has some length.
+        repetition_penalty = _CONVERSATION_PENALTY if conversation else 1.0
     parameters = SamplingParameters(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -68,7 +75,7 @@ def command(
     )
     ids = None if ids_file is None else _read_ids(ids_file)
     model = load(package, threads=threads)
-    if chat and prompt is None:
+    if conversation:
         _converse(model, parameters)
         return
     stream = model.stream(
@@ -141,6 +148,8 @@ def _converse(model: Model, parameters: SamplingParameters) -> None:
         seeded = parameters if parameters.seed is None else replace(parameters, seed=parameters.seed + turn)
         try:
             generation = _answer(model.stream(messages, seeded), show=True, resume=True)
+        except UnsupportedError:
+            raise
         except InputError as error:
             # The conversation outgrew the context: say so and go on without its history.
             line = printable(f"{error}; the conversation starts anew")

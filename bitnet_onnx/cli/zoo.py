@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,9 @@ from rich.table import Table
 
 from bitnet_onnx import model_zoo
 from bitnet_onnx.cli._console import error_console, size
+
+#: The table fits a terminal of 100 columns; `--json` has the whole text.
+_LICENCE_WIDTH = 20
 
 
 @click.group()
@@ -29,8 +33,9 @@ def list_command(as_json: bool) -> None:
         click.echo(json.dumps([_facts(manifest) for manifest in model_zoo.list_models()], indent=2))
         return
     table = Table(box=None, pad_edge=False)
-    for name in ("name", "family", "parameters", "weights", "download", "licence", "checked"):
-        table.add_column(name, overflow="fold")
+    table.add_column("name", no_wrap=True)
+    for name in ("family", "size", "weights", "download", "verified", "licence"):
+        table.add_column(name, no_wrap=True)
     for manifest in model_zoo.list_models():
         download = "unknown" if manifest.download_bytes is None else size(manifest.download_bytes)
         table.add_row(
@@ -39,8 +44,8 @@ def list_command(as_json: bool) -> None:
             "unknown" if manifest.parameters is None else f"{manifest.parameters / 1e6:.0f} M",
             manifest.tensor_form,
             download,
-            manifest.licence,
-            "by sha256" if manifest.verified else "not verified here",
+            "sha256" if manifest.verified else "not here",
+            textwrap.shorten(manifest.licence, _LICENCE_WIDTH, placeholder="…"),
         )
     Console(highlight=False).print(table)
 

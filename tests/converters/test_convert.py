@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime_genai as og
 import pytest
+from genai import genai_tokens
 from tiny_models import TINY, prompts, write_checkpoint
 
 import bitnet_onnx
@@ -34,17 +34,6 @@ FILES = {
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-def genai_tokens(package: Path, prompt: list[int], count: int) -> list[int]:
-    """Greedy continuation by onnxruntime-genai, which has no operator library here."""
-    parameters = og.GeneratorParams(og.Model(str(package)))
-    parameters.set_search_options(max_length=len(prompt) + count, do_sample=False)
-    generator = og.Generator(og.Model(str(package)), parameters)
-    generator.append_tokens(prompt)
-    while not generator.is_done():
-        generator.generate_next_token()
-    return [int(token) for token in generator.get_sequence(0)][len(prompt) :]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -35,6 +36,11 @@ POLICIES = {
     "blocks float32": Policy(FLOAT, INT8),
     "head and embedding apart": Policy(INT8, INT8, (("lm_head", INT4),)),
 }
+#: Every policy on one of the models, in turn.
+EACH = [
+    pytest.param(name, policy, id=f"{name}, {label}")
+    for name, (label, policy) in zip(itertools.cycle(TINY), POLICIES.items(), strict=False)
+]
 
 
 def write_dequantized(directory: Path, name: str, policy: Policy) -> Path:
@@ -57,8 +63,7 @@ def _matrices(name: str) -> list[str]:
     return ["embed_tokens", *roles, *([] if TINY[name].config["tie_word_embeddings"] else ["lm_head"])]
 
 
-@pytest.mark.parametrize("name", TINY)
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=list(POLICIES))
+@pytest.mark.parametrize(("name", "policy"), EACH)
 def test_a_package_computes_what_its_weights_say(
     name: str, policy: Policy, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -83,8 +88,7 @@ def test_fast_bodies_are_near_exact_ones(name: str, tiny_checkpoint: Callable[[s
     assert not np.array_equal(exact, fast)
 
 
-@pytest.mark.parametrize("name", TINY)
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=list(POLICIES))
+@pytest.mark.parametrize(("name", "policy"), EACH)
 def test_exact_bodies_give_the_bits_of_the_library(
     name: str, policy: Policy, tiny_checkpoint: Callable[[str], Path], tmp_path: Path, operator_library: Path
 ) -> None:
