@@ -33,7 +33,8 @@ def list_command(as_json: bool) -> None:
         click.echo(json.dumps([_facts(manifest) for manifest in model_zoo.list_models()], indent=2))
         return
     table = Table(box=None, pad_edge=False)
-    table.add_column("name", no_wrap=True)
+    # Names are what `pull` wants: a narrow terminal may cut anything else.
+    table.add_column("name", min_width=max(len(manifest.name) for manifest in model_zoo.list_models()))
     for name in ("family", "size", "weights", "download", "verified", "licence"):
         table.add_column(name, no_wrap=True)
     for manifest in model_zoo.list_models():

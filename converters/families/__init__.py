@@ -22,15 +22,15 @@ def find(config: Config) -> Family:
     """
     name = config.string("model_type")
     if name not in FAMILIES:
-        near = difflib.get_close_matches(name, FAMILIES, n=1)
+        near = difflib.get_close_matches(name[:60], FAMILIES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UnsupportedError(
-            f"config.json: model_type {name!r} is not supported{hint} (known: {', '.join(sorted(FAMILIES))})"
+            f"config.json: model_type {name!r:.60} is not supported{hint} (known: {', '.join(sorted(FAMILIES))})"
         )
     quantization = config.child("quantization_config")
     if quantization is not None:
         method = quantization.string("quant_method", "unknown")
         raise UnsupportedError(
-            f"config.json: quantization method {method!r} is not supported; convert the unquantized checkpoint"
+            f"config.json: quantization method {method!r:.60} is not supported; convert the unquantized checkpoint"
         )
     return FAMILIES[name]

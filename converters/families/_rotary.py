@@ -11,6 +11,8 @@ from bitnet_onnx.decoder import Rotary
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
 
 KNOWN_TYPES = ("default", "linear", "llama3")
+#: The runtime's limit too. Tables are made before the weights are looked at: a lie must not fill the memory.
+_MAX_HEAD_DIM = 4096
 
 
 def rotary(config: Config, head_dim: int) -> Rotary:
@@ -23,6 +25,8 @@ def rotary(config: Config, head_dim: int) -> Rotary:
         UnsupportedError: a scaling rule that is not implemented, by name.
         CheckpointError: fields that contradict each other.
     """
+    if head_dim > _MAX_HEAD_DIM:
+        raise CheckpointError(f"config.json: head_dim is {head_dim}: the limit is {_MAX_HEAD_DIM}")
     scaling = config.child("rope_parameters") or config.child("rope_scaling")
     theta_owner = scaling if scaling is not None and "rope_theta" in scaling else config
     theta = theta_owner.number("rope_theta", 10000.0)
@@ -45,7 +49,7 @@ def rotary(config: Config, head_dim: int) -> Rotary:
             return Rotary(theta, head_dim, _llama3(scaling, theta, head_dim))
         case _:
             raise UnsupportedError(
-                f"config.json: rope type {kind!r} is not supported; known types: {', '.join(KNOWN_TYPES)}"
+                f"config.json: rope type {kind!r:.60} is not supported; known types: {', '.join(KNOWN_TYPES)}"
             )
 
 

@@ -20,7 +20,7 @@ def spec(config: Config) -> DecoderSpec:
     """Read a Llama configuration."""
     activation = config.string("hidden_act", "silu")
     if activation not in _SILU_NAMES:
-        raise UnsupportedError(f"config.json: hidden_act {activation!r} is not supported for llama; known: silu")
+        raise UnsupportedError(f"config.json: hidden_act {activation!r:.60} is not supported for llama; known: silu")
     hidden = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
     if "head_dim" not in config and hidden % heads:

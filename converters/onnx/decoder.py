@@ -12,10 +12,14 @@ from bitnet_onnx.converters.onnx._linears import LayerRecord, Tensors, quantize
 from bitnet_onnx.converters.onnx._rotary import tables
 from bitnet_onnx.converters.onnx.bodies import MICROSOFT
 from bitnet_onnx.decoder import ATTENTION_INPUTS, MLP_INPUTS, DecoderSpec
+from bitnet_onnx.errors import UnsupportedError
 from bitnet_onnx.policy import Policy
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor, concatenate
 
 BATCH, SEQUENCE, TOTAL, PAST = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
+
+#: GroupQueryAttention with rotary embedding refuses other sizes, and only when it runs.
+HEAD_MULTIPLE = 16
 
 
 class DecoderEmitter:
@@ -44,8 +48,17 @@ class DecoderEmitter:
         self._record = record
 
     def run(self) -> None:
-        """Emit the whole graph."""
+        """Emit the whole graph.
+
+        Raises:
+            UnsupportedError: ONNX Runtime has no attention for this size of a head.
+        """
         spec, emit = self._spec, self._emit
+        if spec.head_dim % HEAD_MULTIPLE:
+            raise UnsupportedError(
+                f"config.json: head_dim is {spec.head_dim}: "
+                f"ONNX Runtime's GroupQueryAttention takes multiples of {HEAD_MULTIPLE}"
+            )
         ids = emit.input("input_ids", ir.DataType.INT64, [BATCH, SEQUENCE])
         mask = emit.input("attention_mask", ir.DataType.INT64, [BATCH, TOTAL])
         cache = self._cache_inputs()

@@ -70,15 +70,19 @@ def test_a_chat_answers_one_prompt(run, chat_package: Path) -> None:
     assert found["ids"] == plain["ids"]
 
 
-def test_a_conversation_on_a_pipe(run, chat_package: Path) -> None:
-    result = run("infer", chat_package, "--chat", "--max-new-tokens", "4", stdin=b"hello\r\nand \xff?\n\nnever read\n")
+@pytest.mark.parametrize(("options", "penalty"), [((), 1.1), (("--repetition-penalty", "1"), 1.0)])
+def test_a_conversation_on_a_pipe(run, chat_package: Path, options: tuple[str, ...], penalty: float) -> None:
+    """Each turn sees the ones before it, and a conversation discourages repeats unless told otherwise."""
+    stdin = b"hello\r\nand \xff?\n\nnever read\n"
+    result = run("infer", chat_package, "--chat", "--max-new-tokens", "24", *options, stdin=stdin)
     assert result.status == 0
     model = load(chat_package)
+    parameters = SamplingParameters(max_new_tokens=24, repetition_penalty=penalty)
     messages: list[dict[str, object]] = []
     expected = ""
     for text in ("hello", "and \ufffd?"):
         messages.append({"role": "user", "content": text})
-        generation = model.chat(messages, SamplingParameters(max_new_tokens=4))
+        generation = model.chat(messages, parameters)
         messages.append({"role": "assistant", "content": generation.text})
         expected += generation.text + "\n"
     assert result.out == expected

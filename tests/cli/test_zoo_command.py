@@ -16,7 +16,7 @@ def test_the_list(run) -> None:
     out = run("zoo", "list").out
     for manifest in model_zoo.list_models():
         assert manifest.name in out
-    assert "by sha256" in out
+    assert "sha256" in out
 
 
 def test_the_list_as_json(run) -> None:

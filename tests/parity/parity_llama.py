@@ -15,8 +15,8 @@ import pytest
 import torch
 import transformers
 from package_logits import PackageLogits
-from tokenizers import Tokenizer
 from tiny_models import TINY, TOLERANCE, columns, prompts, write_checkpoint
+from tokenizers import Tokenizer
 
 from bitnet_onnx.converters import convert
 from bitnet_onnx.converters.checkpoints import open_checkpoint
@@ -52,7 +52,9 @@ def check_package(package: Path, logits: list[np.ndarray]) -> None:
     for ids, expected in zip(prompts(logits[0].shape[1]), logits, strict=True):
         for chunk in (None, 1):
             difference = np.abs(run(ids, chunk) - expected).max()
-            sys.stdout.write(f"{package.parent.name}: {len(ids)} tokens, chunk {chunk}: max |dlogit| {difference:.1e}\n")
+            sys.stdout.write(
+                f"{package.parent.name}: {len(ids)} tokens, chunk {chunk}: max |dlogit| {difference:.1e}\n"
+            )
             assert difference <= TOLERANCE
 
 
