@@ -87,10 +87,9 @@ test: $(VENV)/.stamp-test ## Run the tests; coverage of all source folders must 
 lint: $(VENV)/.stamp-lint ## Check style, types, layers and C++ formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/python tools/typing_farm.py
+	$(BIN)/python tools/lint_layers.py
 	$(BIN)/mypy
 	$(BIN)/mypy tools
-	cd build/typing && "$(abspath $(BIN))/lint-imports" --config ../../pyproject.toml
 	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES))
 
 .PHONY: format
