@@ -433,7 +433,9 @@ void FloatTile(const Linear& linear, const Token& token, int64_t panel, int64_t 
         }
         for (int i = 0; i < 4; ++i) {
           const __m256 weight = _mm256_cvtepi32_ps(_mm256_sub_epi32(raw[i], zero_point));
-          const __m256 product = _mm256_mul_ps(_mm256_set1_ps(token.x[k + i]), weight);
+          // Padding counts as +0.0 whatever the packed bytes hold there.
+          const __m256 product =
+              k + i < end ? _mm256_mul_ps(_mm256_set1_ps(token.x[k + i]), weight) : _mm256_setzero_ps();
           __m256& sum = lane[(k + i) % kStep];
           sum = k - begin < kStep ? product : _mm256_add_ps(sum, product);
         }

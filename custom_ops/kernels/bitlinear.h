@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #pragma fp_contract(off)  // other compilers have an option for it
@@ -71,6 +72,15 @@ extern const Kernels kScalarKernels;
 #if defined(BITNET_HAVE_AVX2)
 extern const Kernels kAvx2Kernels;
 #endif
+#if defined(BITNET_HAVE_NEON)
+extern const Kernels kNeonKernels;
+#endif
+#if defined(BITNET_HAVE_DOTPROD)
+extern const Kernels kDotprodKernels;
+#endif
+#if defined(BITNET_HAVE_I8MM)
+extern const Kernels kI8mmKernels;
+#endif
 
 // The kernels for this process: chosen once by CPU features, environment and self-test.
 struct Choice {
@@ -79,6 +89,9 @@ struct Choice {
   std::string warning;  // not empty: the self-test failed and the scalar kernels are used
 };
 const Choice& ChosenKernels();
+
+// All that this processor can run, best first; the last are the scalar ones.
+std::vector<const Kernels*> UsableKernels();
 
 // What disagrees between `kernels` and the scalar twin; empty when nothing does.
 std::string SelfTest(const Kernels& kernels);

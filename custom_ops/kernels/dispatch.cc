@@ -13,6 +13,17 @@
 #endif
 #endif
 
+#if defined(BITNET_HAVE_DOTPROD)
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__linux__)
+#include <sys/auxv.h>
+#endif
+#endif
+
 namespace bitnet {
 namespace {
 
@@ -54,6 +65,39 @@ bool CpuHasAvx2() {
 }
 #endif
 
+#if defined(BITNET_HAVE_DOTPROD)
+// One feature of an Arm processor under the names of the systems: a bit of an entry of the auxiliary vector for
+// Linux and Android, a sysctl for Apple, and a number for Windows.
+struct ArmFeature {
+  unsigned long linux_entry;
+  unsigned linux_bit;
+  const char* apple_name;
+  unsigned windows_number;
+};
+
+bool CpuHas([[maybe_unused]] const ArmFeature& feature) {
+#if defined(_WIN32)
+  return IsProcessorFeaturePresent(feature.windows_number) != 0;
+#elif defined(__APPLE__)
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(feature.apple_name, &value, &size, nullptr, 0) == 0 && value != 0;
+#elif defined(__linux__)
+  return (getauxval(feature.linux_entry) >> feature.linux_bit & 1) != 0;
+#else
+  return false;
+#endif
+}
+
+// Written out: older headers do not name all of them. 16 is AT_HWCAP, 26 is AT_HWCAP2.
+bool CpuHasDotprod() { return CpuHas({16, 20, "hw.optional.arm.FEAT_DotProd", 43}); }
+#endif
+
+#if defined(BITNET_HAVE_I8MM)
+// The file is compiled for both, and uses both.
+bool CpuHasI8mm() { return CpuHasDotprod() && CpuHas({26, 13, "hw.optional.arm.FEAT_I8MM", 66}); }
+#endif
+
 bool Always() { return true; }
 
 struct Candidate {
@@ -65,6 +109,15 @@ struct Candidate {
 constexpr Candidate kCandidates[] = {
 #if defined(BITNET_HAVE_AVX2)
     {&kAvx2Kernels, CpuHasAvx2},
+#endif
+#if defined(BITNET_HAVE_I8MM)
+    {&kI8mmKernels, CpuHasI8mm},
+#endif
+#if defined(BITNET_HAVE_DOTPROD)
+    {&kDotprodKernels, CpuHasDotprod},
+#endif
+#if defined(BITNET_HAVE_NEON)
+    {&kNeonKernels, Always},
 #endif
     {&kScalarKernels, Always},
 };
@@ -128,6 +181,16 @@ Choice Choose() {
 const Choice& ChosenKernels() {
   static const Choice choice = Choose();
   return choice;
+}
+
+std::vector<const Kernels*> UsableKernels() {
+  std::vector<const Kernels*> usable;
+  for (const Candidate& candidate : kCandidates) {
+    if (candidate.usable()) {
+      usable.push_back(candidate.kernels);
+    }
+  }
+  return usable;
 }
 
 }  // namespace bitnet

@@ -9,7 +9,8 @@
 namespace bitnet {
 namespace {
 
-constexpr int64_t kTokens = 7;  // a tile of four, of two and of one
+constexpr int64_t kFewTokens = 7;   // a tile of four, of two and of one
+constexpr int64_t kManyTokens = 9;  // kernels may take another way from eight tokens on
 
 uint32_t Next(uint32_t& state) {
   state ^= state << 13;
@@ -50,7 +51,7 @@ Problem MakeProblem(int64_t planes, int64_t group_size, int64_t activation_bits)
   fill(problem.scale, a.out_features * linear.groups);
   fill(problem.norm, a.in_features);
   fill(problem.bias, a.out_features);
-  fill(problem.x, kTokens * a.in_features);
+  fill(problem.x, kManyTokens * a.in_features);
   float* extreme = problem.x.data();
   for (int64_t k = 0; k < a.in_features; ++k) {
     extreme[k] = -3.0f;                 // token 0: all -127
@@ -66,17 +67,17 @@ bool Inline(void*, size_t n, void (*fn)(void*, size_t), void* arg) {
   return true;
 }
 
-std::vector<float> Apply(const Kernels& kernels, const Problem& problem, bool with_norm) {
+std::vector<float> Apply(const Kernels& kernels, const Problem& problem, int64_t tokens, bool with_norm) {
   Linear linear = MakeLinear(problem.attributes);
   linear.weight = problem.weight.data();
   linear.scale = problem.scale.data();
   linear.scale_per_row = true;
   linear.norm_weight = with_norm ? problem.norm.data() : nullptr;
   linear.bias = problem.bias.data();
-  std::vector<float> y(static_cast<size_t>(kTokens * problem.attributes.out_features));
-  std::vector<float> workspace(WorkspaceBytes(linear, kTokens) / sizeof(float));
+  std::vector<float> y(static_cast<size_t>(tokens * problem.attributes.out_features));
+  std::vector<float> workspace(WorkspaceBytes(linear, tokens) / sizeof(float));
   const Executor executor{nullptr, Inline};
-  Run(kernels, linear, Element::kFloat, problem.x.data(), kTokens, y.data(), workspace.data(), executor);
+  Run(kernels, linear, Element::kFloat, problem.x.data(), tokens, y.data(), workspace.data(), executor);
   return y;
 }
 
@@ -88,11 +89,14 @@ std::string SelfTest(const Kernels& kernels) {
       for (const int64_t activation_bits : {0, 8}) {
         const Problem problem = MakeProblem(planes, group_size, activation_bits);
         const bool with_norm = planes % 2 == 0;
-        const std::vector<float> expected = Apply(kScalarKernels, problem, with_norm);
-        const std::vector<float> actual = Apply(kernels, problem, with_norm);
-        if (std::memcmp(expected.data(), actual.data(), expected.size() * sizeof(float)) != 0) {
-          return "planes " + std::to_string(planes) + ", group_size " + std::to_string(group_size) +
-                 ", activation_bits " + std::to_string(activation_bits);
+        for (const int64_t tokens : {kFewTokens, kManyTokens}) {
+          const std::vector<float> expected = Apply(kScalarKernels, problem, tokens, with_norm);
+          const std::vector<float> actual = Apply(kernels, problem, tokens, with_norm);
+          if (std::memcmp(expected.data(), actual.data(), expected.size() * sizeof(float)) != 0) {
+            return "planes " + std::to_string(planes) + ", group_size " + std::to_string(group_size) +
+                   ", activation_bits " + std::to_string(activation_bits) + ", tokens " +
+                   std::to_string(tokens);
+          }
         }
       }
     }

@@ -71,7 +71,7 @@ void Compute(const Kernel& kernel, KernelContext& context) {
 }
 
 CustomOp MakeOp() {
-  CustomOp op = BaseOp();
+  CustomOp op = OpWithKernel<Kernel, Create, Compute>();
   op.GetName = [](const CustomOp*) { return "BitLinear"; };
   op.GetInputTypeCount = [](const CustomOp*) -> size_t { return kInputCount; };
   // Undefined: float and float16 alike, and Y has the type of X.
@@ -80,14 +80,6 @@ CustomOp MakeOp() {
   op.GetInputCharacteristic = [](const CustomOp*, size_t i) {
     return i >= kNormWeight ? kOptional : kRequired;
   };
-  op.CreateKernelV2 = [](const CustomOp*, const Api* api, const KernelInfo* info, void** kernel) -> Status* {
-    return Guard(*api, [&] { *kernel = Create(*api, *info).release(); });
-  };
-  op.KernelComputeV2 = [](void* kernel, KernelContext* context) -> Status* {
-    const Kernel& self = *static_cast<const Kernel*>(kernel);
-    return Guard(self.api, [&] { Compute(self, *context); });
-  };
-  op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   return op;
 }
 

@@ -79,20 +79,12 @@ void Compute(const Kernel& kernel, KernelContext& context) {
 }
 
 CustomOp MakeOp() {
-  CustomOp op = BaseOp();
+  CustomOp op = OpWithKernel<Kernel, Create, Compute>();
   op.GetName = [](const CustomOp*) { return "BitEmbedding"; };
   op.GetInputTypeCount = [](const CustomOp*) -> size_t { return kInputCount; };
   op.GetInputType = [](const CustomOp*, size_t i) { return i == kIds ? kInt64 : i == kW ? kUint8 : kFloat; };
   op.GetOutputType = [](const CustomOp*, size_t) { return kFloat; };
   op.GetInputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
-  op.CreateKernelV2 = [](const CustomOp*, const Api* api, const KernelInfo* info, void** kernel) -> Status* {
-    return Guard(*api, [&] { *kernel = Create(*api, *info).release(); });
-  };
-  op.KernelComputeV2 = [](void* kernel, KernelContext* context) -> Status* {
-    const Kernel& self = *static_cast<const Kernel*>(kernel);
-    return Guard(self.api, [&] { Compute(self, *context); });
-  };
-  op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   return op;
 }
 

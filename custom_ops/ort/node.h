@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -107,8 +108,24 @@ class Scratch {
   void* data_ = nullptr;
 };
 
-// What both operators have in common as the runtime sees them.
+// What all operators have in common as the runtime sees them, but for their kernels.
 CustomOp BaseOp();
+
+// An operator whose kernels are made by `Create` and run by `Compute`; a Kernel has a member `api`.
+template <typename Kernel, std::unique_ptr<Kernel> (*Create)(const Api&, const KernelInfo&),
+          void (*Compute)(const Kernel&, KernelContext&)>
+CustomOp OpWithKernel() {
+  CustomOp op = BaseOp();
+  op.CreateKernelV2 = [](const CustomOp*, const Api* api, const KernelInfo* info, void** kernel) -> Status* {
+    return Guard(*api, [&] { *kernel = Create(*api, *info).release(); });
+  };
+  op.KernelComputeV2 = [](void* kernel, KernelContext* context) -> Status* {
+    const Kernel& self = *static_cast<const Kernel*>(kernel);
+    return Guard(self.api, [&] { Compute(self, *context); });
+  };
+  op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  return op;
+}
 
 extern const CustomOp kBitLinearOp;
 extern const CustomOp kBitEmbeddingOp;

@@ -1,0 +1,154 @@
+"""The package directory: graph, data, tokenizer, and the manifests of everyone who opens it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+import onnx_ir as ir
+
+from bitnet_onnx.converters.onnx._data_file import DataFile
+from bitnet_onnx.converters.onnx._emitter import Emitter
+from bitnet_onnx.converters.onnx._genai import genai_config
+from bitnet_onnx.converters.onnx._linears import LayerRecord, Tensors
+from bitnet_onnx.converters.onnx.bodies import Fallback
+from bitnet_onnx.converters.onnx.decoder import DecoderEmitter
+from bitnet_onnx.decoder import DecoderSpec
+from bitnet_onnx.package_format import (
+    CONFIG,
+    FORMAT_VERSION,
+    GENAI_CONFIG,
+    GENERATION_CONFIG,
+    MANIFEST,
+    MODEL,
+    MODEL_DATA,
+    OPERATOR_DOMAIN,
+    OPERATOR_VERSION,
+    TOKENIZER_CONFIG,
+)
+from bitnet_onnx.policy import Policy
+
+#: onnxruntime-genai allocates the cache for this many positions unless told otherwise.
+_GENAI_LENGTH: Final = 2048
+
+_log = logging.getLogger(__name__)
+
+#: Called after each matrix: how many are done, how many there are, and what became of the last.
+Progress = Callable[[int, int, LayerRecord], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PackageSource:
+    """What a package holds besides the decoder.
+
+    Attributes:
+        name: what the checkpoint calls itself.
+        format: `safetensors` or `gguf`.
+        sha256: of the weight files.
+        config: content of config.json.
+        generation_config: content of generation_config.json, its token ids checked.
+        tokenizer: tokenizer files by name.
+    """
+
+    name: str
+    format: str
+    sha256: str
+    config: Mapping[str, object]
+    generation_config: Mapping[str, object]
+    tokenizer: Mapping[str, bytes]
+
+
+def write_package(
+    work: Path,
+    spec: DecoderSpec,
+    tensors: Tensors,
+    source: PackageSource,
+    *,
+    policy: Policy,
+    fallback: Fallback,
+    progress: Progress | None = None,
+) -> tuple[LayerRecord, ...]:
+    """Write every file of a package into an empty directory and return the records of its matrices."""
+    layers: list[LayerRecord] = []
+    total = sum(1 for _, shape in spec.tensors() if len(shape) == 2)
+
+    def record(layer: LayerRecord) -> None:
+        layers.append(layer)
+        _log.debug("%s: %s, relative error %.4f", layer.role, layer.weights, layer.relative_error)
+        if progress is not None:
+            progress(len(layers), total, layer)
+
+    with DataFile(work / MODEL_DATA) as data:
+        emitter = Emitter(data, fallback)
+        DecoderEmitter(spec, tensors, policy, emitter, record).run()
+    ir.save(emitter.model(tool_version()), work / MODEL)
+    # The runtimes read both files; a tokenizer that is complete in the first may come without the second.
+    for name, content in {TOKENIZER_CONFIG: b"{}\n", **source.tokenizer}.items():
+        (work / name).write_bytes(content)
+    max_length = min(spec.context_length, _GENAI_LENGTH)
+    documents: dict[str, Mapping[str, object]] = {
+        CONFIG: source.config,
+        GENERATION_CONFIG: source.generation_config,
+        GENAI_CONFIG: genai_config(spec, source.generation_config, max_length=max_length),
+        MANIFEST: _manifest(source, spec, tuple(layers), fallback),
+    }
+    for name, document in documents.items():
+        (work / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return tuple(layers)
+
+
+def bits_per_weight(layers: tuple[LayerRecord, ...]) -> float:
+    """Mean bits of a weight over matrices of different sizes."""
+    weights = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+    return sum(layer.shape[0] * layer.shape[1] * layer.bits_per_weight for layer in layers) / max(weights, 1)
+
+
+def tool_version() -> str:
+    """This package's version, as installed."""
+    try:
+        return version("bitnet-onnx")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def _manifest(
+    source: PackageSource, spec: DecoderSpec, layers: tuple[LayerRecord, ...], fallback: Fallback
+) -> dict[str, object]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "tool_version": tool_version(),
+        "source": {"name": source.name, "format": source.format, "sha256": source.sha256},
+        "architecture": {
+            "family": spec.family,
+            "vocab_size": spec.vocab_size,
+            "hidden_size": spec.hidden_size,
+            "intermediate_size": spec.intermediate_size,
+            "num_hidden_layers": spec.num_hidden_layers,
+            "num_attention_heads": spec.num_attention_heads,
+            "num_key_value_heads": spec.num_key_value_heads,
+            "head_dim": spec.head_dim,
+            "context_length": spec.context_length,
+            "tie_word_embeddings": spec.tie_word_embeddings,
+        },
+        "operator": {"domain": OPERATOR_DOMAIN, "version": OPERATOR_VERSION, "fallback": str(fallback)},
+        "summary": {
+            "bits_per_weight": round(bits_per_weight(layers), 4),
+            "parameters": sum(layer.shape[0] * layer.shape[1] for layer in layers),
+        },
+        "layers": [
+            {
+                "role": layer.role,
+                "shape": list(layer.shape),
+                "weights": str(layer.weights),
+                "group_size": layer.group_size,
+                "bits_per_weight": round(layer.bits_per_weight, 4),
+                "relative_error": round(layer.relative_error, 6),
+            }
+            for layer in layers
+        ],
+    }
