@@ -20,6 +20,7 @@ _COMMANDS = {
     "inspect": "Describe a checkpoint or a package.",
     "infer": "Generate text from a package.",
     "zoo": "List and fetch models known by name.",
+    "benchmark": "Measure speed and memory against peers.",
     "ops": "Locate the operator library.",
 }
 _INTERRUPTED = 130

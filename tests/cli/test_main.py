@@ -12,7 +12,7 @@ import pytest
 import bitnet_onnx
 from bitnet_onnx.cli import main
 
-COMMANDS = ["convert", "inspect", "infer", "zoo", "ops"]
+COMMANDS = ["convert", "inspect", "infer", "zoo", "benchmark", "ops"]
 
 
 @pytest.mark.parametrize("arguments", [[], *[[name] for name in COMMANDS], ["zoo", "list"], ["zoo", "pull"]])
