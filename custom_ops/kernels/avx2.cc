@@ -2,24 +2,14 @@
 //
 // Only intrinsics and local functions here: an inline function of the standard library compiled in this file
 // could be the copy that the linker keeps for the whole library, and it would hold AVX2 instructions.
-#include <immintrin.h>
-
-#include <cstring>
-
-#include "bitlinear.h"
+#include "avx2.h"
 
 namespace bitnet {
 namespace {
 
-constexpr int64_t kUnitBytes = kStep / 4 * kPanelRows;  // 16 columns of a panel in one plane
-constexpr int64_t kAhead =
-    2048;  // bytes: hides the latency of memory, and the page ends at which hardware stops
+constexpr int64_t kManyTokens = 4;  // from here on unpacking once pays
 constexpr int64_t kScaleBlock = 8;  // groups whose scales are transposed at a time
 constexpr int kVectors = static_cast<int>(kPanelRows / 8);
-
-int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
-
-int64_t Units(int64_t columns) { return (columns + kStep - 1) / kStep; }
 
 // Sixteen values from x[k], zeros beyond `count`.
 struct Sixteen {
@@ -123,167 +113,6 @@ void Quantize(const Linear& linear, const float* x, const Token& token) {
   }
 }
 
-// The four bytes that each of 32 rows has in 16 columns of a panel: vector v holds rows 4v .. 4v+3 and 16 + 4v
-// .., the bytes of a row side by side.
-struct Rows {
-  __m256i v[4];
-};
-
-inline Rows Interleave(__m256i w0, __m256i w1, __m256i w2, __m256i w3) {
-  const __m256i lo01 = _mm256_unpacklo_epi8(w0, w1);
-  const __m256i hi01 = _mm256_unpackhi_epi8(w0, w1);
-  const __m256i lo23 = _mm256_unpacklo_epi8(w2, w3);
-  const __m256i hi23 = _mm256_unpackhi_epi8(w2, w3);
-  return {{_mm256_unpacklo_epi16(lo01, lo23), _mm256_unpackhi_epi16(lo01, lo23),
-           _mm256_unpacklo_epi16(hi01, hi23), _mm256_unpackhi_epi16(hi01, hi23)}};
-}
-
-inline __m256i Load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-
-// Four activations of token t, in every 32-bit lane.
-inline __m256i Broadcast(const Token& token, int64_t at) {
-  int32_t four;
-  std::memcpy(&four, token.q + at, sizeof four);
-  return _mm256_set1_epi32(four);
-}
-
-// A weight is a sum of digits: one plane (a code of two bits), or two planes merged (a nibble). `AddUnit` adds
-// 16 columns of 32 rows to the 16-bit sums of T tokens, two lanes a row.
-struct Code {
-  static constexpr int kPlanes = 1;
-  // A lane gains at most 4 * 2 * 3 * 128 = 3072 from one unit: eight of them stay below 2^15.
-  static constexpr int64_t kUnitsPerFlush = 8;
-
-  template <int T>
-  static inline void AddUnit(const uint8_t* w, int64_t, const Token* tokens, int64_t column,
-                             __m256i part[T][4]) {
-    const Rows rows = Interleave(Load(w), Load(w + 64), Load(w + 128), Load(w + 192));
-    const __m256i three = _mm256_set1_epi8(3);
-    for (int i = 0; i < 4; ++i) {
-      __m256i q[T];
-      for (int t = 0; t < T; ++t) {
-        q[t] = Broadcast(tokens[t], column + 4 * i);
-      }
-      for (int v = 0; v < 4; ++v) {
-        const __m256i code = _mm256_and_si256(_mm256_srli_epi16(rows.v[v], 2 * i), three);
-        for (int t = 0; t < T; ++t) {
-          part[t][v] = _mm256_add_epi16(part[t][v], _mm256_maddubs_epi16(code, q[t]));
-        }
-      }
-    }
-  }
-};
-
-struct Nibble {
-  static constexpr int kPlanes = 2;
-  // At most 4 * 2 * 15 * 128 = 15360 from one unit: two of them stay below 2^15.
-  static constexpr int64_t kUnitsPerFlush = 2;
-
-  template <int T>
-  static inline void AddUnit(const uint8_t* w, int64_t plane_bytes, const Token* tokens, int64_t column,
-                             __m256i part[T][4]) {
-    const __m256i low_pairs = _mm256_set1_epi8(0x33);
-    const __m256i high_pairs = _mm256_set1_epi8(static_cast<char>(0xCC));
-    __m256i even[4], odd[4];  // columns 0 and 2 of each byte's four, columns 1 and 3
-    for (int i = 0; i < 4; ++i) {
-      const __m256i low = Load(w + 64 * i);
-      const __m256i high = Load(w + plane_bytes + 64 * i);
-      even[i] = _mm256_or_si256(_mm256_and_si256(low, low_pairs),
-                                _mm256_slli_epi16(_mm256_and_si256(high, low_pairs), 2));
-      odd[i] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(low, 2), low_pairs),
-                               _mm256_and_si256(high, high_pairs));
-    }
-    Add<T>(Interleave(even[0], even[1], even[2], even[3]), tokens, column, part);
-    Add<T>(Interleave(odd[0], odd[1], odd[2], odd[3]), tokens, column + 4, part);
-  }
-
- private:
-  template <int T>
-  static inline void Add(const Rows& rows, const Token* tokens, int64_t column, __m256i part[T][4]) {
-    const __m256i nibble = _mm256_set1_epi8(15);
-    for (int i = 0; i < 2; ++i) {
-      __m256i q[T];
-      for (int t = 0; t < T; ++t) {
-        q[t] = Broadcast(tokens[t], column + 8 * i);
-      }
-      for (int v = 0; v < 4; ++v) {
-        const __m256i digit = _mm256_and_si256(_mm256_srli_epi16(rows.v[v], 4 * i), nibble);
-        for (int t = 0; t < T; ++t) {
-          part[t][v] = _mm256_add_epi16(part[t][v], _mm256_maddubs_epi16(digit, q[t]));
-        }
-      }
-    }
-  }
-};
-
-inline void Prefetch(const uint8_t* w, int planes, int64_t plane_bytes) {
-  for (int p = 0; p < planes; ++p) {
-    for (int64_t line = 0; line < kUnitBytes; line += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(w + p * plane_bytes + line + kAhead), _MM_HINT_T0);
-    }
-  }
-}
-
-// Two times four floats side by side.
-inline __m256 Join(const float* low, const float* high) {
-  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
-}
-
-// Adds the columns of units [first, last) to 32-bit sums, two 16-bit lanes of a row together.
-template <int T, typename Digit>
-inline void AddDigits(const uint8_t* w, int64_t plane_bytes, int16_t weight, const Token* tokens, int64_t first,
-                      int64_t last, __m256i sum[2][T][4]) {
-  const __m256i weights = _mm256_set1_epi16(weight);
-  for (int64_t unit = first; unit < last; unit += Digit::kUnitsPerFlush) {
-    const int64_t stop = Min(unit + Digit::kUnitsPerFlush, last);
-    for (int half = 0; half < 2; ++half) {
-      __m256i part[T][4] = {};
-      for (int64_t u = unit; u < stop; ++u) {
-        const uint8_t* from = w + u * kUnitBytes + half * 32;
-        if (T == 1 && half == 0) {
-          Prefetch(from, Digit::kPlanes, plane_bytes);
-        }
-        Digit::template AddUnit<T>(from, plane_bytes, tokens, u * kStep, part);
-      }
-      for (int t = 0; t < T; ++t) {
-        for (int v = 0; v < 4; ++v) {
-          sum[half][t][v] = _mm256_add_epi32(sum[half][t][v], _mm256_madd_epi16(part[t][v], weights));
-        }
-      }
-    }
-  }
-}
-
-// The exact sums of one group: out[t][v] holds rows 8v .. 8v+7 of the panel.
-template <int T>
-void Dot(const Linear& linear, const Token* tokens, int64_t panel, int64_t group, __m256i out[T][kVectors]) {
-  const Attributes& a = linear.attributes;
-  const int64_t begin = group * a.group_size;
-  const int64_t end = a.group_size == 0 ? a.in_features : begin + Min(a.group_size, a.in_features - begin);
-  const uint8_t* w = linear.weight + panel * linear.quads * kPanelRows;
-  const int64_t first = begin / kStep, last = Units(end);
-  __m256i sum[2][T][4] = {};
-  int16_t weight = 1;
-  int64_t plane = 0;
-  for (; plane + 2 <= a.planes; plane += 2, weight = 16) {
-    AddDigits<T, Nibble>(w + plane * linear.plane_bytes, linear.plane_bytes, weight, tokens, first, last, sum);
-  }
-  if (plane < a.planes) {
-    AddDigits<T, Code>(w + plane * linear.plane_bytes, linear.plane_bytes, weight, tokens, first, last, sum);
-  }
-  for (int t = 0; t < T; ++t) {
-    const __m256i offset = _mm256_set1_epi32(static_cast<int32_t>(a.zero_point) * tokens[t].sums[group]);
-    for (int half = 0; half < 2; ++half) {
-      const __m256i* s = sum[half][t];
-      __m256i* o = out[t] + 4 * half;
-      o[0] = _mm256_sub_epi32(_mm256_permute2x128_si256(s[0], s[1], 0x20), offset);
-      o[1] = _mm256_sub_epi32(_mm256_permute2x128_si256(s[2], s[3], 0x20), offset);
-      o[2] = _mm256_sub_epi32(_mm256_permute2x128_si256(s[0], s[1], 0x31), offset);
-      o[3] = _mm256_sub_epi32(_mm256_permute2x128_si256(s[2], s[3], 0x31), offset);
-    }
-  }
-}
-
 // 8 x 8 floats: to[j][i] = from[i][j].
 void Transpose8(const float* from, int64_t from_stride, float* to) {
   __m256 r[8], t[8];
@@ -335,75 +164,90 @@ inline void AddGroup(__m256 f, const float* scale, bool start, float* y) {
   _mm256_storeu_ps(y, start ? product : _mm256_add_ps(_mm256_loadu_ps(y), product));
 }
 
-// Decode with groups and two planes: one token, its float sums in registers. The general tile spends as much on
-// the end of each short group as on the group itself.
-void NibbleGroups(const Linear& linear, const Token& token, int64_t panel, int64_t g0, int64_t groups,
-                  const float scale[][kPanelRows], float* y) {
-  const Attributes& a = linear.attributes;
-  const uint8_t* panel_weights = linear.weight + panel * linear.quads * kPanelRows;
-  const __m256i ones = _mm256_set1_epi16(1);
-  for (int half = 0; half < 2; ++half) {
-    const uint8_t* w = panel_weights + half * 32;
-    float* out = y + half * 32;  // in the order of Rows until the last group
-    __m256 total[4];
-    for (int v = 0; v < 4; ++v) {
-      total[v] = g0 == 0 ? _mm256_setzero_ps() : _mm256_loadu_ps(out + 8 * v);
+// Units of 32 rows, straight from the packed weights, meet one token.
+template <typename Digit>
+BITNET_NOINLINE void MultiplyPacked(const uint8_t* w, int64_t plane_bytes, int64_t units, bool prefetch,
+                                    const int8_t* q, __m256i weights, bool start, Rows* sums) {
+  const __m256i zero = _mm256_setzero_si256();
+  __m256i a = zero, b = zero, c = zero, d = zero;
+  for (int64_t u = 0; u < units; ++u) {
+    const uint8_t* from = w + u * kUnitBytes;
+    if (prefetch) {
+      Prefetch(from, Digit::kPlanes, plane_bytes);
     }
-    for (int64_t g = g0; g < g0 + groups; ++g) {
-      const int64_t first = g * a.group_size / kStep;
-      const int64_t last = Units(Min((g + 1) * a.group_size, a.in_features));
-      __m256i sum[4] = {};
-      for (int64_t unit = first; unit < last; unit += Nibble::kUnitsPerFlush) {
-        __m256i part[1][4] = {};
-        const int64_t stop = Min(unit + Nibble::kUnitsPerFlush, last);
-        for (int64_t u = unit; u < stop; ++u) {
-          const uint8_t* from = w + u * kUnitBytes;
-          if (half == 0) {
-            Prefetch(from, Nibble::kPlanes, linear.plane_bytes);
-          }
-          Nibble::AddUnit<1>(from, linear.plane_bytes, &token, u * kStep, part);
-        }
-        for (int v = 0; v < 4; ++v) {
-          sum[v] = _mm256_add_epi32(sum[v], _mm256_madd_epi16(part[0][v], ones));
-        }
-      }
-      const __m256i offset = _mm256_set1_epi32(static_cast<int32_t>(a.zero_point) * token.sums[g]);
-      const float* s = scale[g - g0] + half * 32;
-      for (int v = 0; v < 4; ++v) {
-        const __m256 f = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum[v], offset));
-        const __m256 product = _mm256_mul_ps(f, Join(s + 4 * v, s + 16 + 4 * v));
-        total[v] = g == 0 ? product : _mm256_add_ps(total[v], product);
-      }
-    }
-    if (g0 + groups < linear.groups) {
-      for (int v = 0; v < 4; ++v) {
-        _mm256_storeu_ps(out + 8 * v, total[v]);
-      }
-      continue;
-    }
-    for (int v = 0; v < 4; ++v) {
-      _mm_storeu_ps(out + 4 * v, _mm256_castps256_ps128(total[v]));
-      _mm_storeu_ps(out + 16 + 4 * v, _mm256_extractf128_ps(total[v], 1));
-    }
+    Digit::Unpack(from, plane_bytes, [&](int64_t index, Rows digits) {
+      const __m256i four = Activations(q + u * kStep + 4 * index);
+      Add(a, digits.a, four);
+      Add(b, digits.b, four);
+      Add(c, digits.c, four);
+      Add(d, digits.d, four);
+    });
   }
+  Flush(a, weights, start, &sums->a);
+  Flush(b, weights, start, &sums->b);
+  Flush(c, weights, start, &sums->c);
+  Flush(d, weights, start, &sums->d);
 }
 
-template <int T>
-void QuantizedTile(const Linear& linear, const Token* tokens, int64_t panel, int64_t g0, int64_t groups,
-                   const float scale[][kPanelRows], float* y) {
-  for (int64_t g = 0; g < groups; ++g) {
-    __m256i sums[T][kVectors];
-    Dot<T>(linear, tokens, panel, g0 + g, sums);
-    for (int t = 0; t < T; ++t) {
-      const __m256 factor = _mm256_set1_ps(*tokens[t].factor);
-      for (int v = 0; v < kVectors; ++v) {
-        const __m256 f = _mm256_cvtepi32_ps(sums[t][v]);
-        float* out = y + t * kPanelRows + 8 * v;
-        if (linear.attributes.group_size == 0) {
-          _mm256_storeu_ps(out, _mm256_mul_ps(f, _mm256_div_ps(_mm256_load_ps(&scale[g][8 * v]), factor)));
-        } else {
-          AddGroup(f, &scale[g][8 * v], g0 + g == 0, out);
+// The same for two tokens.
+template <typename Digit>
+BITNET_NOINLINE void MultiplyPacked2(const uint8_t* w, int64_t plane_bytes, int64_t units, const int8_t* q0,
+                                     const int8_t* q1, __m256i weights, bool start, Rows* sums) {
+  const __m256i zero = _mm256_setzero_si256();
+  __m256i a0 = zero, b0 = zero, c0 = zero, d0 = zero, a1 = zero, b1 = zero, c1 = zero, d1 = zero;
+  for (int64_t u = 0; u < units; ++u) {
+    Digit::Unpack(w + u * kUnitBytes, plane_bytes, [&](int64_t index, Rows digits) {
+      const __m256i first = Activations(q0 + u * kStep + 4 * index);
+      const __m256i second = Activations(q1 + u * kStep + 4 * index);
+      Add(a0, digits.a, first);
+      Add(a1, digits.a, second);
+      Add(b0, digits.b, first);
+      Add(b1, digits.b, second);
+      Add(c0, digits.c, first);
+      Add(c1, digits.c, second);
+      Add(d0, digits.d, first);
+      Add(d1, digits.d, second);
+    });
+  }
+  Flush(a0, weights, start, &sums[0].a);
+  Flush(b0, weights, start, &sums[0].b);
+  Flush(c0, weights, start, &sums[0].c);
+  Flush(d0, weights, start, &sums[0].d);
+  Flush(a1, weights, start, &sums[1].a);
+  Flush(b1, weights, start, &sums[1].b);
+  Flush(c1, weights, start, &sums[1].c);
+  Flush(d1, weights, start, &sums[1].d);
+}
+
+// One or two tokens on the groups [g0, g0 + groups) of one panel.
+void FewTokens(const Linear& linear, const Token* tokens, int64_t count, int64_t panel, int64_t g0,
+               int64_t groups, const float scale[][kPanelRows], float* y) {
+  const uint8_t* panel_weights = linear.weight + panel * linear.quads * kPanelRows;
+  for (int64_t g = g0; g < g0 + groups; ++g) {
+    const Range range = UnitsOf(linear.attributes, g);
+    Rows sums[2][2];
+    EachDigit(linear.attributes.planes, [&](auto digit, int64_t plane, int16_t weight) {
+      using Digit = decltype(digit);
+      const __m256i weights = _mm256_set1_epi16(weight);
+      for (int64_t unit = range.first; unit < range.last; unit += Digit::kUnitsPerFlush) {
+        const int64_t units = Min(Digit::kUnitsPerFlush, range.last - unit);
+        const bool start = plane == 0 && unit == range.first;
+        const uint8_t* w = panel_weights + plane * linear.plane_bytes + unit * kUnitBytes;
+        const int8_t* q = tokens[0].q + unit * kStep;
+        for (int half = 0; half < 2; ++half) {
+          if (count == 1) {
+            MultiplyPacked<Digit>(w + half * 32, linear.plane_bytes, units, half == 0, q, weights, start,
+                                  sums[half]);
+          } else {
+            MultiplyPacked2<Digit>(w + half * 32, linear.plane_bytes, units, q, tokens[1].q + unit * kStep,
+                                   weights, start, sums[half]);
+          }
         }
+      }
+    });
+    for (int64_t t = 0; t < count; ++t) {
+      for (int half = 0; half < 2; ++half) {
+        Finish(linear, tokens[t], g, sums[half][t], scale[g - g0] + half * 32, y + t * kPanelRows + half * 32);
       }
     }
   }
@@ -461,25 +305,17 @@ void Panel(const Linear& linear, const Token* tokens, int64_t count, int64_t pan
   for (int64_t g0 = 0; g0 < linear.groups; g0 += kScaleBlock) {
     const int64_t groups = Min(kScaleBlock, linear.groups - g0);
     LoadScales(linear, panel, g0, groups, scale);
-    for (int64_t t = 0; t < count;) {
-      const int64_t left = count - t;
-      const Token* tile = tokens + t;
+    if (linear.quantized() && count >= kManyTokens) {
+      ManyTokensAvx2(linear, tokens, count, panel, g0, groups, scale, y);
+      continue;
+    }
+    const int64_t step = linear.quantized() ? 2 : 1;
+    for (int64_t t = 0; t < count; t += step) {
       float* out = y + t * kPanelRows;
-      if (!linear.quantized()) {
-        FloatTile(linear, *tile, panel, g0, groups, scale, out);
-        t += 1;
-      } else if (left >= 4) {
-        QuantizedTile<4>(linear, tile, panel, g0, groups, scale, out);
-        t += 4;
-      } else if (left >= 2) {
-        QuantizedTile<2>(linear, tile, panel, g0, groups, scale, out);
-        t += 2;
-      } else if (linear.attributes.planes == 2 && linear.attributes.group_size == 32) {
-        NibbleGroups(linear, *tile, panel, g0, groups, scale, out);
-        t += 1;
+      if (linear.quantized()) {
+        FewTokens(linear, tokens + t, Min(step, count - t), panel, g0, groups, scale, out);
       } else {
-        QuantizedTile<1>(linear, tile, panel, g0, groups, scale, out);
-        t += 1;
+        FloatTile(linear, tokens[t], panel, g0, groups, scale, out);
       }
     }
   }

@@ -9,8 +9,9 @@
 namespace bitnet {
 namespace {
 
-constexpr int64_t kFewTokens = 7;   // a tile of four, of two and of one
-constexpr int64_t kManyTokens = 9;  // kernels may take another way from eight tokens on
+// Kernels take other ways for one token, for two, for a few and from eight on.
+constexpr int64_t kFewTokens = 3;
+constexpr int64_t kManyTokens = 9;
 
 uint32_t Next(uint32_t& state) {
   state ^= state << 13;
