@@ -14,6 +14,9 @@ OPERATOR_VERSION: Final = 1
 MANIFEST: Final = "bitnet_onnx.json"
 MODEL: Final = "model.onnx"
 MODEL_DATA: Final = "model.onnx.data"
+#: The graph of our own runtime over the same data, with one more input, `LOGITS_START`.
+ENGINE: Final = "engine.onnx"
+LOGITS_START: Final = "logits_start"
 CONFIG: Final = "config.json"
 GENERATION_CONFIG: Final = "generation_config.json"
 GENAI_CONFIG: Final = "genai_config.json"

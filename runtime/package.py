@@ -11,6 +11,7 @@ from bitnet_onnx.errors import PackageError
 from bitnet_onnx.package_format import (
     CHAT_TEMPLATE,
     CONFIG,
+    ENGINE,
     FORMAT_VERSION,
     GENERATION_CONFIG,
     MANIFEST,
@@ -78,6 +79,12 @@ class PackageInfo:
         return self.directory / MODEL
 
     @property
+    def engine_path(self) -> Path | None:
+        """The graph that gives the logits of some positions only, if the package has it."""
+        path = self.directory / ENGINE
+        return path if path.is_file() else None
+
+    @property
     def tokenizer_path(self) -> Path:
         """The tokenizer in the format of the `tokenizers` library."""
         return self.directory / TOKENIZER
@@ -120,6 +127,9 @@ def _check_files(directory: Path) -> None:
             raise PackageError(f"{directory}: {name} is missing or not a regular file; convert the checkpoint again")
         if not path.resolve().is_relative_to(root):
             raise PackageError(f"{path}: a link that leaves the package ({path.resolve()}); copy the file instead")
+    engine = directory / ENGINE
+    if engine.is_symlink() and not engine.resolve().is_relative_to(root):
+        raise PackageError(f"{engine}: a link that leaves the package ({engine.resolve()}); copy the file instead")
     for name, limit in ((MODEL, _MAX_GRAPH_BYTES), (TOKENIZER, MAX_TOKENIZER_BYTES)):
         size = (directory / name).stat().st_size
         if not 0 < size <= limit:

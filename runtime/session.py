@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from bitnet_onnx.errors import BitnetOnnxError, InputError, PackageError
+from bitnet_onnx.package_format import LOGITS_START
 from bitnet_onnx.runtime._native_errors import one_line
 from bitnet_onnx.runtime.devices import Device, register_library
 from bitnet_onnx.runtime.kv_cache import KVCache
@@ -18,7 +19,7 @@ from bitnet_onnx.runtime.package import PackageInfo
 _LOG_SEVERITY = 4
 _MAX_THREADS = 1024
 _PREFILL_CHUNK = 256
-#: The graph computes logits at every position of a chunk: with a large vocabulary chunks are made smaller.
+#: A graph that computes logits at every position of a chunk gets smaller chunks with a large vocabulary.
 _MAX_CHUNK_LOGITS_BYTES = 64 * 2**20
 _MIN_CHUNK = 16
 
@@ -55,10 +56,14 @@ class DecoderSession:
         fitting = _MAX_CHUNK_LOGITS_BYTES // (4 * self._architecture.vocab_size)
         self._chunk = min(prefill_chunk, max(fitting, _MIN_CHUNK))
         options = _session_options(device, threads)
+        self._restricts_logits = package.engine_path is not None
+        self._graph = package.engine_path or package.model_path
+        if self._restricts_logits:
+            self._chunk = prefill_chunk
         try:
-            self._session = ort.InferenceSession(str(package.model_path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(str(self._graph), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise PackageError(f"{package.model_path}: ONNX Runtime cannot open it: {one_line(error)}") from None
+            raise PackageError(f"{self._graph}: ONNX Runtime cannot open it: {one_line(error)}") from None
         self._check_interface()
         self._run_options = ort.RunOptions()
         self._run_options.log_severity_level = _LOG_SEVERITY
@@ -77,7 +82,7 @@ class DecoderSession:
             InputError: no ids, an id outside the vocabulary, or more than the context holds.
             BitnetOnnxError: ONNX Runtime failed; the cache holds what it held before.
         """
-        return self._read(self._checked(ids), cache)
+        return self._read(self._checked(ids), cache, 0)
 
     def step(self, ids: Sequence[int], cache: KVCache) -> npt.NDArray[np.float32]:
         """Reads `ids` in chunks behind what the cache holds.
@@ -91,23 +96,26 @@ class DecoderSession:
         tokens = self._checked(ids)
         cache.reserve(cache.length + tokens.size)
         for start in range(0, tokens.size, self._chunk):
-            logits = self._read(tokens[start : start + self._chunk], cache)
+            chunk = tokens[start : start + self._chunk]
+            logits = self._read(chunk, cache, chunk.size - 1 if self._restricts_logits else 0)
         # A view would keep the logits of the whole chunk alive.
         return np.array(logits[-1])
 
-    def _read(self, tokens: npt.NDArray[np.int64], cache: KVCache) -> npt.NDArray[np.float32]:
-        """One call of the graph: logits of every position."""
+    def _read(self, tokens: npt.NDArray[np.int64], cache: KVCache, first: int) -> npt.NDArray[np.float32]:
+        """One call of the graph: logits of the positions from `first` on."""
         total = cache.length + tokens.size
         cache.reserve(total)
         binding = cache.binding()
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens[np.newaxis]))
         binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
-        logits = np.empty((tokens.size, self._architecture.vocab_size), np.float32)
+        if self._restricts_logits:
+            binding.bind_cpu_input(LOGITS_START, np.array([first], np.int64))
+        logits = np.empty((tokens.size - first, self._architecture.vocab_size), np.float32)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits[np.newaxis]))
         try:
             self._session.run_with_iobinding(binding, self._run_options)
         except Exception as error:
-            raise BitnetOnnxError(f"{self._package.model_path}: running failed: {one_line(error)}") from None
+            raise BitnetOnnxError(f"{self._graph}: running failed: {one_line(error)}") from None
         cache.advance(tokens.size)
         return logits
 
@@ -131,6 +139,8 @@ class DecoderSession:
             "input_ids": ("tensor(int64)", (None, None)),
             "attention_mask": ("tensor(int64)", (None, None)),
         }
+        if self._restricts_logits:
+            inputs[LOGITS_START] = ("tensor(int64)", (1,))
         outputs: dict[str, tuple[str, tuple[int | None, ...]]] = {
             "logits": ("tensor(float)", (None, None, sizes.vocab_size))
         }
@@ -146,12 +156,12 @@ class DecoderSession:
             if unexpected := by_name.keys() ^ expected.keys():
                 name = min(unexpected)
                 state = "missing" if name in expected else "not in the manifest"
-                raise PackageError(f"{self._package.model_path}: graph {kind} {name} is {state}")
+                raise PackageError(f"{self._graph}: graph {kind} {name} is {state}")
             for name, (element, shape) in expected.items():
                 argument = by_name[name]
                 if argument.type != element or not _matches(argument.shape, shape):
                     raise PackageError(
-                        f"{self._package.model_path}: graph {kind} {name} is {argument.type} {argument.shape}, "
+                        f"{self._graph}: graph {kind} {name} is {argument.type} {argument.shape}, "
                         f"the manifest says {element} {list(shape)}"
                     )
 

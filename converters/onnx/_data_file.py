@@ -36,7 +36,7 @@ class DataFile:
 
     def store(self, name: str, array: npt.NDArray[np.generic]) -> ir.TensorProtocol:
         """Write an array (or keep a small one inline) and return the tensor that refers to it."""
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")  # ascontiguousarray would give a scalar a dimension
         if array.nbytes < INLINE_LIMIT:
             return ir.tensor(array, name=name)
         offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT

@@ -47,8 +47,8 @@ class DecoderEmitter:
         self._emit = emitter
         self._record = record
 
-    def run(self) -> None:
-        """Emit the whole graph.
+    def run(self) -> ir.Value:
+        """Emit the whole graph and return what the head reads, before its norm.
 
         Raises:
             UnsupportedError: ONNX Runtime has no attention for this size of a head.
@@ -74,6 +74,7 @@ class DecoderEmitter:
         for index, present in enumerate(self._present):
             for value, name in zip(present, ("key", "value"), strict=True):
                 emit.output(value, f"present.{index}.{name}", ir.DataType.FLOAT, self._cache_shape(TOTAL))
+        return x
 
     def _cache_shape(self, length: str) -> list[int | str]:
         return [BATCH, self._spec.num_key_value_heads, length, self._spec.head_dim]

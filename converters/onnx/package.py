@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from bitnet_onnx.converters.onnx._data_file import DataFile
 from bitnet_onnx.converters.onnx._emitter import Emitter
+from bitnet_onnx.converters.onnx._engine import restrict_logits
 from bitnet_onnx.converters.onnx._genai import genai_config
 from bitnet_onnx.converters.onnx._linears import LayerRecord, Tensors
 from bitnet_onnx.converters.onnx.bodies import Fallback
@@ -21,6 +22,7 @@ from bitnet_onnx.converters.onnx.decoder import DecoderEmitter
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.package_format import (
     CONFIG,
+    ENGINE,
     FORMAT_VERSION,
     GENAI_CONFIG,
     GENERATION_CONFIG,
@@ -85,8 +87,11 @@ def write_package(
 
     with DataFile(work / MODEL_DATA) as data:
         emitter = Emitter(data, fallback)
-        DecoderEmitter(spec, tensors, policy, emitter, record).run()
-    ir.save(emitter.model(tool_version()), work / MODEL)
+        hidden = DecoderEmitter(spec, tensors, policy, emitter, record).run()
+    model = emitter.model(tool_version())
+    ir.save(model, work / MODEL)
+    restrict_logits(model, hidden)
+    ir.save(model, work / ENGINE)
     # The runtimes read both files; a tokenizer that is complete in the first may come without the second.
     for name, content in {TOKENIZER_CONFIG: b"{}\n", **source.tokenizer}.items():
         (work / name).write_bytes(content)

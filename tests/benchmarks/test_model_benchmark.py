@@ -97,7 +97,8 @@ def test_a_broken_package_ends_in_one_line(benchmark, tiny_package: Path, tmp_pa
     broken.mkdir()
     for file in tiny_package.iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
-    (broken / "model.onnx").write_bytes(b"garbage")
+    for graph in ("model.onnx", "engine.onnx"):
+        (broken / graph).write_bytes(b"garbage")
     result = benchmark("model", broken, "--quick")
     assert result.status == 1
     assert result.err.startswith("error: bitnet: its process ended with status 1: ")

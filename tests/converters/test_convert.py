@@ -27,6 +27,7 @@ FILES = {
     "generation_config.json",
     "model.onnx",
     "model.onnx.data",
+    "engine.onnx",
     "tokenizer.json",
     "tokenizer_config.json",
 }
