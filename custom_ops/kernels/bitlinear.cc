@@ -11,8 +11,11 @@ namespace bitnet {
 namespace {
 
 constexpr int64_t kAlignment = 64;
-// Weight bytes of one work item times its tokens: smaller pieces cost more to hand out than to compute.
-constexpr int64_t kMinItemBytes = 16 * 1024;
+// Weight bytes of one work item times its tokens. Smaller pieces cost more to hand out than to compute, and
+// neighbouring panels are worth keeping on one thread: each prefetches the beginning of the next.
+constexpr int64_t kItemBytes = 160 * 1024;
+// Work items that there should be at least, where there are panels enough: threads finish together.
+constexpr int64_t kItems = 16;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 int64_t Align(int64_t bytes) { return CeilDiv(bytes, kAlignment) * kAlignment; }
@@ -210,7 +213,7 @@ bool Run(const Kernels& kernels, const Linear& linear, Element element, const vo
     call.token_items = CeilDiv(call.tokens, kTokensPerItem);
     const int64_t tokens_per_item = std::min(call.tokens, kTokensPerItem);
     const int64_t panel_cost = linear.quads * kPanelRows * a.planes * tokens_per_item;
-    call.panels_per_item = CeilDiv(kMinItemBytes, panel_cost);
+    call.panels_per_item = std::max<int64_t>(1, std::min(kItemBytes / panel_cost, linear.panels / kItems));
     const int64_t panel_items = CeilDiv(linear.panels, call.panels_per_item);
     if (!ForEach(executor, call.token_items, PrepareItem, call) ||
         !ForEach(executor, panel_items * call.token_items, PanelItem, call)) {
