@@ -183,10 +183,7 @@ BITNET_NOINLINE void MultiplyPacked(const uint8_t* w, int64_t plane_bytes, int64
       Add(d, digits.d, four);
     });
   }
-  Flush(a, weights, start, &sums->a);
-  Flush(b, weights, start, &sums->b);
-  Flush(c, weights, start, &sums->c);
-  Flush(d, weights, start, &sums->d);
+  Flush(a, b, c, d, weights, start, sums);
 }
 
 // The same for two tokens.
@@ -209,14 +206,8 @@ BITNET_NOINLINE void MultiplyPacked2(const uint8_t* w, int64_t plane_bytes, int6
       Add(d1, digits.d, second);
     });
   }
-  Flush(a0, weights, start, &sums[0].a);
-  Flush(b0, weights, start, &sums[0].b);
-  Flush(c0, weights, start, &sums[0].c);
-  Flush(d0, weights, start, &sums[0].d);
-  Flush(a1, weights, start, &sums[1].a);
-  Flush(b1, weights, start, &sums[1].b);
-  Flush(c1, weights, start, &sums[1].c);
-  Flush(d1, weights, start, &sums[1].d);
+  Flush(a0, b0, c0, d0, weights, start, &sums[0]);
+  Flush(a1, b1, c1, d1, weights, start, &sums[1]);
 }
 
 // One or two tokens on the groups [g0, g0 + groups) of one panel.

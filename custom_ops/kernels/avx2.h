@@ -120,10 +120,17 @@ inline void Add(__m256i& sum, __m256i digits, __m256i q) {
   sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(digits, q));
 }
 
-// Adds `weight` times the sums, two of a row together, to the 32-bit sums at `to`; or sets them.
 inline void Flush(__m256i sum, __m256i weights, bool start, __m256i* to) {
   const __m256i wide = _mm256_madd_epi16(sum, weights);
   _mm256_store_si256(to, start ? wide : _mm256_add_epi32(_mm256_load_si256(to), wide));
+}
+
+// Adds `weights` times the 16-bit sums, two of a row together, to the 32-bit sums at `to`; or sets them.
+inline void Flush(__m256i a, __m256i b, __m256i c, __m256i d, __m256i weights, bool start, Rows* to) {
+  Flush(a, weights, start, &to->a);
+  Flush(b, weights, start, &to->b);
+  Flush(c, weights, start, &to->c);
+  Flush(d, weights, start, &to->d);
 }
 
 // Calls use(digit type, first plane, weight) for every digit of the weights.

@@ -27,14 +27,8 @@ BITNET_NOINLINE void Multiply2(const Rows* digits, int64_t quads, const int8_t* 
     Add(d0, d, first);
     Add(d1, d, second);
   }
-  Flush(a0, weights, start, &sums[0].a);
-  Flush(b0, weights, start, &sums[0].b);
-  Flush(c0, weights, start, &sums[0].c);
-  Flush(d0, weights, start, &sums[0].d);
-  Flush(a1, weights, start, &sums[1].a);
-  Flush(b1, weights, start, &sums[1].b);
-  Flush(c1, weights, start, &sums[1].c);
-  Flush(d1, weights, start, &sums[1].d);
+  Flush(a0, b0, c0, d0, weights, start, &sums[0]);
+  Flush(a1, b1, c1, d1, weights, start, &sums[1]);
 }
 
 // Adds one digit of the units in `range` to the sums of all tokens.
