@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,16 @@ ZOO_NAME = "smollm2-135m-instruct"
 # No test may depend on how fast the machine is.
 settings.register_profile("bitnet-onnx", deadline=None)
 settings.load_profile("bitnet-onnx")
+
+
+@pytest.fixture(autouse=True)
+def _log_put_back() -> Iterator[None]:
+    """The command line takes over the package's log, as a process of its own may."""
+    logger = logging.getLogger("bitnet_onnx")
+    before = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
 
 
 @pytest.fixture(scope="session")

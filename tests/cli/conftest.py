@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,16 +36,6 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> R
         return Result(caught.value.code, out, err)
 
     return call
-
-
-@pytest.fixture(autouse=True)
-def _log_put_back() -> Iterator[None]:
-    """The command line takes over the package's log, as a process of its own may."""
-    logger = logging.getLogger("bitnet_onnx")
-    before = logger.handlers, logger.level, logger.propagate
-    yield
-    logger.handlers, logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
 
 
 @pytest.fixture
