@@ -14,7 +14,6 @@ from bitnet_onnx.errors import InputError
 from bitnet_onnx.quantized import ByteArray, Grid
 
 PANEL_ROWS: Final = 64
-PANEL_COLUMNS: Final = 64
 _CODES_PER_BYTE: Final = 4
 #: Weights worked on at once: temporaries stay small however large the matrix is.
 _CHUNK: Final = 1 << 20

@@ -159,16 +159,16 @@ class DecoderEmitter:
         """
         matrices = [self._matrix(role) for role in roles]
         biases = [self._bias(role) for role in roles]
+        # Layers that share an input all have a bias or none has.
+        joint_bias = np.concatenate([bias for bias in biases if bias is not None]) if biases[0] is not None else None
         quantized = [matrix for matrix in matrices if isinstance(matrix, QuantizedTensor)]
         if len(quantized) == len(matrices) and len({matrix.grid for matrix in quantized}) == 1:
             joint = concatenate(quantized) if len(quantized) > 1 else quantized[0]
-            bias = np.concatenate([b for b in biases if b is not None]) if biases[0] is not None else None
-            return [self._bitlinear(f"{parent}/{merged}", x, joint, norm, bias)]
+            return [self._bitlinear(f"{parent}/{merged}", x, joint, norm, joint_bias)]
         if not quantized:
             x = self._normalized(norm_path, x, norm)
             weight = np.concatenate([matrix for matrix in matrices if not isinstance(matrix, QuantizedTensor)])
-            bias = np.concatenate([b for b in biases if b is not None]) if biases[0] is not None else None
-            return [self._float_linear(f"{parent}/{merged}", x, weight, bias)]
+            return [self._float_linear(f"{parent}/{merged}", x, weight, joint_bias)]
         results = []
         normalized: ir.Value | None = None
         for role, matrix, bias in zip(roles, matrices, biases, strict=True):

@@ -1,4 +1,4 @@
-// AVX2: `vpmaddubsw` on the 64-row panel, for decode (one to four tokens) and prefill alike.
+// AVX2: `vpmaddubsw` on the 64-row panel, for the few tokens of decode; avx2_prefill.cc has the way for many.
 //
 // Only intrinsics and local functions here: an inline function of the standard library compiled in this file
 // could be the copy that the linker keeps for the whole library, and it would hold AVX2 instructions.
