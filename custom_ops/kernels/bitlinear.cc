@@ -23,14 +23,17 @@ int64_t Align(int64_t bytes) { return CeilDiv(bytes, kAlignment) * kAlignment; }
 // Where the parts of one token lie in the workspace.
 struct Layout {
   int64_t sums, values, row, stride;
+  int64_t sums_bytes, values_bytes;  // of one digit
 };
 
 Layout LayoutOf(const Linear& linear) {
   const int64_t padded = CeilDiv(linear.attributes.in_features, kStep) * kStep;
   Layout layout{};
   layout.sums = static_cast<int64_t>(sizeof(float));
-  layout.values = Align(layout.sums + linear.groups * static_cast<int64_t>(sizeof(int32_t)));
-  layout.row = linear.quantized() ? layout.values + Align(padded) : layout.values;
+  layout.sums_bytes = linear.groups * static_cast<int64_t>(sizeof(int32_t));
+  layout.values = Align(layout.sums + linear.digits() * layout.sums_bytes);
+  layout.values_bytes = Align(padded);
+  layout.row = layout.values + (linear.quantized() ? linear.digits() * layout.values_bytes : 0);
   layout.stride = layout.row + Align(padded * static_cast<int64_t>(sizeof(float)));
   return layout;
 }
@@ -52,8 +55,12 @@ struct Call {
 
   Token TokenAt(int64_t t) const {
     unsigned char* base = workspace + t * layout.stride;
-    return {reinterpret_cast<float*>(base), reinterpret_cast<int32_t*>(base + layout.sums),
-            reinterpret_cast<int8_t*>(base + layout.values), reinterpret_cast<float*>(base + layout.row)};
+    Token token{reinterpret_cast<float*>(base), {}, reinterpret_cast<float*>(base + layout.row)};
+    for (int64_t d = 0; linear->quantized() && d < linear->digits(); ++d) {
+      token.digits[d] = {reinterpret_cast<int8_t*>(base + layout.values + d * layout.values_bytes),
+                         reinterpret_cast<int32_t*>(base + layout.sums + d * layout.sums_bytes)};
+    }
+    return token;
   }
 };
 
@@ -94,12 +101,18 @@ void PrepareItem(void* arg, size_t item) {
   }
 }
 
-void StorePanel(const Call& call, const float* y, int64_t first_token, int64_t count, int64_t panel) {
+// Step 6 for the rows of one panel, and the way to their places.
+void StorePanel(const Call& call, float* y, int64_t first_token, int64_t count, int64_t panel) {
   const int64_t out_features = call.linear->attributes.out_features;
   const int64_t first_row = panel * kPanelRows;
   const int64_t rows = std::min(kPanelRows, out_features - first_row);
   for (int64_t t = 0; t < count; ++t) {
-    const float* from = y + t * kPanelRows;
+    float* from = y + t * kPanelRows;
+    if (call.linear->bias != nullptr) {
+      for (int64_t c = 0; c < rows; ++c) {
+        from[c] += call.linear->bias[first_row + c];
+      }
+    }
     unsigned char* to = call.y + ((first_token + t) * out_features + first_row) * call.element_size();
     if (call.element == Element::kFloat) {
       std::memcpy(to, from, static_cast<size_t>(rows) * sizeof(float));
@@ -124,9 +137,14 @@ void PanelItem(void* arg, size_t item) {
     tokens[t] = call.TokenAt(first_token + t);
   }
   float y[kTokensPerItem * kPanelRows];
-  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-    call.kernels->panel(*call.linear, tokens, count, panel, y);
-    StorePanel(call, y, first_token, count, panel);
+  static_assert(kFewTokens * kPanelsAtOnce <= kTokensPerItem);
+  const int64_t at_once = count <= kFewTokens ? kPanelsAtOnce : 1;
+  for (int64_t first = first_panel; first < last_panel; first += at_once) {
+    const int64_t panels = std::min(at_once, last_panel - first);
+    call.kernels->panels(*call.linear, tokens, count, first, panels, y);
+    for (int64_t p = 0; p < panels; ++p) {
+      StorePanel(call, y + p * count * kPanelRows, first_token, count, first + p);
+    }
   }
 }
 
@@ -153,24 +171,24 @@ std::string Validate(const Attributes& a) {
   if (a.out_features < 1 || a.out_features >= kLimit) {
     return Wrong("out_features", a.out_features, "from 1 to 2147483647");
   }
-  if (a.planes < 1 || a.planes > 4) {
-    return Wrong("planes", a.planes, "from 1 to 4");
+  if (a.bits < 2 || a.bits > 8 || a.bits % 2 != 0) {
+    return Wrong("bits", a.bits, "2, 4, 6 or 8");
   }
-  const int64_t largest = (int64_t{1} << (2 * a.planes)) - 1;
+  const int64_t largest = (int64_t{1} << a.bits) - 1;
   if (a.zero_point < 0 || a.zero_point > largest) {
     return Wrong("zero_point", a.zero_point,
-                 ("from 0 to " + std::to_string(largest) + " for planes " + std::to_string(a.planes)).c_str());
+                 ("from 0 to " + std::to_string(largest) + " for bits " + std::to_string(a.bits)).c_str());
   }
   if (a.group_size < 0 || a.group_size % 32 != 0) {
     return Wrong("group_size", a.group_size, "0 or a positive multiple of 32");
   }
-  if (a.activation_bits != 0 && a.activation_bits != 8) {
-    return Wrong("activation_bits", a.activation_bits, "8 or 0");
+  if (a.activation_bits != 0 && a.activation_bits != 8 && a.activation_bits != 16) {
+    return Wrong("activation_bits", a.activation_bits, "8, 16 or 0");
   }
   if (a.in_features >= (kLimit + 128 * largest - 1) / (128 * largest)) {
     return Wrong("in_features", a.in_features,
-                 ("below 2^31 / (128 * " + std::to_string(largest) + ") for planes " +
-                  std::to_string(a.planes) + ", or the 32-bit sums could overflow")
+                 ("below 2^31 / (128 * " + std::to_string(largest) + ") for bits " +
+                  std::to_string(a.bits) + ", or the 32-bit sums could overflow")
                      .c_str());
   }
   if (!std::isfinite(a.epsilon) || a.epsilon < 0.0f) {
@@ -184,10 +202,10 @@ Linear MakeLinear(const Attributes& a) {
   linear.attributes = a;
   linear.groups = a.group_size == 0 ? 1 : CeilDiv(a.in_features, a.group_size);
   linear.panels = CeilDiv(a.out_features, kPanelRows);
-  linear.quads = 16 * CeilDiv(a.in_features, 64);
-  // At most 2^25 panels of 2^22 quads of 64 bytes in 4 planes: 2^55.
-  linear.plane_bytes = linear.panels * linear.quads * kPanelRows;
-  linear.weight_bytes = linear.plane_bytes * a.planes;
+  linear.unit_bytes = a.bits / 2 * kBlockBytes;
+  // At most 2^25 panels of 2^19 units of 2^8 bytes, or of fewer units with more bits: 2^52.
+  linear.panel_bytes = 4 * CeilDiv(a.in_features, 64) * linear.unit_bytes;
+  linear.weight_bytes = linear.panels * linear.panel_bytes;
   return linear;
 }
 
@@ -212,8 +230,11 @@ bool Run(const Kernels& kernels, const Linear& linear, Element element, const vo
     call.tokens = std::min(kTokensPerBlock, tokens - first);
     call.token_items = CeilDiv(call.tokens, kTokensPerItem);
     const int64_t tokens_per_item = std::min(call.tokens, kTokensPerItem);
-    const int64_t panel_cost = linear.quads * kPanelRows * a.planes * tokens_per_item;
+    const int64_t panel_cost = linear.panel_bytes * tokens_per_item * linear.digits();
     call.panels_per_item = std::max<int64_t>(1, std::min(kItemBytes / panel_cost, linear.panels / kItems));
+    if (call.tokens <= kFewTokens) {
+      call.panels_per_item = CeilDiv(call.panels_per_item, kPanelsAtOnce) * kPanelsAtOnce;
+    }
     const int64_t panel_items = CeilDiv(linear.panels, call.panels_per_item);
     if (!ForEach(executor, call.token_items, PrepareItem, call) ||
         !ForEach(executor, panel_items * call.token_items, PanelItem, call)) {

@@ -16,16 +16,25 @@
 namespace bitnet {
 
 constexpr int64_t kPanelRows = 64;
-// Columns that the kernels take at a time: activations are padded with zeros to a multiple of it.
+// Columns of one unit of weights: activations are padded with zeros to a multiple of it.
 constexpr int64_t kStep = 16;
+// One block of a unit: a 32-bit word of each row of the panel. A unit has bits / 2 of them.
+constexpr int64_t kBlockBytes = 4 * kPanelRows;
+// Where the largest activation of a token falls: 127 * 256 leaves room for the low digit's rounding.
+constexpr float kLargest8 = 127.0f;
+constexpr float kLargest16 = 32512.0f;
 // Tokens that one work item handles, and tokens that share one workspace.
 constexpr int64_t kTokensPerItem = 32;
 constexpr int64_t kTokensPerBlock = 256;
+// Panels that a kernel is given at a time when tokens are few: reading several in turn keeps more of the memory's
+// channels busy than reading one after the other.
+constexpr int64_t kPanelsAtOnce = 4;
+constexpr int64_t kFewTokens = 3;
 
 struct Attributes {
   int64_t in_features = 0;
   int64_t out_features = 0;
-  int64_t planes = 1;
+  int64_t bits = 2;
   int64_t zero_point = 2;
   int64_t group_size = 0;
   int64_t activation_bits = 8;
@@ -37,24 +46,31 @@ struct Linear {
   Attributes attributes;
   int64_t groups = 1;
   int64_t panels = 0;
-  int64_t quads = 0;  // bytes of one row in one plane: four columns each, padding included
-  int64_t plane_bytes = 0;
+  int64_t unit_bytes = 0;
+  int64_t panel_bytes = 0;  // padding included, as in weight_bytes
   int64_t weight_bytes = 0;
   const uint8_t* weight = nullptr;
-  const float* scale = nullptr;
+  const float* scale = nullptr;  // with groups [panels, groups, kPanelRows]
   bool scale_per_row = false;  // false: one scale for the whole matrix
   const float* norm_weight = nullptr;
   const float* bias = nullptr;
 
-  bool quantized() const { return attributes.activation_bits == 8; }
+  bool quantized() const { return attributes.activation_bits != 0; }
+  // Int8 digits that hold one activation: the value itself, or the high and the low byte of 16 bits.
+  int64_t digits() const { return attributes.activation_bits == 16 ? 2 : 1; }
+};
+
+// Integer activations of one token: the values, or one of their two digits.
+struct Digits {
+  int8_t* q;      // in an order that the kernel chooses, zeros up to a multiple of kStep
+  int32_t* sums;  // sum of q for each group
 };
 
 // One token's activations, ready for `Kernels::panel`.
 struct Token {
-  float* factor;  // s; NaN for a token with a non-finite value
-  int32_t* sums;  // sum of q for each group
-  int8_t* q;      // in an order that the kernel chooses, zeros up to a multiple of kStep
-  float* x;       // float activations (activation_bits 0), zeros up to a multiple of kStep
+  float* factor;     // s; NaN for a token with a non-finite value
+  Digits digits[2];  // the values; or the high digits, then the low ones
+  float* x;          // float activations (activation_bits 0), zeros up to a multiple of kStep
 };
 
 // The functions of one instruction set.
@@ -62,10 +78,11 @@ struct Kernels {
   const char* isa;
   // Step 1 of the contract: RMSNorm of one row of in_features values; `out` may be `x`.
   void (*normalize)(const Linear&, const float* x, float* out);
-  // Steps 2 and 3: fills token.factor, sums and q from one row.
+  // Steps 2 and 3: fills token.factor and its digits from one row.
   void (*quantize)(const Linear&, const float* x, const Token& token);
-  // Steps 4 to 6: y[t * 64 + c] for `count` tokens and the 64 rows of one panel (rows beyond N: anything).
-  void (*panel)(const Linear&, const Token* tokens, int64_t count, int64_t panel, float* y);
+  // Steps 4 and 5: y[(p * count + t) * 64 + c] for the rows of some panels (beyond N: anything). There are up to
+  // kFewTokens tokens and kPanelsAtOnce panels, or up to kTokensPerItem tokens and one panel.
+  void (*panels)(const Linear&, const Token* tokens, int64_t count, int64_t first, int64_t panels, float* y);
 };
 
 extern const Kernels kScalarKernels;

@@ -133,8 +133,9 @@ std::string KnownIsas() {
 // Test hook: kernels that are wrong in one bit of one value, to show that the self-test sees it.
 const Kernels* corrupted = nullptr;
 
-void CorruptedPanel(const Linear& linear, const Token* tokens, int64_t count, int64_t panel, float* y) {
-  corrupted->panel(linear, tokens, count, panel, y);
+void CorruptedPanels(const Linear& linear, const Token* tokens, int64_t count, int64_t first, int64_t panels,
+                     float* y) {
+  corrupted->panels(linear, tokens, count, first, panels, y);
   uint32_t bits;
   std::memcpy(&bits, y, sizeof bits);
   bits ^= 1u;
@@ -165,7 +166,7 @@ Choice Choose() {
   const char* corrupt = std::getenv("BITNET_ONNX_TEST_CORRUPT");
   if (corrupt != nullptr && std::strcmp(corrupt, "1") == 0) {
     corrupted = choice.kernels;
-    tested.panel = CorruptedPanel;
+    tested.panels = CorruptedPanels;
   }
   const std::string disagreement = SelfTest(tested);
   if (!disagreement.empty()) {

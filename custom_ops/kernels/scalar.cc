@@ -4,10 +4,20 @@
 #include <cstring>
 #include <limits>
 
-#include "bitlinear.h"
+#include "layout.h"
 
 namespace bitnet {
 namespace {
+
+// The last part of `lanes16`: lanes added in halves.
+float Halves(float lane[16]) {
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) {
+      lane[i] += lane[i + half];
+    }
+  }
+  return lane[0];
+}
 
 // Sum of value(0) .. value(count - 1) in the fixed order of `lanes16`.
 template <typename F>
@@ -21,58 +31,60 @@ float Lanes16(int64_t count, F value) {
       lane[i] += k + i < count ? value(k + i) : 0.0f;
     }
   }
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) {
-      lane[i] += lane[i + half];
-    }
-  }
-  return lane[0];
+  return Halves(lane);
 }
 
-int32_t RawMinusZeroPoint(const Linear& linear, int64_t row, int64_t column) {
-  const int64_t byte = ((row / kPanelRows) * linear.quads + column / 4) * kPanelRows + row % kPanelRows;
-  int32_t raw = 0;
-  for (int64_t p = 0; p < linear.attributes.planes; ++p) {
-    const int32_t code = (linear.weight[p * linear.plane_bytes + byte] >> (2 * (column % 4))) & 3;
-    raw += code << (2 * p);
+// Calls use(k, raw - zero point) for the columns [begin, end) of one row; `begin` is the first of a unit.
+template <typename F>
+void EachWeight(const Linear& linear, int64_t row, int64_t begin, int64_t end, F use) {
+  for (int64_t first = begin; first < end; first += kStep) {
+    int32_t raw[kStep];
+    RawUnit(linear, row, first / kStep, raw);
+    for (int64_t k = first; k < std::min(first + kStep, end); ++k) {
+      use(k, raw[k - first] - static_cast<int32_t>(linear.attributes.zero_point));
+    }
   }
-  return raw - static_cast<int32_t>(linear.attributes.zero_point);
 }
 
 // Step 4 for one row and the columns [begin, end) of one group.
 float GroupSum(const Linear& linear, const Token& token, int64_t row, int64_t begin, int64_t end) {
-  if (!linear.quantized()) {
-    return Lanes16(end - begin, [&](int64_t k) {
-      return token.x[begin + k] * static_cast<float>(RawMinusZeroPoint(linear, row, begin + k));
-    });
+  if (linear.quantized()) {
+    int64_t sum = 0;
+    for (int64_t d = 0; d < linear.digits(); ++d) {
+      sum *= 256;
+      EachWeight(linear, row, begin, end, [&](int64_t k, int32_t w) { sum += w * token.digits[d].q[k]; });
+    }
+    return static_cast<float>(sum);
   }
-  int32_t sum = 0;
-  for (int64_t k = begin; k < end; ++k) {
-    sum += RawMinusZeroPoint(linear, row, k) * token.q[k];
+  // `lanes16` with the products at hand one after the other.
+  float lane[16] = {};
+  EachWeight(linear, row, begin, end, [&](int64_t k, int32_t w) {
+    const float product = token.x[k] * static_cast<float>(w);
+    float& sum = lane[k % 16];
+    sum = k - begin < 16 ? product : sum + product;
+  });
+  // Missing elements are added as +0.0, which turns a sum of -0.0 into +0.0.
+  for (int64_t k = end; (k - begin) % 16 != 0; ++k) {
+    lane[k % 16] += 0.0f;
   }
-  return static_cast<float>(sum);
+  return Halves(lane);
 }
 
 float Row(const Linear& linear, const Token& token, int64_t row) {
   const Attributes& a = linear.attributes;
-  float y = 0.0f;
   if (a.group_size == 0) {
-    const float scale = linear.scale[linear.scale_per_row ? row : 0];
+    const float scale = ScaleOf(linear, row, 0);
     const float f = GroupSum(linear, token, row, 0, a.in_features);
-    y = f * (linear.quantized() ? scale / *token.factor : scale);
-  } else {
-    const float* scale = linear.scale + row * linear.groups;
-    for (int64_t g = 0; g < linear.groups; ++g) {
-      const int64_t begin = g * a.group_size;
-      const int64_t end = begin + std::min(a.group_size, a.in_features - begin);
-      const float f = GroupSum(linear, token, row, begin, end);
-      y = g == 0 ? f * scale[g] : y + f * scale[g];
-    }
-    if (linear.quantized()) {
-      y = y * (1.0f / *token.factor);
-    }
+    return f * (linear.quantized() ? scale / *token.factor : scale);
   }
-  return linear.bias != nullptr ? y + linear.bias[row] : y;
+  float y = 0.0f;
+  for (int64_t g = 0; g < linear.groups; ++g) {
+    const int64_t begin = g * a.group_size;
+    const int64_t end = begin + std::min(a.group_size, a.in_features - begin);
+    const float term = GroupSum(linear, token, row, begin, end) * ScaleOf(linear, row, g);
+    y = g == 0 ? term : y + term;
+  }
+  return linear.quantized() ? y * (1.0f / *token.factor) : y;
 }
 
 void Normalize(const Linear& linear, const float* x, float* out) {
@@ -87,8 +99,11 @@ void Normalize(const Linear& linear, const float* x, float* out) {
 void Quantize(const Linear& linear, const float* x, const Token& token) {
   const int64_t count = linear.attributes.in_features;
   const int64_t padded = (count + kStep - 1) / kStep * kStep;
-  std::memset(token.q, 0, static_cast<size_t>(padded));
-  std::memset(token.sums, 0, static_cast<size_t>(linear.groups) * sizeof(int32_t));
+  const bool wide = linear.digits() == 2;
+  for (int64_t d = 0; d < linear.digits(); ++d) {
+    std::memset(token.digits[d].q, 0, static_cast<size_t>(padded));
+    std::memset(token.digits[d].sums, 0, static_cast<size_t>(linear.groups) * sizeof(int32_t));
+  }
   float largest = 1e-5f;
   bool finite = true;
   for (int64_t k = 0; k < count; ++k) {
@@ -99,28 +114,40 @@ void Quantize(const Linear& linear, const float* x, const Token& token) {
     *token.factor = std::numeric_limits<float>::quiet_NaN();
     return;
   }
-  const float factor = 127.0f / largest;
+  const float factor = (wide ? kLargest16 : kLargest8) / largest;
   *token.factor = factor;
   const int64_t group_size = linear.attributes.group_size == 0 ? count : linear.attributes.group_size;
+  const auto put = [&](const Digits& digits, int64_t k, int32_t value) {
+    digits.q[k] = static_cast<int8_t>(value);
+    digits.sums[k / group_size] += value;
+  };
   for (int64_t k = 0; k < count; ++k) {
     const float rounded = std::nearbyint(x[k] * factor);
-    token.q[k] = static_cast<int8_t>(std::min(std::max(rounded, -128.0f), 127.0f));
-    token.sums[k / group_size] += token.q[k];
+    if (!wide) {
+      put(token.digits[0], k, static_cast<int32_t>(std::min(std::max(rounded, -128.0f), 127.0f)));
+      continue;
+    }
+    const int32_t q = static_cast<int32_t>(rounded);
+    const int32_t low = ((q + 128) & 255) - 128;
+    put(token.digits[0], k, (q - low) / 256);
+    put(token.digits[1], k, low);
   }
 }
 
-void Panel(const Linear& linear, const Token* tokens, int64_t count, int64_t panel, float* y) {
-  const int64_t first = panel * kPanelRows;
-  const int64_t rows = std::min(kPanelRows, linear.attributes.out_features - first);
-  for (int64_t t = 0; t < count; ++t) {
-    for (int64_t c = 0; c < rows; ++c) {
-      y[t * kPanelRows + c] = Row(linear, tokens[t], first + c);
+void Panels(const Linear& linear, const Token* tokens, int64_t count, int64_t first, int64_t panels, float* y) {
+  for (int64_t p = 0; p < panels; ++p) {
+    const int64_t row = (first + p) * kPanelRows;
+    const int64_t rows = std::min(kPanelRows, linear.attributes.out_features - row);
+    for (int64_t t = 0; t < count; ++t) {
+      for (int64_t c = 0; c < rows; ++c) {
+        y[(p * count + t) * kPanelRows + c] = Row(linear, tokens[t], row + c);
+      }
     }
   }
 }
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", Normalize, Quantize, Panel};
+const Kernels kScalarKernels = {"scalar", Normalize, Quantize, Panels};
 
 }  // namespace bitnet

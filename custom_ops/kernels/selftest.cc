@@ -9,8 +9,7 @@
 namespace bitnet {
 namespace {
 
-// Kernels take other ways for one token, for two, for a few and from eight on.
-constexpr int64_t kFewTokens = 3;
+// Kernels take other ways for one token, for two, for a few and for many.
 constexpr int64_t kManyTokens = 9;
 
 uint32_t Next(uint32_t& state) {
@@ -26,13 +25,13 @@ struct Problem {
   std::vector<float> scale, norm, bias, x;
 };
 
-Problem MakeProblem(int64_t planes, int64_t group_size, int64_t activation_bits) {
+Problem MakeProblem(int64_t bits, int64_t group_size, int64_t activation_bits) {
   Problem problem;
   Attributes& a = problem.attributes;
   a.in_features = 173;
   a.out_features = 67;
-  a.planes = planes;
-  a.zero_point = int64_t{1} << (2 * planes - 1);
+  a.bits = bits;
+  a.zero_point = int64_t{1} << (bits - 1);
   a.group_size = group_size;
   a.activation_bits = activation_bits;
   const Linear linear = MakeLinear(a);
@@ -41,15 +40,15 @@ Problem MakeProblem(int64_t planes, int64_t group_size, int64_t activation_bits)
   for (uint8_t& byte : problem.weight) {
     byte = static_cast<uint8_t>(Next(state) >> 7);
   }
-  // The first panel's first half holds the largest codes, to meet the largest activations below.
-  std::memset(problem.weight.data(), 0xFF, static_cast<size_t>(linear.quads * kPanelRows / 2));
+  // Half of the first panel holds the largest codes, to meet the largest activations below.
+  std::memset(problem.weight.data(), 0xFF, static_cast<size_t>(linear.panel_bytes / 2));
   const auto fill = [&state](std::vector<float>& values, int64_t count) {
     values.resize(static_cast<size_t>(count));
     for (float& value : values) {
       value = static_cast<float>(static_cast<int32_t>(Next(state) >> 8) - (1 << 23)) * 0x1p-22f;
     }
   };
-  fill(problem.scale, a.out_features * linear.groups);
+  fill(problem.scale, linear.panels * kPanelRows * linear.groups);
   fill(problem.norm, a.in_features);
   fill(problem.bias, a.out_features);
   fill(problem.x, kManyTokens * a.in_features);
@@ -85,16 +84,16 @@ std::vector<float> Apply(const Kernels& kernels, const Problem& problem, int64_t
 }  // namespace
 
 std::string SelfTest(const Kernels& kernels) {
-  for (int64_t planes = 1; planes <= 4; ++planes) {
+  for (int64_t bits = 2; bits <= 8; bits += 2) {
     for (const int64_t group_size : {0, 32}) {
-      for (const int64_t activation_bits : {0, 8}) {
-        const Problem problem = MakeProblem(planes, group_size, activation_bits);
-        const bool with_norm = planes % 2 == 0;
+      for (const int64_t activation_bits : {0, 8, 16}) {
+        const Problem problem = MakeProblem(bits, group_size, activation_bits);
+        const bool with_norm = bits % 4 == 0;
         for (const int64_t tokens : {kFewTokens, kManyTokens}) {
           const std::vector<float> expected = Apply(kScalarKernels, problem, tokens, with_norm);
           const std::vector<float> actual = Apply(kernels, problem, tokens, with_norm);
           if (std::memcmp(expected.data(), actual.data(), expected.size() * sizeof(float)) != 0) {
-            return "planes " + std::to_string(planes) + ", group_size " + std::to_string(group_size) +
+            return "bits " + std::to_string(bits) + ", group_size " + std::to_string(group_size) +
                    ", activation_bits " + std::to_string(activation_bits) + ", tokens " +
                    std::to_string(tokens);
           }

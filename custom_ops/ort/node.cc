@@ -188,7 +188,7 @@ Attributes Node::ReadMatrixAttributes() const {
   Attributes a;
   a.in_features = RequiredInt("in_features");
   a.out_features = RequiredInt("out_features");
-  a.planes = Int("planes", a.planes);
+  a.bits = Int("bits", a.bits);
   a.zero_point = Int("zero_point", a.zero_point);
   a.group_size = Int("group_size", a.group_size);
   return a;
@@ -200,13 +200,11 @@ Linear Node::ReadMatrix(size_t first, Attributes attributes) const {
     Fail(wrong);
   }
   Linear linear = MakeLinear(attributes);
-  std::vector<int64_t> weight_shape{linear.panels, linear.quads, kPanelRows};
-  if (attributes.planes > 1) {
-    weight_shape.insert(weight_shape.begin(), attributes.planes);
-  }
+  const std::vector<int64_t> weight_shape{linear.panels, linear.panel_bytes / linear.unit_bytes,
+                                          linear.unit_bytes};
   linear.weight = static_cast<const uint8_t*>(Constant(first, "W", kUint8, {weight_shape}).data);
   const int64_t rows = attributes.out_features;
-  std::vector<std::vector<int64_t>> scale_shapes{{rows, linear.groups}};
+  std::vector<std::vector<int64_t>> scale_shapes{{linear.panels, linear.groups, kPanelRows}};
   if (attributes.group_size == 0) {
     scale_shapes = {{1}, {rows}};
   }

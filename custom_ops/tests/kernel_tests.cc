@@ -11,6 +11,7 @@
 
 #include "kernels/bitlinear.h"
 #include "kernels/half.h"
+#include "kernels/layout.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
@@ -106,19 +107,25 @@ struct Problem {
   std::string Name() const {
     const Attributes& a = attributes;
     return "N " + std::to_string(a.out_features) + " K " + std::to_string(a.in_features) + " M " +
-           std::to_string(tokens) + " planes " + std::to_string(a.planes) + " zero_point " +
+           std::to_string(tokens) + " bits " + std::to_string(a.bits) + " zero_point " +
            std::to_string(a.zero_point) + " group_size " + std::to_string(a.group_size) + " activation_bits " +
            std::to_string(a.activation_bits) + (norm ? " norm" : "") + (bias ? " bias" : "") +
            (element == Element::kHalf ? " half" : "");
   }
 };
 
+// How many scales there are with one for each row, or for each row and group.
+int64_t ScaleCount(const Linear& linear) {
+  const Attributes& a = linear.attributes;
+  return a.group_size == 0 ? a.out_features : linear.panels * linear.groups * kPanelRows;
+}
+
 // The operands of one problem, each before its own guard page, with random contents.
 struct Operands {
   explicit Operands(const Problem& p)
       : linear(MakeLinear(p.attributes)),
         weight(static_cast<size_t>(linear.weight_bytes)),
-        scale(static_cast<size_t>(p.one_scale ? 1 : p.attributes.out_features * linear.groups)),
+        scale(static_cast<size_t>(p.one_scale ? 1 : ScaleCount(linear))),
         norm(static_cast<size_t>(p.norm ? p.attributes.in_features : 0)),
         bias(static_cast<size_t>(p.bias ? p.attributes.out_features : 0)),
         x(static_cast<size_t>(p.tokens * p.attributes.in_features)),
@@ -194,18 +201,20 @@ void Compare(const Kernels& kernels, const Problem& problem) {
 }
 
 void TestShapes(const Kernels& kernels) {
-  for (const int64_t planes : {1, 2, 3, 4}) {
+  for (const int64_t bits : {2, 4, 6, 8}) {
     for (const int64_t columns : {1, 5, 63, 64, 130, 517}) {
       for (const int64_t rows : {1, 66, 129}) {
         for (const int64_t tokens : {0, 1, 3, 8, 33}) {
           for (const int64_t group_size : {0, 32, 64, 192}) {
             Problem p;
-            p.attributes = {columns, rows, planes, int64_t{1} << (2 * planes - 1), group_size, 8, 1e-5f};
+            p.attributes = {columns, rows, bits, int64_t{1} << (bits - 1), group_size, 8, 1e-5f};
             p.tokens = tokens;
             p.norm = rows == 66;
             p.bias = columns % 2 == 1;
             p.one_scale = group_size == 0 && columns == 64;
             p.element = tokens == 3 ? Element::kHalf : Element::kFloat;
+            Compare(kernels, p);
+            p.attributes.activation_bits = 16;
             Compare(kernels, p);
             if (tokens <= 3) {
               p.attributes.activation_bits = 0;
@@ -221,7 +230,7 @@ void TestShapes(const Kernels& kernels) {
 void TestZeroPoints(const Kernels& kernels) {
   for (const int64_t zero_point : {0, 1, 7, 15}) {
     Problem p;
-    p.attributes = {100, 70, 2, zero_point, 32, 8, 1e-5f};
+    p.attributes = {100, 70, 4, zero_point, 32, 8, 1e-5f};
     p.tokens = 13;
     Compare(kernels, p);
   }
@@ -229,9 +238,9 @@ void TestZeroPoints(const Kernels& kernels) {
 
 // Padding that a broken file fills with something else adds nothing, not even the sign of a zero.
 void TestPadding(const Kernels& kernels) {
-  for (const int64_t activation_bits : {0, 8}) {
+  for (const int64_t activation_bits : {0, 8, 16}) {
     Problem p;
-    p.attributes = {13, 64, 1, 2, 0, activation_bits, 1e-5f};
+    p.attributes = {13, 64, 2, 2, 0, activation_bits, 1e-5f};
     Operands o(p);
     std::memset(o.weight.data(), 0, o.weight.size());
     std::fill(o.x.begin(), o.x.end(), 0.0f);
@@ -242,28 +251,32 @@ void TestPadding(const Kernels& kernels) {
 // More tokens than share a workspace.
 void TestManyTokens(const Kernels& kernels) {
   Problem p;
-  p.attributes = {33, 65, 1, 2, 0, 8, 1e-5f};
+  p.attributes = {33, 65, 2, 2, 0, 8, 1e-5f};
   p.tokens = 2 * kTokensPerBlock + 1;
   Compare(kernels, p);
 }
 
 // The largest sums there are: nothing may overflow on the way, in 16 or in 32 bits.
 void TestExtremes(const Kernels& kernels) {
-  for (const int64_t planes : {1, 2, 3, 4}) {
-    for (const int64_t tokens : {7, 8}) {
-      for (const float sign : {1.0f, -1.0f}) {
-        Problem p;
-        const int64_t largest = (int64_t{1} << (2 * planes)) - 1;
-        p.attributes = {16384, 64, planes, 0, 0, 8, 1e-5f};
-        p.tokens = tokens;
-        Operands o(p);
-        std::memset(o.weight.data(), 0xFF, o.weight.size());
-        std::fill(o.scale.begin(), o.scale.end(), 1.0f);
-        std::fill(o.x.begin(), o.x.end(), sign * 127.0f);
-        const float expected = sign * static_cast<float>(16384 * 127 * largest);
-        uint32_t bits;
-        std::memcpy(&bits, &expected, sizeof bits);
-        EXPECT(Apply(kernels, p, o) == std::vector<uint32_t>(static_cast<size_t>(tokens) * 64, bits), p.Name());
+  for (const int64_t bits : {2, 4, 6, 8}) {
+    for (const int64_t activation_bits : {8, 16}) {
+      for (const int64_t tokens : {1, 2, 7, 8}) {
+        for (const float sign : {1.0f, -1.0f}) {
+          Problem p;
+          const int64_t largest = (int64_t{1} << bits) - 1;
+          p.attributes = {16384, 64, bits, 0, 0, activation_bits, 1e-5f};
+          p.tokens = tokens;
+          Operands o(p);
+          std::memset(o.weight.data(), 0xFF, o.weight.size());
+          std::fill(o.scale.begin(), o.scale.end(), 1.0f);
+          const float x = activation_bits == 16 ? 32512.0f : 127.0f;
+          std::fill(o.x.begin(), o.x.end(), sign * x);
+          const float expected = sign * static_cast<float>(16384 * static_cast<int64_t>(x) * largest);
+          uint32_t word;
+          std::memcpy(&word, &expected, sizeof word);
+          EXPECT(Apply(kernels, p, o) == std::vector<uint32_t>(static_cast<size_t>(tokens) * 64, word),
+                 p.Name());
+        }
       }
     }
   }
@@ -287,23 +300,44 @@ void TestHalf() {
   EXPECT((FloatToHalf(std::nanf("")) & 0x7FFF) > 0x7C00, "NaN");
 }
 
+// Rows of the embedding are rows of the matrix: the sum with a one at column k is the weight there.
 void TestEmbedding() {
-  Problem p;
-  p.attributes = {77, 131, 3, 32, 32, 8, 1e-5f};
-  const Operands o(p);
-  const int64_t ids[] = {130, 0, 64};
-  Guarded<float> y(3 * 77);
-  GatherRows(o.linear, ids, 3, y.data());
-  for (size_t i = 0; i < 3; ++i) {
-    const int64_t row = ids[i];
-    for (int64_t k = 0; k < 77; ++k) {
-      int32_t raw = 0;
-      for (int64_t plane = 0; plane < 3; ++plane) {
-        const int64_t byte = (row / 64 * o.linear.quads + k / 4) * 64 + row % 64;
-        raw += ((o.linear.weight[plane * o.linear.plane_bytes + byte] >> (2 * (k % 4))) & 3) << (2 * plane);
+  for (const int64_t bits : {2, 4, 6, 8}) {
+    Problem p;
+    p.attributes = {77, 131, bits, int64_t{1} << (bits - 1), 32, 0, 1e-5f};
+    p.tokens = 77;
+    Operands o(p);
+    for (size_t i = 0; i < o.x.size(); ++i) {
+      o.x[i] = i % 78 == 0 ? 1.0f : 0.0f;
+    }
+    const std::vector<uint32_t> columns = Apply(kScalarKernels, p, o);
+    const int64_t ids[] = {130, 0, 64};
+    Guarded<float> y(3 * 77);
+    GatherRows(o.linear, ids, 3, y.data());
+    for (size_t i = 0; i < 3; ++i) {
+      for (size_t k = 0; k < 77; ++k) {
+        float expected;
+        std::memcpy(&expected, &columns[k * 131 + static_cast<size_t>(ids[i])], sizeof expected);
+        EXPECT(y[i * 77 + k] == expected, p.Name() + " column " + std::to_string(k));
       }
-      const float expected = o.linear.scale[row * 3 + k / 32] * static_cast<float>(raw - 32);
-      EXPECT(y[i * 77 + static_cast<size_t>(k)] == expected, std::to_string(k));
+    }
+  }
+}
+
+// The table of docs/operator.md, byte by byte.
+void TestLayout() {
+  Problem p;
+  p.attributes = {40, 70, 6, 32, 0, 8, 1e-5f};
+  const Operands o(p);
+  for (const int64_t row : {0, 63, 69}) {
+    for (const int64_t k : {0, 7, 18, 39}) {
+      const uint8_t* unit = o.weight.data() + (row / 64 * 4 + k / 16) * 768;  // 64 columns of padding: 4 units
+      const uint8_t nibbles = unit[256 * (k % 4 / 2) + 4 * (row % 64) + k % 16 / 4];
+      const uint8_t codes = unit[512 + 4 * (row % 64) + k % 16 / 4];
+      const int expected = ((nibbles >> (4 * (k % 2))) & 15) + 16 * ((codes >> (2 * (k % 4))) & 3);
+      int32_t raw[kStep];
+      RawUnit(o.linear, row, k / 16, raw);
+      EXPECT(raw[k % 16] == expected, std::to_string(row) + ", " + std::to_string(k));
     }
   }
 }
@@ -311,23 +345,24 @@ void TestEmbedding() {
 void TestSelfTestSeesAFault() {
   EXPECT(SelfTest(kScalarKernels).empty(), "the twin agrees with itself");
   Kernels broken = kScalarKernels;
-  broken.panel = [](const Linear& linear, const Token* tokens, int64_t count, int64_t panel, float* y) {
-    kScalarKernels.panel(linear, tokens, count, panel, y);
-    y[count * kPanelRows - 62] += 1.0f;
+  broken.panels = [](const Linear& linear, const Token* tokens, int64_t count, int64_t first, int64_t panels,
+                     float* y) {
+    kScalarKernels.panels(linear, tokens, count, first, panels, y);
+    y[panels * count * kPanelRows - 62] += 1.0f;
   };
   EXPECT(!SelfTest(broken).empty(), "a wrong value is seen");
 }
 
 void TestValidation() {
-  const Attributes good{16, 16, 1, 2, 0, 8, 1e-5f};
+  const Attributes good{16, 16, 2, 2, 0, 8, 1e-5f};
   EXPECT(Validate(good).empty(), "good attributes");
   Attributes largest = good;
   largest.in_features = 5592405;  // 2^31 = 128 * 3 * 5592405.33
   EXPECT(Validate(largest).empty(), Validate(largest));
   largest.in_features += 1;
   EXPECT(!Validate(largest).empty(), "one column too many");
-  largest = {5592405, (int64_t{1} << 31) - 1, 1, 2, 0, 8, 1e-5f};
-  EXPECT(MakeLinear(largest).weight_bytes == int64_t{33554432} * 1398112 * 64, "sizes near the limit");
+  largest = {5592405, (int64_t{1} << 31) - 1, 2, 2, 0, 8, 1e-5f};
+  EXPECT(MakeLinear(largest).weight_bytes == int64_t{33554432} * 349528 * 256, "sizes near the limit");
 }
 
 // Tests the kernels that BITNET_ONNX_ISA names; without it all that this processor can run.
@@ -360,6 +395,7 @@ int Main(bool only_choice) {
     return 0;
   }
   TestHalf();
+  TestLayout();
   TestEmbedding();
   TestSelfTestSeesAFault();
   TestValidation();
