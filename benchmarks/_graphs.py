@@ -22,9 +22,9 @@ from bitnet_onnx.packing import packed_shape
 from bitnet_onnx.quantized import TERNARY, Grid
 from bitnet_onnx.runtime.devices import Device, register_library
 
-#: The bytes of four ternary codes: none of the four is 0.
+#: The bytes of four ternary weights: none of the four is 0.
 _TERNARY_BYTES = np.array([b for b in range(256) if all(b >> shift & 3 for shift in (0, 2, 4, 6))], np.uint8)
-INT8 = Grid(planes=4, zero_point=128)
+INT8 = Grid(bits=8, zero_point=128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +65,21 @@ class Ours:
     """`bitnet::BitLinear`, one scale a row."""
 
     grid: Grid
+    activation_bits: int = 8
     name: str = "bitnet"
 
     def weight_bytes(self, shape: Shape) -> int:
         """Bytes of one matrix with its scales."""
-        return math.prod(packed_shape(shape.rows, shape.columns, self.grid.planes)) + 4 * shape.rows
+        return math.prod(packed_shape(shape.rows, shape.columns, self.grid.bits)) + 4 * shape.rows
 
     def add(self, emit: Emitter, path: str, x: ir.Value, shape: Shape, rng: np.random.Generator) -> ir.Value:
         """Add one layer with weights of its own."""
-        packed = rng.integers(0, 256, packed_shape(shape.rows, shape.columns, self.grid.planes), np.uint8)
+        packed = rng.integers(0, 256, packed_shape(shape.rows, shape.columns, self.grid.bits), np.uint8)
         if self.grid == TERNARY:
             packed = _TERNARY_BYTES[packed % len(_TERNARY_BYTES)]
         weight = emit.constant(f"{path}.weight", packed)
         scale = emit.constant(f"{path}.scale", _scales(rng, shape.rows))
-        attributes = BitLinearAttributes(shape.columns, shape.rows, self.grid)
+        attributes = BitLinearAttributes(shape.columns, shape.rows, self.grid, self.activation_bits)
         return emit.bitlinear(f"/{path}", x, Matrix(weight, scale, attributes, per_tensor=False))
 
 

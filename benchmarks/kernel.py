@@ -16,6 +16,7 @@ from bitnet_onnx.benchmarks.results import OURS, Comparison, Report
 from bitnet_onnx.benchmarks.roofline import BUFFER_BYTES, Meter, Roofline, roofline_path
 from bitnet_onnx.benchmarks.timing import Samples, interleave, timed
 from bitnet_onnx.errors import OperatorError
+from bitnet_onnx.policy import HEAD_ACTIVATION_BITS
 from bitnet_onnx.quantized import TERNARY
 from bitnet_onnx.runtime.devices import Device, auto_select_device
 
@@ -23,7 +24,7 @@ from bitnet_onnx.runtime.devices import Device, auto_select_device
 BODY = (Shape(3840, 2560), Shape(2560, 2560), Shape(13824, 2560), Shape(2560, 6912))
 HEAD = Shape(128256, 2560)
 BODY_KINDS: tuple[Kind, ...] = (Ours(TERNARY), Float(), MatMulNBits(2, 64), MatMulNBits(4, 32))
-HEAD_KINDS: tuple[Kind, ...] = (Ours(INT8), Float(), MatMulNBits(8, 32), MatMulNBits(4, 32))
+HEAD_KINDS: tuple[Kind, ...] = (Ours(INT8, HEAD_ACTIVATION_BITS), Float(), MatMulNBits(8, 32), MatMulNBits(4, 32))
 #: A candidate's weights at most; a layer more often than that fits is timed in fewer copies and scaled up.
 _MAX_BYTES = 3 << 29
 
@@ -88,7 +89,7 @@ class _Case:
         """Seconds that the machine needs for what is reported."""
         ours = next(kind for kind in self.kinds if kind.name == OURS)
         weight_bytes = sum(ours.weight_bytes(shape) for shape in self.shapes) * self.report_copies
-        # An int8 weight is one operand of a product like any other: planes cost bytes, not products.
+        # An int8 weight is one operand of a product like any other: its bits cost bytes, not products.
         return roofline.seconds(weight_bytes, self.multiply_adds)
 
     @property

@@ -1,4 +1,4 @@
-"""Per-token int8 activations and the sums whose order is part of the operator's contract."""
+"""Per-token integer activations and the sums whose order is part of the operator's contract."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_onnx.errors import InputError
 from bitnet_onnx.quantized import FloatArray
 
 LANES: Final = 16
+ACTIVATION_BITS: Final = (0, 8, 16)
+#: What the largest value of a token becomes, by bits. With 16, both digits of base 256 fit a signed byte.
+PEAKS: Final = {8: 127, 16: 32512}
 _FLOOR: Final = np.float32(1e-5)
 
 
@@ -52,20 +56,32 @@ def rms_norm(x: FloatArray, weight: FloatArray, epsilon: float) -> FloatArray:
     return normalized
 
 
-def quantize_activations(x: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
-    """Quantize every token (last axis) to int8 with its own scale.
+def check_activation_bits(bits: int) -> None:
+    """Refuse any other number than those of the operator.
 
-    `s = 127 / max(max|x|, 1e-5)`, `q = clamp(rint(x * s), -128, 127)`, half to even.
+    Raises:
+        InputError: `bits` is not 0, 8 or 16.
+    """
+    if bits not in ACTIVATION_BITS:
+        raise InputError(f"activation_bits is {bits}: it must be 0, 8 or 16")
+
+
+def quantize_activations(x: FloatArray, bits: int = 8) -> tuple[npt.NDArray[np.int16], FloatArray]:
+    """Quantize every token (last axis) to integers with its own scale.
+
+    `s = peak / max(max|x|, 1e-5)`, `q = rint(x * s)`, half to even; `peak` is 127, or 32512 with 16 bits.
 
     Args:
         x: float32 `[..., K]`.
+        bits: 8 or 16.
 
     Returns:
-        `q`, int8 `[..., K]`, and `s`, float32 `[...]`. A token with a non-finite value has `s = NaN` and `q = 0`.
+        `q`, int16 `[..., K]`, and `s`, float32 `[...]`. A token with a non-finite value has `s = NaN` and `q = 0`.
     """
     finite = np.asarray(np.isfinite(x).all(axis=-1))
     clean = np.where(finite[..., None], x, np.float32(0))
     peak = np.maximum(np.abs(clean).max(axis=-1, initial=0), _FLOOR)
-    scale = np.float32(127) / peak
-    quantized = np.clip(np.rint(clean * scale[..., None]), -128, 127).astype(np.int8)
+    scale = np.float32(PEAKS[bits]) / peak
+    # Two roundings cannot carry the largest value to the next integer: nothing needs to be clamped.
+    quantized = np.rint(clean * scale[..., None]).astype(np.int16)
     return quantized, np.where(finite, scale, np.float32(np.nan))

@@ -7,7 +7,7 @@ from pathlib import Path
 from bitnet_onnx import converters, model_zoo
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.inspection import Inspection, inspect
-from bitnet_onnx.policy import Policy, Precision, Weights, default_group_size
+from bitnet_onnx.policy import HEAD_ACTIVATION_BITS, Policy, Precision, Weights, default_group_size
 from bitnet_onnx.runtime import Generation, Model, SamplingParameters, load
 
 __all__ = [
@@ -36,7 +36,7 @@ def make_policy(weights: str = "auto", head: str = "int8", group_size: int | Non
     """
     body, top = _weights(weights, "weights"), _weights(head, "head")
     size = default_group_size(body) if group_size is None else group_size
-    return Policy(Precision(body, size), Precision(top, default_group_size(top)))
+    return Policy(Precision(body, size), Precision(top, default_group_size(top), HEAD_ACTIVATION_BITS))
 
 
 def convert(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_onnx.activations import lanes16, quantize_activations, rms_norm
+from bitnet_onnx.activations import check_activation_bits, lanes16, quantize_activations, rms_norm
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.packing import pack, unpack
 from bitnet_onnx.quantized import ByteArray, FloatArray, Grid, QuantizedTensor
@@ -22,8 +22,8 @@ class BitLinearAttributes:
     Attributes:
         in_features: K, columns of the weight.
         out_features: N, rows of the weight.
-        grid: planes, zero point and group size.
-        activation_bits: 8 (per-token int8) or 0 (float activations).
+        grid: bits, zero point and group size.
+        activation_bits: 8 or 16 (integers with a scale for each token) or 0 (float activations).
         epsilon: of the fused RMSNorm.
     """
 
@@ -38,8 +38,7 @@ class BitLinearAttributes:
             raise InputError(
                 f"in_features is {self.in_features} and out_features is {self.out_features}: both must be >= 1"
             )
-        if self.activation_bits not in (0, 8):
-            raise InputError(f"activation_bits is {self.activation_bits}: it must be 8 or 0")
+        check_activation_bits(self.activation_bits)
         if self.in_features * 128 * (self.grid.levels - 1) >= _ACCUMULATOR_LIMIT:
             raise InputError(
                 f"in_features {self.in_features} with {self.grid.bits}-bit weights can overflow a 32-bit sum: "
@@ -98,15 +97,17 @@ def bitlinear(x: npt.NDArray[np.float32 | np.float16], linear: PackedLinear) -> 
     if linear.norm_weight is not None:
         tokens = rms_norm(tokens, linear.norm_weight, attributes.epsilon)
     matrix = linear.unpacked()
-    result = _integer(tokens, matrix) if attributes.activation_bits else _float(tokens, matrix)
+    result = (
+        _integer(tokens, matrix, attributes.activation_bits) if attributes.activation_bits else _float(tokens, matrix)
+    )
     if linear.bias is not None:
         result = result + linear.bias
     with np.errstate(over="ignore"):
         return result.astype(x.dtype).reshape(*x.shape[:-1], attributes.out_features)
 
 
-def _integer(tokens: FloatArray, matrix: QuantizedTensor) -> FloatArray:
-    quantized, token_scale = quantize_activations(tokens)
+def _integer(tokens: FloatArray, matrix: QuantizedTensor, activation_bits: int) -> FloatArray:
+    quantized, token_scale = quantize_activations(tokens, activation_bits)
     weights, width = matrix.signed(), matrix.grid.group_size
     with np.errstate(over="ignore", invalid="ignore"):
         if not width:
@@ -120,10 +121,11 @@ def _integer(tokens: FloatArray, matrix: QuantizedTensor) -> FloatArray:
         return total * (np.float32(1) / token_scale)[:, None]
 
 
-def _dot(quantized: npt.NDArray[np.int8], weights: npt.NDArray[np.int16]) -> FloatArray:
-    # float64 holds these sums exactly (they stay below 2^31) and is far faster than numpy's integer matmul.
+def _dot(quantized: npt.NDArray[np.int16], weights: npt.NDArray[np.int16]) -> FloatArray:
+    # float64 holds these sums exactly (they stay below 2^39) and is far faster than numpy's integer matmul; by way of
+    # an integer because it also knows a negative zero.
     exact = quantized.astype(np.float64) @ weights.astype(np.float64).T
-    return exact.astype(np.int32).astype(np.float32)
+    return exact.astype(np.int64).astype(np.float32)
 
 
 def _float(tokens: FloatArray, matrix: QuantizedTensor) -> FloatArray:

@@ -98,7 +98,7 @@ def _inspect_package(path: Path) -> Inspection:
             Layer(
                 str(layer["role"]),
                 tuple(int(size) for size in layer["shape"]),
-                _stored(str(layer["weights"]), int(layer["group_size"])),
+                _stored(str(layer["weights"]), int(layer["group_size"]), int(layer["activation_bits"])),
                 float(layer["bits_per_weight"]),
                 float(layer["relative_error"]),
             )
@@ -158,8 +158,11 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     )
 
 
-def _stored(weights: str, group_size: int) -> str:
-    return f"{weights}, groups of {group_size}" if group_size else weights
+def _stored(weights: str, group_size: int, activation_bits: int) -> str:
+    groups = f", groups of {group_size}" if group_size else ""
+    # The usual 8 bits go without saying.
+    activations = f", {activation_bits}-bit activations" if activation_bits > 8 else ""
+    return f"{weights}{groups}{activations}"
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -20,13 +20,13 @@ def quantize_integer(weight: FloatArray, bits: int, group_size: int = 0) -> Quan
 
     Args:
         weight: float32 `[N, K]`, finite.
-        bits: 4, 6 or 8 (2, 3 or 4 planes).
+        bits: 4, 6 or 8.
         group_size: columns that share a scale, a multiple of 32; 0 for one scale a row.
 
     Returns:
         The matrix with `zero_point = 2**(bits-1)` and scales `[N]` or `[N, ceil(K/group_size)]`.
     """
-    grid = Grid(planes=bits // 2, zero_point=1 << (bits - 1), group_size=group_size)
+    grid = Grid(bits=bits, zero_point=1 << (bits - 1), group_size=group_size)
     rows, columns = weight.shape
     raw = np.empty((rows, columns), np.uint8)
     scale = np.empty((rows, grid.groups(columns)), np.float32)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-#: Version of the directory's layout and manifest.
-FORMAT_VERSION: Final = 1
+#: Version of the directory's layout and manifest, and of the layout of packed weights.
+FORMAT_VERSION: Final = 2
 #: Domain and version of our operators.
 OPERATOR_DOMAIN: Final = "bitnet"
 OPERATOR_VERSION: Final = 1

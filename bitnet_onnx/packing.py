@@ -1,11 +1,12 @@
-"""The one weight layout: 64-row panels of 2-bit codes, one panel set for each plane.
+"""The one weight layout: panels of 64 rows, one 32-bit word of a row at a time.
 
-Byte `[r, j, c]` of a plane holds row `64 r + c`, columns `4 j .. 4 j + 3`, lowest bits first. The layout is part of the
-operator's contract (`docs/operator.md`): kernels read it from the mapped file as it is.
+Sixteen columns of a panel are a unit of `bits / 2` blocks; a block holds one word of each row, rows side by side. It is
+part of the operator's contract (`docs/operator.md`): kernels read it from the mapped file as it is.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -14,9 +15,34 @@ from bitnet_onnx.errors import InputError
 from bitnet_onnx.quantized import ByteArray, Grid
 
 PANEL_ROWS: Final = 64
-_CODES_PER_BYTE: Final = 4
-#: Weights worked on at once: temporaries stay small however large the matrix is.
-_CHUNK: Final = 1 << 20
+UNIT_COLUMNS: Final = 16
+#: Bytes of a row in one block.
+WORD: Final = 4
+#: Weights worked on at once: temporaries stay small and in the cache however large the matrix is.
+_CHUNK: Final = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Bits of a weight that are stored together: `raw >> shift`, `width` of them, in `width / 2` blocks of a unit."""
+
+    block: int
+    shift: int
+    width: int
+
+    @property
+    def blocks(self) -> slice:
+        """Where the field lies in a unit."""
+        return slice(self.block, self.block + self.width // 2)
+
+
+#: The fields of a weight by its bits. Six do not divide a byte: four and two do.
+FIELDS: Final = {
+    2: (Field(0, 0, 2),),
+    4: (Field(0, 0, 4),),
+    6: (Field(0, 0, 4), Field(2, 4, 2)),
+    8: (Field(0, 0, 8),),
+}
 
 
 def padded(size: int) -> int:
@@ -24,10 +50,10 @@ def padded(size: int) -> int:
     return -(-size // PANEL_ROWS) * PANEL_ROWS
 
 
-def packed_shape(out_features: int, in_features: int, planes: int) -> tuple[int, ...]:
-    """Shape of the packed matrix: `[N/64, K/4, 64]` after padding, with a leading plane axis if there are several."""
-    panel = (padded(out_features) // PANEL_ROWS, padded(in_features) // _CODES_PER_BYTE, PANEL_ROWS)
-    return panel if planes == 1 else (planes, *panel)
+def packed_shape(out_features: int, in_features: int, bits: int) -> tuple[int, int, int]:
+    """Shape of the packed matrix: panels, units of a panel, bytes of a unit."""
+    blocks = bits // 2
+    return padded(out_features) // PANEL_ROWS, padded(in_features) // UNIT_COLUMNS, blocks * PANEL_ROWS * WORD
 
 
 def pack(raw: ByteArray, grid: Grid) -> ByteArray:
@@ -38,7 +64,7 @@ def pack(raw: ByteArray, grid: Grid) -> ByteArray:
         grid: the grid of `raw`.
 
     Returns:
-        uint8 of `packed_shape(N, K, grid.planes)`; padding is the zero point.
+        uint8 of `packed_shape(N, K, grid.bits)`; padding is the zero point.
 
     Raises:
         InputError: a value is outside the grid.
@@ -46,19 +72,20 @@ def pack(raw: ByteArray, grid: Grid) -> ByteArray:
     rows, columns = raw.shape
     if raw.size and int(raw.max()) >= grid.levels:
         raise InputError(f"raw weight {int(raw.max())} does not fit {grid.bits} bits (limit {grid.levels - 1})")
-    packed = np.empty((grid.planes, *packed_shape(rows, columns, 1)), np.uint8)
+    packed = np.empty(packed_shape(rows, columns, grid.bits), np.uint8)
+    panels, units = packed.shape[:2]
+    # [panel, unit, block, row]
+    words = packed.view("<u4").reshape(panels, units, -1, PANEL_ROWS)
     step = max(1, _CHUNK // padded(columns) // PANEL_ROWS)
-    for panel in range(0, packed.shape[1], step):
+    for panel in range(0, panels, step):
         part = raw[panel * PANEL_ROWS : (panel + step) * PANEL_ROWS]
         whole = np.full((padded(len(part)), padded(columns)), grid.zero_point, np.uint8)
         whole[: len(part), :columns] = part
-        # [panel, row in panel, byte, code in byte]
-        codes = whole.reshape(-1, PANEL_ROWS, whole.shape[1] // _CODES_PER_BYTE, _CODES_PER_BYTE)
-        for plane in range(grid.planes):
-            code = (codes >> np.uint8(2 * plane)) & np.uint8(3)
-            byte = code[..., 0] | code[..., 1] << 2 | code[..., 2] << 4 | code[..., 3] << 6
-            packed[plane, panel : panel + step] = byte.transpose(0, 2, 1)
-    return packed if grid.planes > 1 else packed[0]
+        for field in FIELDS[grid.bits]:
+            values = whole >> np.uint8(field.shift) & np.uint8((1 << field.width) - 1)
+            of_rows = _words(_squeeze(values, field.width), field).reshape(-1, PANEL_ROWS, units, field.width // 2)
+            words[panel : panel + step, :, field.blocks] = of_rows.transpose(0, 2, 3, 1)
+    return packed
 
 
 def unpack(packed: ByteArray, out_features: int, in_features: int, grid: Grid) -> ByteArray:
@@ -67,17 +94,54 @@ def unpack(packed: ByteArray, out_features: int, in_features: int, grid: Grid) -
     Raises:
         InputError: `packed` does not have the shape that the sizes demand.
     """
-    expected = packed_shape(out_features, in_features, grid.planes)
+    expected = packed_shape(out_features, in_features, grid.bits)
     if packed.shape != expected or packed.dtype != np.uint8:
         raise InputError(
             f"packed weights are {packed.dtype}{list(packed.shape)}: [{out_features}, {in_features}] "
-            f"in {grid.planes} planes is uint8{list(expected)}"
+            f"of {grid.bits} bits is uint8{list(expected)}"
         )
-    planes = packed.reshape(grid.planes, *expected[-3:])
+    # [panel, unit, block, row, byte]
+    units = packed.reshape(*expected[:2], -1, PANEL_ROWS, WORD)
     raw = np.zeros((padded(out_features), padded(in_features)), np.uint8)
-    view = raw.reshape(expected[-3], PANEL_ROWS, expected[-2], _CODES_PER_BYTE)
-    for plane in range(grid.planes):
-        rows = planes[plane].transpose(0, 2, 1)
-        for code in range(_CODES_PER_BYTE):
-            view[..., code] |= ((rows >> np.uint8(2 * code)) & np.uint8(3)) << np.uint8(2 * plane)
+    for field in FIELDS[grid.bits]:
+        of_rows = units[:, :, field.blocks].transpose(0, 3, 1, 4, 2).reshape(len(raw), -1)
+        raw |= _spread(of_rows, field.width) << np.uint8(field.shift)
     return np.ascontiguousarray(raw[:out_features, :in_features])
+
+
+def _squeeze(values: ByteArray, width: int) -> ByteArray:
+    """Values of `width` bits `[N, K]` -> bytes of consecutive values `[N, K * width / 8]`, lowest bits first."""
+    if width == 8:
+        return values
+    count = 8 // width
+    together = values.view(f"<u{count}")
+    joined = together.copy()
+    for index in range(1, count):
+        joined |= together >> index * (8 - width)
+    return joined.astype(np.uint8)
+
+
+def _spread(packed: ByteArray, width: int) -> ByteArray:
+    """The inverse of `_squeeze`."""
+    if width == 8:
+        return packed
+    count = 8 // width
+    joined = packed.astype(f"<u{count}")
+    together = joined.copy()
+    for index in range(1, count):
+        together |= joined << index * (8 - width)
+    return together.view(np.uint8) & np.uint8((1 << width) - 1)
+
+
+def _words(of_rows: ByteArray, field: Field) -> np.ndarray:
+    """Bytes of rows -> the words of their blocks: byte `j` of word `b` of a unit is byte `b` of the row's four `j`."""
+    blocks = field.width // 2
+    if blocks == 1:
+        return of_rows.view("<u4")
+    source = of_rows.reshape(-1, WORD, blocks)
+    words = np.empty((len(source), blocks, WORD), np.uint8)
+    # One long strided copy each: numpy is slow where the innermost axis is short.
+    for byte in range(WORD):
+        for block in range(blocks):
+            words[:, block, byte] = source[:, byte, block]
+    return words.view("<u4")

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from bitnet_onnx.activations import check_activation_bits
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.integer import quantize_integer
 from bitnet_onnx.quantized import GROUP_MULTIPLE, FloatArray, QuantizedTensor
@@ -29,6 +30,9 @@ _BITS = {Weights.INT4: 4, Weights.INT6: 6, Weights.INT8: 8}
 #: The two roles that `Policy.head` covers; one matrix where they are tied.
 HEAD_ROLES = ("embed_tokens", "lm_head")
 
+#: The head's rounding errors reach the logits as they are, and one layer of many costs little at 16 bits.
+HEAD_ACTIVATION_BITS = 16
+
 #: Columns that share a scale in 4- and 6-bit weights when the user names no number: the smallest group, which
 #: costs one bit a weight and a third less error than 64.
 DEFAULT_GROUP_SIZE = 32
@@ -41,21 +45,24 @@ def default_group_size(weights: Weights) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """How the weights of one layer are stored.
+    """How the weights of one layer are stored, and what they are multiplied with.
 
     Attributes:
         weights: `auto` keeps a matrix that already is ternary and makes any other int4; `keep` keeps a ternary
             matrix and stores any other as float32; `ternary` keeps a ternary matrix and quantizes any other by
             absmean; `int4`, `int6`, `int8` round to nearest; `float32` stores floats.
         group_size: columns that share a scale, for the integer precisions; 0 for one scale a row.
+        activation_bits: of the layer's input where the weights are quantized: 8 or 16, or 0 for floats.
     """
 
     weights: Weights
     group_size: int = DEFAULT_GROUP_SIZE
+    activation_bits: int = 8
 
     def __post_init__(self) -> None:
         if self.group_size < 0 or self.group_size % GROUP_MULTIPLE:
             raise InputError(f"group size is {self.group_size}: it must be 0 (one scale a row) or a multiple of 32")
+        check_activation_bits(self.activation_bits)
 
     def quantize(self, weight: FloatArray) -> QuantizedTensor | None:
         """Quantize a float32 matrix `[N, K]`, or return None where it stays float32."""
@@ -91,7 +98,7 @@ class Policy:
     """
 
     default: Precision = Precision(Weights.AUTO)
-    head: Precision = Precision(Weights.INT8, 0)
+    head: Precision = Precision(Weights.INT8, 0, HEAD_ACTIVATION_BITS)
     overrides: tuple[tuple[str, Precision], ...] = ()
 
     def __post_init__(self) -> None:

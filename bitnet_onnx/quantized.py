@@ -13,7 +13,7 @@ from bitnet_onnx.errors import InputError
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 
-MAX_PLANES: Final = 4
+BITS: Final = (2, 4, 6, 8)
 GROUP_MULTIPLE: Final = 32
 
 
@@ -21,30 +21,25 @@ GROUP_MULTIPLE: Final = 32
 class Grid:
     """The integers that a weight may take.
 
-    A weight is `raw` in `0 .. 4**planes - 1` and means `scale * (raw - zero_point)`.
+    A weight is `raw` in `0 .. 2**bits - 1` and means `scale * (raw - zero_point)`.
 
     Attributes:
-        planes: number of 2-bit planes, 1 to 4; a weight has `2 * planes` bits.
+        bits: of one stored weight: 2, 4, 6 or 8.
         zero_point: the raw value that means zero.
         group_size: columns that share one scale; 0 for one scale a row or a tensor.
     """
 
-    planes: int
+    bits: int
     zero_point: int
     group_size: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.planes <= MAX_PLANES:
-            raise InputError(f"planes is {self.planes}: it must be 1 to {MAX_PLANES}")
+        if self.bits not in BITS:
+            raise InputError(f"bits is {self.bits}: it must be 2, 4, 6 or 8")
         if not 0 <= self.zero_point < self.levels:
             raise InputError(f"zero_point is {self.zero_point}: it must be 0 to {self.levels - 1}")
         if self.group_size < 0 or self.group_size % GROUP_MULTIPLE:
             raise InputError(f"group size is {self.group_size}: it must be 0 or a multiple of {GROUP_MULTIPLE}")
-
-    @property
-    def bits(self) -> int:
-        """Bits of one stored weight."""
-        return 2 * self.planes
 
     @property
     def levels(self) -> int:
@@ -56,8 +51,8 @@ class Grid:
         return -(-in_features // self.group_size) if self.group_size else 1
 
 
-#: One plane whose code 0 never occurs: -1, 0, +1 are the codes 1, 2, 3.
-TERNARY: Final = Grid(planes=1, zero_point=2)
+#: Two bits whose value 0 never occurs: -1, 0, +1 are 1, 2, 3.
+TERNARY: Final = Grid(bits=2, zero_point=2)
 
 
 @dataclass(frozen=True, slots=True)

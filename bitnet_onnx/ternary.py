@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Final
 
 import numpy as np
 
-from bitnet_onnx.quantized import TERNARY, FloatArray, Grid, QuantizedTensor
+from bitnet_onnx.quantized import TERNARY, FloatArray, QuantizedTensor
 
 #: Group sizes in which `detect` looks for {-a, 0, a}, largest first.
 DETECTED_GROUPS: Final = (256, 128, 64, 32)
@@ -23,7 +24,7 @@ def quantize_absmean(weight: FloatArray) -> QuantizedTensor:
         weight: float32 `[N, K]`, finite. All zeros are legal and give scale 1e-5.
 
     Returns:
-        One plane with the scale `[1]`.
+        Two bits with the scale `[1]`.
     """
     mean = np.abs(weight).mean(dtype=np.float64).astype(np.float32)
     inverse = np.float32(1) / np.maximum(mean, _FLOOR)
@@ -74,4 +75,4 @@ def _all_ternary(magnitude: FloatArray, peak: FloatArray) -> bool:
 
 def _exact(weight: FloatArray, scale: FloatArray, group_size: int) -> QuantizedTensor:
     raw = (np.sign(weight) + np.float32(TERNARY.zero_point)).astype(np.uint8)
-    return QuantizedTensor(raw, np.ascontiguousarray(scale), Grid(1, TERNARY.zero_point, group_size))
+    return QuantizedTensor(raw, np.ascontiguousarray(scale), dataclasses.replace(TERNARY, group_size=group_size))

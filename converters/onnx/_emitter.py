@@ -28,7 +28,7 @@ class Matrix:
     Attributes:
         weight: packed panels.
         scale: value of one step.
-        attributes: sizes and grid.
+        attributes: sizes, grid and bits of activations.
         per_tensor: `scale` is `[1]`.
     """
 
@@ -111,12 +111,19 @@ class Emitter:
         """Add a node with one output."""
         return self.nodes(name, inputs, 1, attributes, domain=domain, overload=overload)[0]
 
-    def matrix(self, path: str, tensor: QuantizedTensor) -> Matrix:
-        """Pack and store a matrix under a module path such as `/model/layers.0/attn/o_proj`."""
+    def matrix(self, path: str, tensor: QuantizedTensor, activation_bits: int = 8) -> Matrix:
+        """Pack and store a matrix under a module path such as `/model/layers.0/attn/o_proj`.
+
+        Args:
+            path: of the module.
+            tensor: its weights.
+            activation_bits: what a linear layer on it does with its input; a look-up has none.
+        """
         weight = self.constant(dotted(path, "weight"), pack(tensor.raw, tensor.grid))
         rows, columns = tensor.shape
         scale = self.constant(dotted(path, "scale"), tensor.scale)
-        return Matrix(weight, scale, BitLinearAttributes(columns, rows, tensor.grid), tensor.scale.shape == (1,))
+        attributes = BitLinearAttributes(columns, rows, tensor.grid, activation_bits)
+        return Matrix(weight, scale, attributes, tensor.scale.shape == (1,))
 
     def bitlinear(
         self,
@@ -200,7 +207,7 @@ def _grid_attributes(at: BitLinearAttributes) -> dict[str, int | float | str | S
     return {
         "in_features": at.in_features,
         "out_features": at.out_features,
-        "planes": at.grid.planes,
+        "bits": at.grid.bits,
         "zero_point": at.grid.zero_point,
         "group_size": at.grid.group_size,
     }

@@ -40,6 +40,7 @@ class LayerRecord:
         shape: `(N, K)`.
         weights: the precision that was chosen: `ternary`, `int4`, `int6`, `int8` or `float32`.
         group_size: columns that share a scale; 0 for one scale a row or a tensor.
+        activation_bits: of the layer's input; 0 where it stays float.
         bits_per_weight: with scales.
         relative_error: of the weights, root of squared error over root of squared weights.
     """
@@ -48,11 +49,12 @@ class LayerRecord:
     shape: tuple[int, int]
     weights: Weights
     group_size: int
+    activation_bits: int
     bits_per_weight: float
     relative_error: float
 
 
-_NAMES: Final = {1: Weights.TERNARY, 2: Weights.INT4, 3: Weights.INT6, 4: Weights.INT8}
+_NAMES: Final = {2: Weights.TERNARY, 4: Weights.INT4, 6: Weights.INT6, 8: Weights.INT8}
 
 
 def quantize(tensors: Tensors, role: str, precision: Precision) -> tuple[QuantizedTensor | None, LayerRecord]:
@@ -85,8 +87,9 @@ def quantize(tensors: Tensors, role: str, precision: Precision) -> tuple[Quantiz
     record = LayerRecord(
         role,
         (rows, columns),
-        _NAMES[whole.grid.planes],
+        _NAMES[whole.grid.bits],
         whole.grid.group_size,
+        precision.activation_bits,
         whole.bits_per_weight(),
         error.relative,
     )
@@ -94,4 +97,4 @@ def quantize(tensors: Tensors, role: str, precision: Precision) -> tuple[Quantiz
 
 
 def _float_record(role: str, shape: tuple[int, int]) -> LayerRecord:
-    return LayerRecord(role, shape, Weights.FLOAT32, 0, 32.0, 0.0)
+    return LayerRecord(role, shape, Weights.FLOAT32, 0, 0, 32.0, 0.0)

@@ -5,16 +5,12 @@ Everything here depends on constants only, so ONNX Runtime folds it once, when t
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from bitnet_onnx.packing import padded
+from bitnet_onnx.packing import FIELDS, PANEL_ROWS, UNIT_COLUMNS, WORD, Field, padded
 from bitnet_onnx.quantized import Grid
-
-_CODES_PER_BYTE = 4
 
 
 def ints(op: OpBuilder, *values: int) -> ir.Value:
@@ -27,95 +23,79 @@ def byte(op: OpBuilder, value: int) -> ir.Value:
     return op.Constant(value=ir.tensor(np.array(value, np.uint8)))
 
 
-def _row_major(op: OpBuilder, weight: ir.Value, plane: int, grid: Grid, rows: int) -> ir.Value:
-    """One plane as uint8 `[N, K/4]`: rows of bytes of four codes."""
-    if grid.planes > 1:
-        weight = op.Gather(weight, op.Constant(value_int=plane), axis=0)
-    whole = op.Reshape(op.Transpose(weight, perm=[0, 2, 1]), ints(op, padded(rows), -1))
-    return op.Slice(whole, ints(op, 0), ints(op, rows), ints(op, 0))
-
-
 def raw_columns(op: OpBuilder, weight: ir.Value, grid: Grid, rows: int, columns: int) -> ir.Value:
-    """The raw integers, uint8 `[N, K]` (padding of K cut off)."""
-    raw = _codes(op, _row_major(op, weight, 0, grid, rows))
-    for plane in range(1, grid.planes):
-        codes = _codes(op, _row_major(op, weight, plane, grid, rows))
-        raw = [op.Add(low, op.Mul(high, byte(op, 4**plane))) for low, high in zip(raw, codes, strict=True)]
-    flat = _interleave(op, raw, rows)
-    return op.Slice(flat, ints(op, 0), ints(op, columns), ints(op, 1))
+    """The raw integers with columns first, uint8 `[K, N]`: every step then works on long runs of rows."""
+    raw: ir.Value | None = None
+    for field in FIELDS[grid.bits]:
+        values = _values(op, _field_bytes(op, weight, grid, field), field.width, padded(rows))
+        if field.shift:
+            values = op.Mul(values, byte(op, 1 << field.shift))
+        raw = values if raw is None else op.Add(raw, values)
+    return op.Slice(raw, ints(op, 0, 0), ints(op, columns, rows), ints(op, 0, 1))
 
 
-def _codes(op: OpBuilder, packed: ir.Value) -> list[ir.Value]:
-    """The four codes of each byte. ONNX Runtime masks bits ten times slower than it multiplies and subtracts."""
-    quotients = [packed, *(_shift(op, packed, 2 * index) for index in range(1, _CODES_PER_BYTE))]
-    codes = [op.Sub(a, op.Mul(b, byte(op, 4))) for a, b in itertools.pairwise(quotients)]
-    return [*codes, quotients[-1]]
+def _blocks(op: OpBuilder, weight: ir.Value, grid: Grid) -> ir.Value:
+    """`[panel, unit, block, row, byte]`."""
+    return op.Reshape(weight, ints(op, 0, 0, grid.bits // 2, PANEL_ROWS, WORD))
 
 
-def _shift(op: OpBuilder, value: ir.Value, bits: int) -> ir.Value:
-    return op.BitShift(value, byte(op, bits), direction="RIGHT")
+def _field_bytes(op: OpBuilder, weight: ir.Value, grid: Grid, field: Field) -> ir.Value:
+    """The bytes of one field: `[unit, byte, block, panel, row]`, byte by byte of a row and rows side by side."""
+    blocks = _blocks(op, weight, grid)
+    if field.width < grid.bits:
+        blocks = op.Slice(blocks, ints(op, field.blocks.start), ints(op, field.blocks.stop), ints(op, 2))
+    # In one step: several that move one axis each are faster, but all their results stay in memory until the end.
+    return op.Transpose(blocks, perm=[1, 4, 2, 0, 3])
 
 
-def _interleave(op: OpBuilder, columns: list[ir.Value], rows: int) -> ir.Value:
-    """`[N, M]` each -> `[N, M * len(columns)]`, one column of each after the other."""
-    whole = op.Concat(*[op.Unsqueeze(column, ints(op, 2)) for column in columns], axis=2)
-    return op.Reshape(whole, ints(op, rows, -1))
+def _values(op: OpBuilder, packed: ir.Value, width: int, rows: int) -> ir.Value:
+    """The values in bytes `[..., N]`, uint8 `[K, N]`. ONNX Runtime masks bits ten times slower than it multiplies."""
+    packed = op.Reshape(packed, ints(op, -1, 1, rows))
+    values = []
+    for _ in range(8 // width - 1):
+        rest = op.BitShift(packed, byte(op, width), direction="RIGHT")
+        values.append(op.Sub(packed, op.Mul(rest, byte(op, 1 << width))))
+        packed = rest
+    return op.Reshape(op.Concat(*values, packed, axis=1), ints(op, -1, rows))
 
 
 def matmul_nbits_blob(op: OpBuilder, weight: ir.Value, grid: Grid, rows: int, columns: int, block: int) -> ir.Value:
     """The weights as `MatMulNBits` reads them: uint8 `[N, ceil(K/block), bytes of a block]`.
 
-    One plane becomes 2-bit values, two planes 4-bit, three and four 8-bit (three are moved up so that their zero
-    point keeps its distance from the operator's default of 128, where that is possible).
+    Weights of 2, 4 and 8 bits are a transpose of the panels. Six bits become eight, moved up so that their zero point
+    is the operator's default of 128 where that is possible.
     """
     bits = matmul_nbits_bits(grid)
-    if bits == 2:
-        # A byte-transpose of the panels is already the layout.
-        flat = _row_major(op, weight, 0, grid, rows)
-    elif bits == 4:
-        low, high = (_spread_pairs(op, _row_major(op, weight, plane, grid, rows)) for plane in range(2))
-        four = byte(op, 4)
-        flat = _interleave(op, [op.Add(a, op.Mul(b, four)) for a, b in zip(low, high, strict=True)], rows)
+    if bits == grid.bits:
+        flat = op.Transpose(_blocks(op, weight, grid), perm=[0, 3, 1, 4, 2])
     else:
-        flat = raw_columns(op, weight, grid, rows, padded(columns))
+        flat = op.Transpose(raw_columns(op, weight, grid, padded(rows), padded(columns)), perm=[1, 0])
         if shift := matmul_nbits_shift(grid):
             flat = op.Add(flat, byte(op, shift))
-    blob = block * bits // 8
-    blocks = op.Reshape(flat, ints(op, rows, -1, blob))
-    return op.Slice(blocks, ints(op, 0), ints(op, -(-columns // block)), ints(op, 1))
+    blocks = op.Reshape(flat, ints(op, padded(rows), -1, block * bits // 8))
+    return op.Slice(blocks, ints(op, 0, 0), ints(op, rows, -(-columns // block)), ints(op, 0, 1))
 
 
 def matmul_nbits_bits(grid: Grid) -> int:
     """Bits of the `MatMulNBits` weight that holds this grid."""
-    return {1: 2, 2: 4, 3: 8, 4: 8}[grid.planes]
+    return 8 if grid.bits == 6 else grid.bits
 
 
 def matmul_nbits_shift(grid: Grid) -> int:
-    """What is added to the raw values of three planes in 8 bits so that zero lands on 128, or 0 if it cannot."""
+    """What is added to raw values of six bits in eight so that zero lands on 128, or 0 if it cannot."""
     shift = 128 - grid.zero_point
-    return shift if grid.planes == 3 and 0 <= shift <= 256 - grid.levels else 0
-
-
-def _spread_pairs(op: OpBuilder, packed: ir.Value) -> list[ir.Value]:
-    """Codes 0 and 1 of each byte at bits 0 and 4 of one byte, codes 2 and 3 in another."""
-    upper = _shift(op, packed, 4)
-    lower = op.Sub(packed, op.Mul(upper, byte(op, 16)))
-    # a + 4 b -> a + 16 b
-    return [op.Add(pair, op.Mul(_shift(op, pair, 2), byte(op, 12))) for pair in (lower, upper)]
+    return shift if matmul_nbits_bits(grid) > grid.bits and 0 <= shift <= 256 - grid.levels else 0
 
 
 def dequantized(op: OpBuilder, weight: ir.Value, scale: ir.Value, grid: Grid, rows: int, columns: int) -> ir.Value:
-    """The weights as float32 `[N, K]`."""
+    """The weights as float32 with columns first, `[K, N]`."""
     raw = op.Cast(raw_columns(op, weight, grid, rows, columns), to=ir.DataType.FLOAT)
     signed = op.Sub(raw, op.Constant(value_float=float(grid.zero_point)))
-    return op.Mul(signed, steps(op, scale, grid, rows, columns))
-
-
-def steps(op: OpBuilder, scale: ir.Value, grid: Grid, rows: int, columns: int) -> ir.Value:
-    """The scale of every weight: `[N, K]`, or what broadcasts to it."""
     if not grid.group_size:
-        return op.Reshape(scale, ints(op, -1, 1))
-    return op.Slice(repeat_columns(op, scale, grid.group_size, rows), ints(op, 0), ints(op, columns), ints(op, 1))
+        return op.Mul(signed, scale)
+    steps = repeat_columns(op, scale, grid.group_size, rows)
+    steps = op.Slice(steps, ints(op, 0), ints(op, columns), ints(op, 1))
+    return op.Mul(signed, op.Transpose(steps, perm=[1, 0]))
 
 
 def repeat_columns(op: OpBuilder, scale: ir.Value, times: int, rows: int) -> ir.Value:
@@ -124,3 +104,28 @@ def repeat_columns(op: OpBuilder, scale: ir.Value, times: int, rows: int) -> ir.
         return scale
     tiled = op.Tile(op.Unsqueeze(scale, ints(op, 2)), ints(op, 1, 1, times))
     return op.Reshape(tiled, ints(op, rows, -1))
+
+
+def row_bytes(op: OpBuilder, panels: ir.Value, lane: ir.Value, field: Field, columns: int) -> ir.Value:
+    """One row out of each panel: the values of one field.
+
+    Args:
+        op: where nodes go.
+        panels: uint8 `[M, units, bytes of a unit]`.
+        lane: int64 `[M, 1, 1]`, the row in each panel.
+        field: which bits.
+        columns: K.
+
+    Returns:
+        uint8 `[M, units, bytes, values of a byte]`, a row's values one after the other.
+    """
+    blocks = range(field.blocks.start, field.blocks.stop)
+    places = [block * PANEL_ROWS * WORD + place for place in range(WORD) for block in blocks]
+    where = op.Add(op.Mul(lane, op.Constant(value_int=WORD)), ints(op, *places))
+    where = op.Expand(where, ints(op, 1, padded(columns) // UNIT_COLUMNS, 1))
+    packed = op.GatherElements(panels, where, axis=2)
+    if field.width == 8:
+        return op.Unsqueeze(packed, ints(op, 3))
+    shifts = op.Constant(value=ir.tensor(np.arange(0, 8, field.width, dtype=np.uint8)))
+    values = op.BitShift(op.Unsqueeze(packed, ints(op, 3)), shifts, direction="RIGHT")
+    return op.BitwiseAnd(values, byte(op, (1 << field.width) - 1))

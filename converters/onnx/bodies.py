@@ -11,19 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder, build_function
 
-from bitnet_onnx.activations import LANES
+from bitnet_onnx.activations import LANES, PEAKS
 from bitnet_onnx.bitlinear import BitLinearAttributes
 from bitnet_onnx.converters.onnx import _unpack as unpack
 from bitnet_onnx.converters.onnx._unpack import ints
 from bitnet_onnx.package_format import OPERATOR_DOMAIN
-from bitnet_onnx.packing import PANEL_ROWS, padded
+from bitnet_onnx.packing import FIELDS, PANEL_ROWS, padded
 
 OPSET: Final = 21
-EMBEDDING_ATTRIBUTES: Final = ("in_features", "out_features", "planes", "zero_point", "group_size")
+EMBEDDING_ATTRIBUTES: Final = ("in_features", "out_features", "bits", "zero_point", "group_size")
 LINEAR_ATTRIBUTES: Final = (*EMBEDDING_ATTRIBUTES, "activation_bits", "epsilon")
 MICROSOFT: Final = "com.microsoft"
 
@@ -58,7 +57,7 @@ class Variant:
         parts = [
             f"k{at.in_features}",
             f"n{at.out_features}",
-            f"p{grid.planes}",
+            f"b{grid.bits}",
             f"z{grid.zero_point}",
             f"g{grid.group_size}",
             f"a{at.activation_bits}",
@@ -84,7 +83,7 @@ def bitlinear_body(variant: Variant) -> ir.Function:
             tokens = _rms_norm(op, tokens, norm, at)
         if not at.activation_bits:
             weights = unpack.dequantized(op, w, scale, at.grid, at.out_features, at.in_features)
-            y = op.MatMul(tokens, op.Transpose(weights, perm=[1, 0]))
+            y = op.MatMul(tokens, weights)
         elif variant.fallback is Fallback.EXACT:
             y = _exact(op, tokens, w, scale, at)
         else:
@@ -115,19 +114,14 @@ def bit_embedding_body(attributes: BitLinearAttributes, per_tensor: bool) -> ir.
         flat = op.Reshape(ids, ints(op, -1))
         panel = op.Div(flat, op.Constant(value_int=PANEL_ROWS))
         lane = op.Reshape(op.Mod(flat, op.Constant(value_int=PANEL_ROWS)), ints(op, -1, 1, 1))
-        shifts = op.Constant(value=ir.tensor(np.array([0, 2, 4, 6], np.uint8)))
+        panels = op.Gather(w, panel, axis=0)
         raw: ir.Value | None = None
-        for plane in range(grid.planes):
-            source = w if grid.planes == 1 else op.Gather(w, op.Constant(value_int=plane), axis=0)
-            panels = op.Gather(source, panel, axis=0)  # [tokens, K/4, 64]
-            where = op.Expand(lane, ints(op, 1, padded(columns) // 4, 1))
-            packed = op.GatherElements(panels, where, axis=2)  # [tokens, K/4, 1]
-            codes = op.BitwiseAnd(op.BitShift(packed, shifts, direction="RIGHT"), unpack.byte(op, 3))
-            if plane:
-                codes = op.BitShift(codes, unpack.byte(op, 2 * plane), direction="LEFT")
-            raw = codes if raw is None else op.BitwiseOr(raw, codes)
-        values = op.Reshape(raw, ints(op, -1, padded(columns)))
-        values = op.Slice(values, ints(op, 0), ints(op, columns), ints(op, 1))
+        for field in FIELDS[grid.bits]:
+            values = op.Reshape(unpack.row_bytes(op, panels, lane, field, columns), ints(op, -1, padded(columns)))
+            if field.shift:
+                values = op.BitShift(values, unpack.byte(op, field.shift), direction="LEFT")
+            raw = values if raw is None else op.BitwiseOr(raw, values)
+        values = op.Slice(raw, ints(op, 0), ints(op, columns), ints(op, 1))
         signed = op.Sub(op.Cast(values, to=ir.DataType.FLOAT), op.Constant(value_float=float(grid.zero_point)))
         step = scale if per_tensor else op.Gather(scale, flat, axis=0)
         if grid.group_size:
@@ -149,7 +143,7 @@ def bit_embedding_body(attributes: BitLinearAttributes, per_tensor: bool) -> ir.
 def embedding_overload(attributes: BitLinearAttributes, per_tensor: bool) -> str:
     """The name of the body for these attributes."""
     grid = attributes.grid
-    name = f"k{attributes.in_features}_n{attributes.out_features}_p{grid.planes}_z{grid.zero_point}_g{grid.group_size}"
+    name = f"k{attributes.in_features}_n{attributes.out_features}_b{grid.bits}_z{grid.zero_point}_g{grid.group_size}"
     return f"{name}_tensor" if per_tensor else name
 
 
@@ -201,30 +195,48 @@ def _float(op: OpBuilder, value: float) -> ir.Value:
 
 
 def _exact(op: OpBuilder, tokens: ir.Value, w: ir.Value, scale: ir.Value, at: BitLinearAttributes) -> ir.Value:
-    grid, rows, columns = at.grid, at.out_features, at.in_features
+    grid, rows = at.grid, at.out_features
     peak = op.Max(op.ReduceMax(op.Abs(tokens), ints(op, -1), keepdims=1), _float(op, 1e-5))
     # x * 0 is NaN for NaN and infinity: it marks the tokens whose results must be NaN.
     poison = op.ReduceSum(op.Mul(tokens, _float(op, 0)), ints(op, -1), keepdims=1)
-    token_scale = op.Add(op.Div(_float(op, 127), peak), poison)
-    q = op.Clip(op.Round(op.Mul(tokens, token_scale)), _float(op, -128), _float(op, 127))
+    token_scale = op.Add(op.Div(_float(op, PEAKS[at.activation_bits]), peak), poison)
+    q = op.Round(op.Mul(tokens, token_scale))
+    if at.activation_bits == 8:
+        sums = _dot(op, op.Clip(q, _float(op, -128), _float(op, 127)), w, at)
+    else:
+        high = op.Floor(op.Div(op.Add(q, _float(op, 128)), _float(op, 256)))
+        low = op.Sub(q, op.Mul(high, _float(op, 256)))
+        # One product for both digits reads the weights once.
+        digits = op.Cast(_dot(op, op.Concat(high, low, axis=0), w, at), to=ir.DataType.INT64)
+        groups = [grid.groups(at.in_features)] if grid.group_size else []
+        digits = op.Reshape(digits, ints(op, *groups, 2, -1, rows))
+        high, low = (op.Gather(digits, op.Constant(value_int=digit), axis=-3) for digit in (0, 1))
+        sums = op.Add(op.Mul(high, op.Constant(value_int=256)), low)
+    sums = op.Cast(sums, to=ir.DataType.FLOAT)
+    if not grid.group_size:
+        return op.Mul(sums, op.Div(scale, token_scale))
+    terms = op.Mul(sums, op.Unsqueeze(op.Transpose(scale, perm=[1, 0]), ints(op, 1)))
+    last = op.Constant(value_int=grid.groups(at.in_features) - 1)
+    total = op.Gather(op.CumSum(terms, op.Constant(value_int=0)), last, axis=0)
+    return op.Mul(total, op.Reciprocal(token_scale))
+
+
+def _dot(op: OpBuilder, q: ir.Value, w: ir.Value, at: BitLinearAttributes) -> ir.Value:
+    """Sums of products of float integers in `-128 .. 127` with the weights: int32 `[M, N]`, or `[groups, M, N]`."""
+    grid, rows, columns = at.grid, at.out_features, at.in_features
     # Unsigned by unsigned: on CPUs without VNNI the signed products of ONNX Runtime saturate at 16 bits.
     q = op.Cast(op.Add(q, _float(op, 128)), to=ir.DataType.UINT8)
-    weights = op.Transpose(unpack.raw_columns(op, w, grid, rows, columns), perm=[1, 0])
+    weights = unpack.raw_columns(op, w, grid, rows, columns)
     zero_x, zero_w = unpack.byte(op, 128), unpack.byte(op, grid.zero_point)
-    if not grid.group_size:
-        sums = op.Cast(op.MatMulInteger(q, weights, zero_x, zero_w), to=ir.DataType.FLOAT)
-        return op.Mul(sums, op.Div(scale, token_scale))
-    groups, size = grid.groups(columns), grid.group_size
-    missing = groups * size - columns
-    if missing:
-        q = op.Pad(q, ints(op, 0, 0, 0, missing), zero_x)
-        weights = op.Pad(weights, ints(op, 0, 0, missing, 0), zero_w)
-    q = op.Transpose(op.Reshape(q, ints(op, -1, groups, size)), perm=[1, 0, 2])
-    weights = op.Reshape(weights, ints(op, groups, size, rows))
-    sums = op.Cast(op.MatMulInteger(q, weights, zero_x, zero_w), to=ir.DataType.FLOAT)
-    terms = op.Mul(sums, op.Unsqueeze(op.Transpose(scale, perm=[1, 0]), ints(op, 1)))
-    total = op.Gather(op.CumSum(terms, op.Constant(value_int=0)), op.Constant(value_int=groups - 1), axis=0)
-    return op.Mul(total, op.Reciprocal(token_scale))
+    if grid.group_size:
+        groups, size = grid.groups(columns), grid.group_size
+        missing = groups * size - columns
+        if missing:
+            q = op.Pad(q, ints(op, 0, 0, 0, missing), zero_x)
+            weights = op.Pad(weights, ints(op, 0, 0, missing, 0), zero_w)
+        q = op.Transpose(op.Reshape(q, ints(op, -1, groups, size)), perm=[1, 0, 2])
+        weights = op.Reshape(weights, ints(op, groups, size, rows))
+    return op.MatMulInteger(q, weights, zero_x, zero_w)
 
 
 def _fast(op: OpBuilder, tokens: ir.Value, w: ir.Value, scale: ir.Value, at: BitLinearAttributes) -> ir.Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +14,7 @@ from bitnet_onnx.converters.onnx._rotary import tables
 from bitnet_onnx.converters.onnx.bodies import MICROSOFT
 from bitnet_onnx.decoder import ATTENTION_INPUTS, MLP_INPUTS, DecoderSpec
 from bitnet_onnx.errors import UnsupportedError
-from bitnet_onnx.policy import Policy
+from bitnet_onnx.policy import Policy, Precision
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor, concatenate
 
 BATCH, SEQUENCE, TOTAL, PAST = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
@@ -147,7 +148,7 @@ class DecoderEmitter:
         norm_path: str = "",
         norm: FloatArray | None = None,
     ) -> Sequence[ir.Value]:
-        """Linear layers on one input: one node under the name `merged` where all share a grid, else one each.
+        """Linear layers on one input: one node under the name `merged` where all share a precision, else one each.
 
         Args:
             parent: module path of the layers.
@@ -161,27 +162,35 @@ class DecoderEmitter:
         biases = [self._bias(role) for role in roles]
         # Layers that share an input all have a bias or none has.
         joint_bias = np.concatenate([bias for bias in biases if bias is not None]) if biases[0] is not None else None
+        bits = [self._precision(role).activation_bits for role in roles]
         quantized = [matrix for matrix in matrices if isinstance(matrix, QuantizedTensor)]
-        if len(quantized) == len(matrices) and len({matrix.grid for matrix in quantized}) == 1:
+        if len(quantized) == len(matrices) and len({matrix.grid for matrix in quantized}) == len(set(bits)) == 1:
             joint = concatenate(quantized) if len(quantized) > 1 else quantized[0]
-            return [self._bitlinear(f"{parent}/{merged}", x, joint, norm, joint_bias)]
+            return [self._bitlinear(f"{parent}/{merged}", x, joint, bits[0], norm, joint_bias)]
         if not quantized:
             x = self._normalized(norm_path, x, norm)
             weight = np.concatenate([matrix for matrix in matrices if not isinstance(matrix, QuantizedTensor)])
             return [self._float_linear(f"{parent}/{merged}", x, weight, joint_bias)]
         results = []
         normalized: ir.Value | None = None
-        for role, matrix, bias in zip(roles, matrices, biases, strict=True):
+        for role, matrix, activation_bits, bias in zip(roles, matrices, bits, biases, strict=True):
             path = f"{parent}/{role.rsplit('.', 1)[1]}"
             if isinstance(matrix, QuantizedTensor):
-                results.append(self._bitlinear(path, x, matrix, norm, bias))
+                results.append(self._bitlinear(path, x, matrix, activation_bits, norm, bias))
             else:
                 normalized = normalized or self._normalized(norm_path, x, norm)
                 results.append(self._float_linear(path, normalized, matrix, bias))
         return results
 
+    def _precision(self, role: str) -> Precision:
+        chosen = self._policy.precision(role)
+        if role == "embed_tokens" and not self._spec.tie_word_embeddings:
+            # Rows that are only looked up meet no activations.
+            return replace(chosen, activation_bits=0)
+        return chosen
+
     def _matrix(self, role: str) -> QuantizedTensor | FloatArray:
-        quantized, record = quantize(self._tensors, role, self._policy.precision(role))
+        quantized, record = quantize(self._tensors, role, self._precision(role))
         self._record(record)
         return self._tensors.read(f"{role}.weight") if quantized is None else quantized
 
@@ -194,9 +203,15 @@ class DecoderEmitter:
         return x if norm is None else self._emit.rms_norm(path, x, norm, self._spec.norm_epsilon)
 
     def _bitlinear(
-        self, path: str, x: ir.Value, tensor: QuantizedTensor, norm: FloatArray | None, bias: FloatArray | None
+        self,
+        path: str,
+        x: ir.Value,
+        tensor: QuantizedTensor,
+        activation_bits: int,
+        norm: FloatArray | None,
+        bias: FloatArray | None,
     ) -> ir.Value:
-        matrix = self._emit.matrix(path, tensor)
+        matrix = self._emit.matrix(path, tensor, activation_bits)
         return self._emit.bitlinear(path, x, matrix, norm=norm, epsilon=self._spec.norm_epsilon, bias=bias)
 
     def _float_linear(self, path: str, x: ir.Value, weight: FloatArray, bias: FloatArray | None) -> ir.Value:
@@ -210,7 +225,7 @@ class DecoderEmitter:
         path = f"/{role}" if role == "lm_head" else f"/model/{role}"
         matrix = self._matrix(role)
         if isinstance(matrix, QuantizedTensor):
-            return self._emit.matrix(path, matrix)
+            return self._emit.matrix(path, matrix, self._precision(role).activation_bits)
         return self._emit.constant(dotted(path, "weight"), matrix)
 
     def _embed(self, table: Matrix | ir.Value, ids: ir.Value) -> ir.Value:

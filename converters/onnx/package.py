@@ -151,6 +151,7 @@ def _manifest(
                 "shape": list(layer.shape),
                 "weights": str(layer.weights),
                 "group_size": layer.group_size,
+                "activation_bits": layer.activation_bits,
                 "bits_per_weight": round(layer.bits_per_weight, 4),
                 "relative_error": round(layer.relative_error, 6),
             }

@@ -17,7 +17,7 @@ from bitnet_onnx.quantized import TERNARY
 from bitnet_onnx.runtime.devices import Device, auto_select_device
 
 SHAPES = (Shape(192, 128), Shape(64, 256))
-KINDS = [Ours(TERNARY), Ours(_graphs.INT8), Float(), MatMulNBits(2, 64), MatMulNBits(4, 32), MatMulNBits(8, 32)]
+KINDS = [Ours(TERNARY), Ours(_graphs.INT8, 16), Float(), MatMulNBits(2, 64), MatMulNBits(4, 32), MatMulNBits(8, 32)]
 
 
 @pytest.mark.usefixtures("needs_library")

@@ -46,7 +46,10 @@ def test_a_package_as_json(run, tiny_package: Path) -> None:
     assert set(whole) == KEYS | {"layers"}
     assert len(whole["layers"]) == 16
     assert sum(np.prod(layer["shape"]) for layer in whole["layers"]) == found["parameters"]
-    assert whole["layers"][0]["stored"] == "int8"
+    stored = {layer["role"]: layer["stored"] for layer in whole["layers"]}
+    assert stored["embed_tokens"] == "int8"
+    assert stored["lm_head"] == "int8, 16-bit activations"
+    assert stored["layers.0.attn.q_proj"] == "int4, groups of 32"
 
 
 def test_a_checkpoint(run, tiny_checkpoint) -> None:
@@ -107,8 +110,23 @@ def test_what_is_neither(refused, tmp_path: Path, name: str) -> None:
         {"layers": None},
         {"layers": [{}]},
         {"layers": [3]},
-        {"layers": [{"role": "a", "shape": [1], "weights": "x", "group_size": 0, "bits_per_weight": "x"}]},
-        {"layers": [{"role": "a", "shape": 7, "weights": "x", "group_size": 0, "bits_per_weight": 1}]},
+        {
+            "layers": [
+                {
+                    "role": "a",
+                    "shape": [1],
+                    "weights": "x",
+                    "group_size": 0,
+                    "activation_bits": 8,
+                    "bits_per_weight": "x",
+                }
+            ]
+        },
+        {
+            "layers": [
+                {"role": "a", "shape": 7, "weights": "x", "group_size": 0, "activation_bits": 8, "bits_per_weight": 1}
+            ]
+        },
         {"source": "x"},
         {"operator": {"version": 1}},
     ],

@@ -71,11 +71,14 @@ def test_the_graph_passes_the_checker_and_its_data_is_aligned(package: Path) -> 
 
 def test_the_manifest(package: Path, tiny_checkpoint: Callable[[str], Path]) -> None:
     manifest = json.loads((package / "bitnet_onnx.json").read_text())
-    assert manifest["format_version"] == 1
+    assert manifest["format_version"] == 2
     assert manifest["source"]["name"] == "untied_gqa"
     assert len(manifest["source"]["sha256"]) == 64
     assert manifest["architecture"]["head_dim"] == 16
     assert manifest["operator"] == {"domain": "bitnet", "version": 1, "fallback": "exact"}
+    bits = {layer["role"]: layer["activation_bits"] for layer in manifest["layers"]}
+    # A look-up has no activations.
+    assert (bits.pop("embed_tokens"), bits.pop("lm_head"), set(bits.values())) == (0, 16, {8})
     weights = sum(layer["shape"][0] * layer["shape"][1] for layer in manifest["layers"])
     bits = sum(layer["shape"][0] * layer["shape"][1] * layer["bits_per_weight"] for layer in manifest["layers"])
     assert manifest["summary"]["parameters"] == weights

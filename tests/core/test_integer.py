@@ -48,7 +48,7 @@ def test_values_on_the_grid_are_exact(bits: int) -> None:
     weight = np.arange(-half, half, dtype=np.float32)[None] * np.float32(0.125)
     tensor = quantize_integer(weight, bits)
     np.testing.assert_array_equal(tensor.dequantize(), weight)
-    assert (tensor.grid.planes, tensor.grid.zero_point) == (bits // 2, half)
+    assert (tensor.grid.bits, tensor.grid.zero_point) == (bits, half)
 
 
 def test_the_step_is_negative_where_the_largest_weight_is_positive() -> None:

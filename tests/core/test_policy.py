@@ -17,20 +17,20 @@ TRITS = (RNG.integers(-1, 2, (64, 96)) * 0.3).astype(np.float32)
 @pytest.mark.parametrize(
     ("weights", "floats", "trits"),
     [
-        (Weights.AUTO, 2, 1),
-        (Weights.KEEP, None, 1),
-        (Weights.TERNARY, 1, 1),
-        (Weights.INT4, 2, 2),
-        (Weights.INT6, 3, 3),
-        (Weights.INT8, 4, 4),
+        (Weights.AUTO, 4, 2),
+        (Weights.KEEP, None, 2),
+        (Weights.TERNARY, 2, 2),
+        (Weights.INT4, 4, 4),
+        (Weights.INT6, 6, 6),
+        (Weights.INT8, 8, 8),
         (Weights.FLOAT32, None, None),
     ],
 )
-def test_planes_of_each_precision(weights: Weights, floats: int | None, trits: int | None) -> None:
+def test_bits_of_each_precision(weights: Weights, floats: int | None, trits: int | None) -> None:
     for matrix, expected in ((FLOATS, floats), (TRITS, trits)):
         tensor = Precision(weights).quantize(matrix)
-        assert (None if tensor is None else tensor.grid.planes) == expected
-        if tensor is not None and expected == 1 and matrix is TRITS:
+        assert (None if tensor is None else tensor.grid.bits) == expected
+        if tensor is not None and expected == 2 and matrix is TRITS:
             np.testing.assert_array_equal(tensor.dequantize(), TRITS)
 
 
@@ -66,10 +66,21 @@ def test_impossible_group_sizes_are_refused(size: int) -> None:
         Precision(Weights.INT4, size)
 
 
+@pytest.mark.parametrize("bits", [-8, 1, 4, 32])
+def test_impossible_activation_bits_are_refused(bits: int) -> None:
+    with pytest.raises(InputError, match=f"activation_bits is {bits}: it must be 0, 8 or 16"):
+        Precision(Weights.INT4, activation_bits=bits)
+
+
+def test_the_head_has_16_bit_activations_and_the_blocks_8() -> None:
+    assert Policy().precision("lm_head").activation_bits == 16
+    assert Policy().precision("layers.0.attn.q_proj").activation_bits == 8
+
+
 def test_policies_by_name() -> None:
     assert make_policy() == Policy()
     assert make_policy("int8", "float32").default == Precision(Weights.INT8, 0)
-    assert make_policy("int4", "int4", 64) == Policy(Precision(Weights.INT4, 64), Precision(Weights.INT4, 32))
+    assert make_policy("int4", "int4", 64) == Policy(Precision(Weights.INT4, 64), Precision(Weights.INT4, 32, 16))
     with pytest.raises(InputError, match="weights is 'int5': choose one of auto, keep"):
         make_policy("int5")
     with pytest.raises(InputError, match="head is 'none'"):

@@ -17,12 +17,13 @@ def tensor(rows: int, columns: int, scale: np.ndarray, grid: Grid = TERNARY, see
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ((0, 0), "planes is 0: it must be 1 to 4"),
-        ((5, 0), "planes is 5"),
-        ((1, 4), "zero_point is 4: it must be 0 to 3"),
-        ((2, -1), "zero_point is -1"),
-        ((2, 8, 31), "group size is 31"),
-        ((2, 8, -32), "group size is -32"),
+        ((0, 0), "bits is 0: it must be 2, 4, 6 or 8"),
+        ((5, 0), "bits is 5"),
+        ((10, 0), "bits is 10"),
+        ((2, 4), "zero_point is 4: it must be 0 to 3"),
+        ((4, -1), "zero_point is -1"),
+        ((4, 8, 31), "group size is 31"),
+        ((4, 8, -32), "group size is -32"),
     ],
 )
 def test_a_grid_checks_itself(fields: tuple[int, ...], message: str) -> None:
@@ -31,8 +32,8 @@ def test_a_grid_checks_itself(fields: tuple[int, ...], message: str) -> None:
 
 
 def test_a_grid_counts() -> None:
-    grid = Grid(3, 32, 64)
-    assert (grid.bits, grid.levels) == (6, 64)
+    grid = Grid(6, 32, 64)
+    assert grid.levels == 64
     assert [grid.groups(columns) for columns in (1, 64, 65, 128)] == [1, 1, 2, 2]
     assert TERNARY.groups(1000) == 1
 
@@ -44,7 +45,7 @@ def test_a_grid_counts() -> None:
         (np.zeros(2, np.uint8), np.ones(1, np.float32), TERNARY, r"expected uint8 \[N, K\]"),
         (np.zeros((2, 2), np.uint8), np.ones(3, np.float32), TERNARY, r"expected float32 \[1\] or \[2\]"),
         (np.zeros((2, 2), np.uint8), np.ones(2, np.float64), TERNARY, "scale is float64"),
-        (np.zeros((2, 64), np.uint8), np.ones(2, np.float32), Grid(1, 2, 32), r"expected float32 \[2, 2\]"),
+        (np.zeros((2, 64), np.uint8), np.ones(2, np.float32), Grid(2, 2, 32), r"expected float32 \[2, 2\]"),
     ],
 )
 def test_a_matrix_checks_itself(raw: np.ndarray, scale: np.ndarray, grid: Grid, message: str) -> None:
@@ -55,9 +56,9 @@ def test_a_matrix_checks_itself(raw: np.ndarray, scale: np.ndarray, grid: Grid, 
 @pytest.mark.parametrize(
     ("scale", "grid"),
     [
-        (np.array([0.5]), Grid(2, 8)),
-        (np.arange(1, 6), Grid(2, 8)),
-        (np.arange(1, 16).reshape(5, 3), Grid(2, 8, 32)),
+        (np.array([0.5]), Grid(4, 8)),
+        (np.arange(1, 6), Grid(4, 8)),
+        (np.arange(1, 16).reshape(5, 3), Grid(4, 8, 32)),
     ],
 )
 def test_a_weight_is_its_step_times_its_distance_from_zero(scale: np.ndarray, grid: Grid) -> None:
@@ -72,7 +73,7 @@ def test_a_weight_is_its_step_times_its_distance_from_zero(scale: np.ndarray, gr
 
 
 def test_bits_of_a_weight_count_scales() -> None:
-    assert tensor(4, 64, np.ones((4, 2)), Grid(2, 8, 32)).bits_per_weight() == 5
+    assert tensor(4, 64, np.ones((4, 2)), Grid(4, 8, 32)).bits_per_weight() == 5
     assert tensor(1, 320, np.ones(1)).bits_per_weight() == 2.1
 
 
@@ -85,6 +86,6 @@ def test_matrices_on_one_grid_are_stacked() -> None:
 
 def test_matrices_of_different_grids_or_widths_are_not() -> None:
     one = tensor(3, 8, np.ones(1))
-    for other in (tensor(3, 9, np.ones(1)), tensor(3, 8, np.ones(1), Grid(2, 8))):
+    for other in (tensor(3, 9, np.ones(1)), tensor(3, 8, np.ones(1), Grid(4, 8))):
         with pytest.raises(InputError, match="cannot share one call"):
             concatenate([one, other])

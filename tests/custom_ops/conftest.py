@@ -34,7 +34,7 @@ class OneNode:
         attributes = {
             "in_features": a.in_features,
             "out_features": a.out_features,
-            "planes": a.grid.planes,
+            "bits": a.grid.bits,
             "zero_point": a.grid.zero_point,
             "group_size": a.grid.group_size,
             "activation_bits": a.activation_bits,
@@ -97,7 +97,7 @@ def random_linear(
     rows: int,
     columns: int,
     *,
-    planes: int = 1,
+    bits: int = 2,
     zero_point: int | None = None,
     group_size: int = 0,
     scale: str = "rows",
@@ -107,8 +107,8 @@ def random_linear(
     epsilon: float = 1e-5,
 ) -> PackedLinear:
     """Random weights with everything that the operator knows; `scale` is `rows` or `one` without groups."""
-    rng = np.random.default_rng(rows * 1009 + columns * 31 + planes)
-    grid = Grid(planes, 1 << (2 * planes - 1) if zero_point is None else zero_point, group_size)
+    rng = np.random.default_rng(rows * 1009 + columns * 31 + bits)
+    grid = Grid(bits, 1 << (bits - 1) if zero_point is None else zero_point, group_size)
     shape = (rows, grid.groups(columns)) if group_size else ((rows,) if scale == "rows" else (1,))
     tensor = QuantizedTensor(
         rng.integers(0, grid.levels, (rows, columns), np.uint8),

@@ -20,6 +20,11 @@ VARIANTS: list[dict[str, Any]] = [
     {"group_size": 32},
     {"group_size": 64, "norm": True, "bias": True},
     {"group_size": 1024, "bias": True},
+    {"activation_bits": 16},
+    {"activation_bits": 16, "scale": "one", "norm": True, "bias": True},
+    {"activation_bits": 16, "group_size": 32, "bias": True},
+    {"activation_bits": 16, "group_size": 64, "norm": True},
+    {"activation_bits": 16, "group_size": 1024},
     {"activation_bits": 0},
     {"activation_bits": 0, "group_size": 32, "norm": True, "bias": True},
     {"activation_bits": 0, "scale": "one", "bias": True},
@@ -49,19 +54,19 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize("planes", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [2, 4, 6, 8])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_float32(make_linear, one_node, shape, planes, variant) -> None:
-    linear = make_linear(*shape, planes=planes, **variant)
+def test_float32(make_linear, one_node, shape, bits, variant) -> None:
+    linear = make_linear(*shape, bits=bits, **variant)
     session = one_node.linear(linear).session()
-    for tokens in (0, 1, 3, 8, 33):
+    for tokens in (0, 1, 2, 3, 8, 9, 33):
         x = activations(tokens, shape[1])
         assert_same_bits(session.run(None, {"X": x})[0], bitlinear(x, linear))
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_float16(make_linear, one_node, variant) -> None:
-    linear = make_linear(70, 130, planes=2, **variant)
+    linear = make_linear(70, 130, bits=4, **variant)
     session = one_node.linear(linear, TensorProto.FLOAT16).session()
     for tokens in (0, 1, 8):
         with np.errstate(over="ignore"):
@@ -106,7 +111,7 @@ def test_leading_dimensions_of_x(make_linear, one_node, shape) -> None:
 
 def test_only_the_spoiled_token_is_nan(make_linear, one_node) -> None:
     x = activations(8, 130)
-    y = one_node.linear(make_linear(70, 130, planes=2, group_size=32, bias=True)).run(x)
+    y = one_node.linear(make_linear(70, 130, bits=4, group_size=32, bias=True)).run(x)
     np.testing.assert_array_equal(np.isnan(y).all(axis=1), ~np.isfinite(x).all(axis=1))
     np.testing.assert_array_equal(np.isnan(y).any(axis=1), ~np.isfinite(x).all(axis=1))
 
@@ -116,25 +121,40 @@ def test_zero_token_gives_exactly_the_bias(make_linear, one_node) -> None:
     assert_same_bits(one_node.linear(linear).run(np.zeros((1, 130), np.float32))[0], linear.bias)
 
 
-@pytest.mark.parametrize("planes", [1, 4])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_sums_of_extremes_do_not_overflow(make_linear, one_node, planes, sign) -> None:
-    linear = make_linear(3, 16384, planes=planes, zero_point=0)
+@pytest.mark.parametrize("activation_bits", [8, 16])
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("value", [32512, -32512, 32383, -32384])
+def test_sums_of_extremes_do_not_overflow(make_linear, one_node, bits, value, activation_bits) -> None:
+    """All high digits at their extremes, then all low ones (126 and 127, -126 and -128)."""
+    linear = make_linear(3, 16384, bits=bits, zero_point=0, activation_bits=activation_bits)
     linear.weight[:] = 0xFF
-    x = np.full((4, 16384), sign, np.float32)
+    x = np.full((4, 16384), value, np.float32)
+    x[:, 0] = 32512
+    assert_same_bits(one_node.linear(linear).run(x), bitlinear(x, linear))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6, 8])
+def test_every_value_of_16_bit_activations(make_linear, one_node, bits) -> None:
+    """A token of all integers from -32512 to 32512, one in each column, is its own quantization."""
+    values = np.arange(-32512, 32513, dtype=np.float32)
+    columns = 4096
+    x = np.zeros((-(-len(values) // (columns - 1)), columns), np.float32)
+    x[:, 0] = 32512
+    x[:, 1:].flat[: len(values)] = values
+    linear = make_linear(66, columns, bits=bits, activation_bits=16)
     assert_same_bits(one_node.linear(linear).run(x), bitlinear(x, linear))
 
 
 def test_more_tokens_than_one_block(make_linear, one_node) -> None:
-    linear = make_linear(66, 40, planes=2, bias=True)
+    linear = make_linear(66, 40, bits=4, bias=True)
     x = activations(601, 40)
     assert_same_bits(one_node.linear(linear).run(x, threads=2), bitlinear(x, linear))
 
 
 @pytest.mark.parametrize("variant", [{}, {"scale": "one"}, {"group_size": 32}, {"group_size": 96}], ids=str)
-@pytest.mark.parametrize("planes", [1, 3])
-def test_embedding(make_linear, one_node, planes, variant) -> None:
-    table = make_linear(131, 77, planes=planes, **variant)
+@pytest.mark.parametrize("bits", [2, 4, 6, 8])
+def test_embedding(make_linear, one_node, bits, variant) -> None:
+    table = make_linear(131, 77, bits=bits, **variant)
     session = one_node.embedding(table).session(threads=2)
     rng = np.random.default_rng(2)
     for shape in [(), (0,), (1,), (2, 3), (40,)]:

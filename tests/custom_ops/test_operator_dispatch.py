@@ -34,7 +34,7 @@ def body(overload: str, columns: int, value: float) -> onnx.FunctionProto:
 @pytest.fixture
 def chain(make_linear, one_node):
     """Two BitLinear nodes one after the other, each with its own overload."""
-    first, second = make_linear(24, 40), make_linear(7, 24, planes=2)
+    first, second = make_linear(24, 40), make_linear(7, 24, bits=4)
     graph: onnx.GraphProto | None = None
     for index, linear in enumerate((first, second)):
         part = onnx.load_from_string(one_node.linear(linear).model()).graph

@@ -19,27 +19,30 @@ BAD_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
     ({"in_features": -5}, "in_features is -5"),
     ({"in_features": 1 << 40}, "in_features is 1099511627776"),
     ({"in_features": 5592406}, "in_features is 5592406; it must be below 2^31 / (128 * 3)"),
-    ({"in_features": 65794, "planes": 4, "zero_point": 0}, "in_features is 65794; it must be below"),
-    ({"in_features": 129 * 64}, "W has shape [2, 48, 64]; it must be [2, 2064, 64]"),
+    ({"in_features": 65794, "bits": 8, "zero_point": 0}, "in_features is 65794; it must be below"),
+    ({"in_features": 129 * 64}, "W has shape [2, 12, 256]; it must be [2, 516, 256]"),
     ({"out_features": 0}, "out_features is 0"),
     ({"out_features": -(1 << 63) + 1}, "out_features is -9223372036854775807"),
     ({"out_features": (1 << 63) - 1}, "out_features is 9223372036854775807"),
-    ({"out_features": (1 << 31) - 1}, "W has shape [2, 48, 64]; it must be [33554432, 48, 64]"),
+    ({"out_features": (1 << 31) - 1}, "W has shape [2, 12, 256]; it must be [33554432, 12, 256]"),
     ({"out_features": 128}, "scale has shape [70]; it must be [1] or [128]"),
-    ({"planes": 0}, "planes is 0; it must be from 1 to 4"),
-    ({"planes": 5}, "planes is 5"),
-    ({"planes": 2}, "W has shape [2, 48, 64]; it must be [2, 2, 48, 64]"),
-    ({"planes": 1 << 33}, "planes is 8589934592"),
+    ({"bits": 0}, "bits is 0; it must be 2, 4, 6 or 8"),
+    ({"bits": -2}, "bits is -2"),
+    ({"bits": 3}, "bits is 3"),
+    ({"bits": 10}, "bits is 10"),
+    ({"bits": 4}, "W has shape [2, 12, 256]; it must be [2, 12, 512]"),
+    ({"bits": 1 << 33}, "bits is 8589934592"),
+    ({"bits": (1 << 32) + 2}, "bits is 4294967298"),
     ({"zero_point": 4}, "zero_point is 4; it must be from 0 to 3"),
     ({"zero_point": -1}, "zero_point is -1"),
     ({"group_size": 16}, "group_size is 16; it must be 0 or a positive multiple of 32"),
     ({"group_size": -32}, "group_size is -32"),
     ({"group_size": 32}, "scale has shape [70]; it must be [70, 5]"),
-    ({"activation_bits": 4}, "activation_bits is 4; it must be 8 or 0"),
+    ({"activation_bits": 4}, "activation_bits is 4; it must be 0, 8 or 16"),
     ({"epsilon": -1.0}, "epsilon is -1"),
     ({"epsilon": float("nan")}, "epsilon is"),
     ({"epsilon": float("inf")}, "epsilon is inf"),
-    ({"planes": 1.0}, "planes is a float attribute; it must be an int"),
+    ({"bits": 1.0}, "bits is a float attribute; it must be an int"),
     ({"epsilon": 1}, "epsilon is an int attribute; it must be a float"),
     ({"in_features": 130.0}, "in_features is a float attribute"),
 ]
@@ -80,16 +83,17 @@ def test_defaults_of_attributes(make_linear, one_node) -> None:
     node = one_node.linear(make_linear(ROWS, COLUMNS))
     x = np.random.default_rng(3).standard_normal((2, COLUMNS)).astype(np.float32)
     expected = node.run(x)
-    for name in ("planes", "zero_point", "group_size", "activation_bits", "epsilon"):
+    for name in ("bits", "zero_point", "group_size", "activation_bits", "epsilon"):
         del node.attributes[name]
     np.testing.assert_array_equal(node.run(x), expected)
 
 
 F = np.float32
 BAD_CONSTANTS = [
-    ("W", np.zeros((2, 47, 64), np.uint8), "W has shape [2, 47, 64]; it must be [2, 48, 64]"),
-    ("W", np.zeros((1, 48, 64), np.uint8), "W has shape [1, 48, 64]"),
-    ("W", np.zeros((1, 2, 48, 64), np.uint8), "W has shape [1, 2, 48, 64]"),
+    ("W", np.zeros((2, 11, 256), np.uint8), "W has shape [2, 11, 256]; it must be [2, 12, 256]"),
+    ("W", np.zeros((1, 12, 256), np.uint8), "W has shape [1, 12, 256]"),
+    ("W", np.zeros((2, 48, 64), np.uint8), "W has shape [2, 48, 64]"),
+    ("W", np.zeros((1, 2, 12, 256), np.uint8), "W has shape [1, 2, 12, 256]"),
     ("W", np.zeros((2 * 48 * 64,), np.uint8), "W has shape [6144]"),
     ("W", np.zeros((0,), np.uint8), "W has shape [0]"),
     ("scale", np.ones((2,), F), "scale has shape [2]; it must be [1] or [70]"),

@@ -43,7 +43,7 @@ def run_child(tmp_path: Path, node, x: np.ndarray, **environment: str) -> subpro
 
 @pytest.fixture
 def problem(make_linear):
-    linear = make_linear(200, 333, planes=2, group_size=32, norm=True, bias=True)
+    linear = make_linear(200, 333, bits=4, group_size=32, norm=True, bias=True)
     return linear, np.random.default_rng(7).standard_normal((37, 333)).astype(np.float32)
 
 

@@ -67,11 +67,12 @@ def test_an_empty_file_is_refused(fresh_package: Path, name: str) -> None:
     assert "0 bytes" in refusal(fresh_package)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", True, None, 10**18, [1] * 1000])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", True, None, 10**18, [2] * 1000])
 def test_another_format_version_is_refused(fresh_package: Path, version: object) -> None:
     edit_json(fresh_package / "bitnet_onnx.json", format_version=version)
     text = refusal(fresh_package)
     assert "format_version is" in text
+    assert "convert the checkpoint again" in text
     assert len(text) < 400
 
 

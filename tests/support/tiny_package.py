@@ -17,6 +17,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from bitnet_onnx.package_format import FORMAT_VERSION
+
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
@@ -132,7 +134,7 @@ def build_model(shape: TinyShape, vocab: int, seed: int = 0) -> onnx.ModelProto:
 def manifest(shape: TinyShape, vocab: int) -> dict[str, Any]:
     """What the package emitter writes into bitnet_onnx.json, as far as the runtime reads it."""
     return {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "tool_version": "0.1.0",
         "source": {"kind": "test"},
         "architecture": {

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from bitnet_onnx.activations import ACTIVATION_BITS
 from bitnet_onnx.bitlinear import BitLinearAttributes, PackedLinear, bit_embedding, bitlinear
 from bitnet_onnx.converters.onnx.bodies import (
     OPSET,
@@ -34,7 +35,7 @@ def random_linear(
     bias: bool = False,
     activation_bits: int = 8,
 ) -> PackedLinear:
-    low = 1 if grid.planes == 1 else 0
+    low = 1 if grid.bits == 2 else 0
     raw = rng.integers(low, grid.levels, (rows, columns), dtype=np.uint8)
     shape = {"tensor": (1,), "row": (rows,), "group": (rows, grid.groups(columns))}[scales]
     scale = (rng.random(shape, dtype=np.float32) + 0.5) * np.where(rng.random(shape) < 0.3, -0.01, 0.01)
@@ -92,7 +93,7 @@ def node_attributes(at: BitLinearAttributes) -> dict[str, float]:
     return {
         "in_features": at.in_features,
         "out_features": at.out_features,
-        "planes": at.grid.planes,
+        "bits": at.grid.bits,
         "zero_point": at.grid.zero_point,
         "group_size": at.grid.group_size,
         "activation_bits": at.activation_bits,
@@ -119,43 +120,50 @@ def tokens(rng: np.random.Generator, count: int, columns: int) -> np.ndarray:
 
 
 GRIDS = [
-    (Grid(1, 2), "tensor"),
-    (Grid(1, 2), "row"),
-    (Grid(1, 2, 64), "group"),
-    (Grid(1, 1), "row"),
-    (Grid(2, 8), "row"),
-    (Grid(2, 8, 32), "group"),
-    (Grid(2, 3, 128), "group"),
-    (Grid(3, 32, 96), "group"),
-    (Grid(3, 7), "row"),
-    (Grid(4, 128), "row"),
-    (Grid(4, 200, 32), "group"),
+    (Grid(2, 2), "tensor"),
+    (Grid(2, 2), "row"),
+    (Grid(2, 2, 64), "group"),
+    (Grid(2, 1), "row"),
+    (Grid(4, 8), "row"),
+    (Grid(4, 8, 32), "group"),
+    (Grid(4, 3, 128), "group"),
+    (Grid(6, 32, 96), "group"),
+    (Grid(6, 7), "row"),
+    (Grid(8, 128), "row"),
+    (Grid(8, 200, 32), "group"),
 ]
 
 
 @pytest.mark.parametrize(("grid", "scales"), GRIDS)
+@pytest.mark.parametrize("activation_bits", [8, 16])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (64, 64), (70, 172), (130, 257)])
-def test_exact_body_gives_the_bits_of_the_reference(grid, scales, rows, columns):
-    rng = np.random.default_rng(rows + columns + grid.planes)
-    options = itertools.cycle([(False, False), (True, False), (False, True), (True, True)])
-    for count, (norm, bias) in zip((0, 1, 3, 8, 33), options, strict=False):
-        linear = random_linear(rng, rows, columns, grid, scales=scales, norm=norm, bias=bias)
+def test_exact_body_gives_the_bits_of_the_reference(grid, scales, rows, columns, activation_bits):
+    rng = np.random.default_rng(rows + columns + grid.bits)
+    inputs = itertools.cycle([(False, False), (True, False), (False, True), (True, True)])
+    for count, (norm, bias) in zip((0, 1, 3, 8, 33), inputs, strict=False):
+        options = {"scales": scales, "norm": norm, "bias": bias, "activation_bits": activation_bits}
+        linear = random_linear(rng, rows, columns, grid, **options)
         x = tokens(rng, count, columns)
         np.testing.assert_array_equal(run_body(linear, x, Fallback.EXACT), bitlinear(x, linear))
 
 
-def test_exact_body_with_extreme_activations_does_not_saturate():
+@pytest.mark.parametrize(("activation_bits", "values"), [(8, (-1, 1)), (16, (-32384, 32383))])
+def test_exact_body_with_extreme_activations_does_not_saturate(activation_bits, values):
+    """The values for 16 bits have both digits near their extremes."""
     rng = np.random.default_rng(5)
-    linear = random_linear(rng, 64, 4096, Grid(4, 0))
+    linear = random_linear(rng, 64, 4096, Grid(8, 0), activation_bits=activation_bits)
     linear.weight[:] = 255
-    x = np.where(rng.random((4, 4096)) < 0.1, -1, 1).astype(np.float32)
+    x = np.where(rng.random((4, 4096)) < 0.1, *values).astype(np.float32)
+    x[2], x[3] = values
+    x[:, 0] = max(values[1], 32512 if activation_bits == 16 else 0)
     np.testing.assert_array_equal(run_body(linear, x, Fallback.EXACT), bitlinear(x, linear))
 
 
-def test_exact_body_keeps_nan_and_infinity_in_their_tokens():
+@pytest.mark.parametrize("activation_bits", [8, 16])
+def test_exact_body_keeps_nan_and_infinity_in_their_tokens(activation_bits):
     rng = np.random.default_rng(6)
-    for grid, scales in ((Grid(1, 2), "tensor"), (Grid(2, 8, 32), "group")):
-        linear = random_linear(rng, 66, 96, grid, scales=scales, bias=True)
+    for grid, scales in ((Grid(2, 2), "tensor"), (Grid(4, 8, 32), "group")):
+        linear = random_linear(rng, 66, 96, grid, scales=scales, bias=True, activation_bits=activation_bits)
         x = tokens(rng, 5, 96)
         x[0, 3], x[2, 95], x[4, 0] = np.nan, np.inf, 1e38
         result = run_body(linear, x, Fallback.EXACT)
@@ -164,20 +172,23 @@ def test_exact_body_keeps_nan_and_infinity_in_their_tokens():
         np.testing.assert_array_equal(result[1], linear.bias)
 
 
-def test_exact_body_of_float16():
+@pytest.mark.parametrize("activation_bits", [8, 16])
+def test_exact_body_of_float16(activation_bits):
     rng = np.random.default_rng(7)
-    linear = random_linear(rng, 66, 100, Grid(2, 8), norm=True, bias=True)
+    linear = random_linear(rng, 66, 100, Grid(4, 8), norm=True, bias=True, activation_bits=activation_bits)
     x = tokens(rng, 9, 100).astype(np.float16)
     result = run_body(linear, x, Fallback.EXACT)
     assert result.dtype == np.float16
     np.testing.assert_array_equal(result, bitlinear(x, linear))
 
 
+@pytest.mark.parametrize("activation_bits", [8, 16])
 @pytest.mark.parametrize(("grid", "scales"), GRIDS)
-def test_fast_body_is_within_two_percent(grid, scales):
-    rng = np.random.default_rng(grid.planes)
+def test_fast_body_is_within_two_percent(grid, scales, activation_bits):
+    rng = np.random.default_rng(grid.bits // 2)
     for (rows, columns), norm in itertools.product([(70, 172), (128, 576)], (False, True)):
-        linear = random_linear(rng, rows, columns, grid, scales=scales, norm=norm, bias=True)
+        options = {"scales": scales, "norm": norm, "bias": True, "activation_bits": activation_bits}
+        linear = random_linear(rng, rows, columns, grid, **options)
         x = tokens(rng, 6, columns)
         expected = bitlinear(x, linear)
         error = np.abs(run_body(linear, x, Fallback.FAST) - expected).max(axis=1)
@@ -185,17 +196,18 @@ def test_fast_body_is_within_two_percent(grid, scales):
 
 
 @pytest.mark.parametrize("fallback", list(Fallback))
-def test_body_with_float_activations(fallback):
+@pytest.mark.parametrize(("grid", "scales"), GRIDS)
+def test_body_with_float_activations(grid, scales, fallback):
     rng = np.random.default_rng(8)
-    for grid, scales in ((Grid(1, 2), "row"), (Grid(3, 32, 32), "group")):
-        linear = random_linear(rng, 70, 172, grid, scales=scales, bias=True, activation_bits=0)
-        x = tokens(rng, 5, 172)
+    for rows, columns in ((1, 1), (70, 172)):
+        linear = random_linear(rng, rows, columns, grid, scales=scales, bias=True, activation_bits=0)
+        x = tokens(rng, 5, columns)
         np.testing.assert_allclose(run_body(linear, x, fallback), bitlinear(x, linear), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(("grid", "scales"), GRIDS)
 def test_embedding_body_gives_the_rows(grid, scales):
-    rng = np.random.default_rng(grid.planes)
+    rng = np.random.default_rng(grid.bits // 2)
     linear = random_linear(rng, 131, 172, grid, scales=scales)
     body = bit_embedding_body(linear.attributes, per_tensor=scales == "tensor")
     attributes = node_attributes(linear.attributes)
@@ -207,9 +219,11 @@ def test_embedding_body_gives_the_rows(grid, scales):
 
 def test_overloads_tell_variants_apart():
     names = set()
-    for (grid, _), norm, bias, fallback in itertools.product(GRIDS, (False, True), (False, True), Fallback):
-        at = BitLinearAttributes(64, 65, grid)
+    both = (False, True)
+    for (grid, _), norm, bias, fallback, bits in itertools.product(GRIDS, both, both, Fallback, ACTIVATION_BITS):
+        at = BitLinearAttributes(64, 65, grid, bits)
         names.add(Variant(at, norm, bias, fallback).overload)
-    assert len(names) == len({grid for grid, _ in GRIDS}) * 8
-    at = BitLinearAttributes(64, 65, Grid(1, 2))
+    assert len(names) == len({grid for grid, _ in GRIDS}) * 24
+    assert "k64_n65_b6_z32_g96_a16_bias_exact" in names
+    at = BitLinearAttributes(64, 65, Grid(2, 2))
     assert embedding_overload(at, True) != embedding_overload(at, False)

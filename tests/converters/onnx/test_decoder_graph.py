@@ -23,6 +23,7 @@ from bitnet_onnx.policy import Policy, Precision, Weights
 INT4, INT6 = Precision(Weights.INT4), Precision(Weights.INT6, 64)
 INT8, TERNARY = Precision(Weights.INT8, 0), Precision(Weights.TERNARY)
 FLOAT = Precision(Weights.FLOAT32)
+HEAD, INT4_WIDE = Policy().head, Precision(Weights.INT4, activation_bits=16)
 
 POLICIES = {
     "ternary": Policy(TERNARY, INT8),
@@ -35,6 +36,8 @@ POLICIES = {
     "head float32": Policy(INT4, FLOAT),
     "blocks float32": Policy(FLOAT, INT8),
     "head and embedding apart": Policy(INT8, INT8, (("lm_head", INT4),)),
+    "16-bit activations": Policy(Precision(Weights.INT4, 64, 16), Precision(Weights.INT6, 32, 16)),
+    "q and up with 16-bit activations": Policy(INT4, HEAD, (("*.q_proj", INT4_WIDE), ("*.up_proj", INT4_WIDE))),
 }
 #: Every policy on one of the models, in turn.
 EACH = [
@@ -137,6 +140,41 @@ def test_inputs_on_different_grids_do_not(tiny_checkpoint: Callable[[str], Path]
         assert f"/model/layers.0/attn/{name}" in names
     (attention,) = (node for node in model.graph.node if node.name == "/model/layers.0/attn/GroupQueryAttention")
     assert all(attention.input[:3])
+
+
+def test_inputs_with_other_activations_do_not_either(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    policy = POLICIES["q and up with 16-bit activations"]
+    model = graph_of(tiny_checkpoint("untied_gqa"), tmp_path / "package", policy)
+    bits = {}
+    for node in model.graph.node:
+        if node.op_type == "BitLinear":
+            bits[node.name] = {item.name: item.i for item in node.attribute}["activation_bits"]
+    layer = {"attn/q_proj": 16, "attn/k_proj": 8, "attn/v_proj": 8, "attn/o_proj": 8} | {
+        "mlp/gate_proj": 8,
+        "mlp/up_proj": 16,
+        "mlp/down_proj": 8,
+    }
+    expected = {f"/model/layers.{index}/{name}/BitLinear": value for index in (0, 1) for name, value in layer.items()}
+    assert bits == {**expected, "/lm_head/BitLinear": 16}
+
+
+@pytest.mark.parametrize("name", ["tied_mha", "untied_gqa"])
+@pytest.mark.parametrize("activation_bits", [0, 8, 16])
+def test_the_head_takes_its_activations_from_the_policy(
+    name: str, activation_bits: int, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    policy = Policy(INT4, Precision(Weights.INT8, 0, activation_bits))
+    model = graph_of(tiny_checkpoint(name), tmp_path / "package", policy)
+    (head,) = (node for node in model.graph.node if node.name == "/lm_head/BitLinear")
+    assert {item.name: item.i for item in head.attribute}["activation_bits"] == activation_bits
+    (table,) = (node for node in model.graph.node if node.op_type == "BitEmbedding")
+    assert "activation_bits" not in {item.name for item in table.attribute}
+    layers = json.loads((tmp_path / "package" / "bitnet_onnx.json").read_text())["layers"]
+    recorded = {layer["role"]: layer["activation_bits"] for layer in layers}
+    expected = (
+        {"embed_tokens": activation_bits} if name == "tied_mha" else {"embed_tokens": 0, "lm_head": activation_bits}
+    )
+    assert {role: bits for role, bits in recorded.items() if "layers" not in role} == expected
 
 
 @pytest.mark.parametrize("head", [INT8, FLOAT])

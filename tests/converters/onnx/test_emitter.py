@@ -53,9 +53,12 @@ def test_module_paths() -> None:
     assert dotted("/lm_head", "scale") == "lm_head.scale"
 
 
+@pytest.mark.parametrize("activation_bits", [8, 16])
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_linear_layer_equals_the_reference(emitter: Emitter, tmp_path: Path, norm: bool, bias: bool) -> None:
+def test_a_linear_layer_equals_the_reference(
+    emitter: Emitter, tmp_path: Path, norm: bool, bias: bool, activation_bits: int
+) -> None:
     rng = np.random.default_rng(3)
     tensor = quantized(70, 64)
     options = {
@@ -63,10 +66,13 @@ def test_a_linear_layer_equals_the_reference(emitter: Emitter, tmp_path: Path, n
         "bias": rng.standard_normal(70).astype(np.float32) if bias else None,
     }
     x = emitter.input("x", ir.DataType.FLOAT, ["tokens", 64])
-    y = emitter.bitlinear("/linear", x, emitter.matrix("/linear", tensor), epsilon=1e-6, **options)
+    matrix = emitter.matrix("/linear", tensor, activation_bits)
+    y = emitter.bitlinear("/linear", x, matrix, epsilon=1e-6, **options)
     emitter.output(y, "y", ir.DataType.FLOAT, ["tokens", 70])
     tokens = rng.standard_normal((3, 64)).astype(np.float32)
-    linear = PackedLinear.from_quantized(tensor, norm_weight=options["norm"], bias=options["bias"], epsilon=1e-6)
+    linear = PackedLinear.from_quantized(
+        tensor, norm_weight=options["norm"], bias=options["bias"], activation_bits=activation_bits, epsilon=1e-6
+    )
     (result,) = run(emitter, tmp_path, x=tokens)
     np.testing.assert_array_equal(result, bitlinear(tokens, linear))
 
