@@ -52,3 +52,109 @@ class AttentionAttributes:
             raise InputError(f"local_window_size is {self.local_window_size}: it must be -1 or at least 1")
         if not (math.isfinite(self.softcap) and self.softcap >= 0):
             raise InputError(f"softcap is {self.softcap}: it must be finite and not negative")
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """Tables of the rotation, float32 `[positions, dim / 2]`; `dim` may be less than the head's length."""
+
+    cosine: FloatArray
+    sine: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """The operator's outputs."""
+
+    output: FloatArray
+    present_key: FloatArray
+    present_value: FloatArray
+
+
+def group_query_attention(
+    query: FloatArray,
+    key: FloatArray,
+    value: FloatArray,
+    past: tuple[FloatArray, FloatArray],
+    seqlens_k: IntArray,
+    total_sequence_length: int,
+    attributes: AttentionAttributes,
+    rotary: Rotary | None = None,
+    query_seqlens: IntArray | None = None,
+) -> Attended:
+    """Causal attention with grouped heads behind a cache; the softmax is computed in float64.
+
+    Args:
+        query: float32 `[B, S, num_heads * D]`.
+        key: float32 `[B, S, kv_num_heads * D]`.
+        value: as `key`.
+        past: keys and values, float32 `[B, kv_num_heads, length, D]`; keys are rotated already.
+        seqlens_k: int32 `[B]`, tokens of each row after this call, less one.
+        total_sequence_length: the largest of them, or more.
+        attributes: of the node.
+        rotary: tables, where `do_rotary` is set.
+        query_seqlens: int32 `[B]`, tokens of each row in this call; the rest of `S` is padding.
+
+    Raises:
+        InputError: a length is out of range.
+    """
+    batch, sequence, _ = query.shape
+    heads, kv_heads = attributes.num_heads, attributes.kv_num_heads
+    past_length, head_dim = past[0].shape[2:]
+    present_shape = batch, kv_heads, max(past_length, total_sequence_length), head_dim
+    present = np.zeros(present_shape, np.float32), np.zeros(present_shape, np.float32)
+    output = np.zeros((batch, sequence, heads, head_dim), np.float32)
+    for b in range(batch):
+        total = int(seqlens_k[b]) + 1
+        most = min(sequence, total)
+        count = most if query_seqlens is None else int(query_seqlens[b])
+        if not (1 <= total <= total_sequence_length and 0 <= count <= most and total - count <= past_length):
+            raise InputError(
+                f"row {b} has {total} tokens, {count} of them new: at most {total_sequence_length} tokens with "
+                f"{most} new ones and {past_length} old ones are possible"
+            )
+        positions = np.arange(total - count, total)
+        rows = [part[b, :count].reshape(count, -1, head_dim) for part in (query, key, value)]
+        if rotary is not None and attributes.do_rotary:
+            rows[:2] = [_rotated(part, positions, rotary, attributes.rotary_interleaved) for part in rows[:2]]
+        for cache, old, new in zip(present, past, rows[1:], strict=True):
+            cache[b, :, : total - count] = old[b, :, : total - count]
+            cache[b, :, total - count : total] = new.swapaxes(0, 1)
+        seen = [np.repeat(cache[b, :, :total], heads // kv_heads, axis=0).astype(np.float64) for cache in present]
+        scores = np.einsum("qhd,hkd->hqk", rows[0].astype(np.float64), seen[0])
+        weights = _softmax(_masked(scores, positions, attributes, head_dim))
+        output[b, :count] = np.einsum("hqk,hkd->qhd", weights, seen[1])
+    return Attended(output.reshape(batch, sequence, heads * head_dim), *present)
+
+
+def _rotated(x: FloatArray, positions: npt.NDArray[np.int64], rotary: Rotary, interleaved: bool) -> FloatArray:
+    """Rotary position embedding of `[tokens, heads, D]` (Su et al., "RoFormer", 2021)."""
+    cosine, sine = rotary.cosine[positions, None], rotary.sine[positions, None]
+    half = cosine.shape[-1]
+    first, second = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(half), slice(half, 2 * half))
+    a, b = x[..., first], x[..., second]
+    result = x.copy()
+    result[..., first] = a * cosine - b * sine
+    result[..., second] = b * cosine + a * sine
+    return result
+
+
+def _masked(
+    scores: npt.NDArray[np.float64], positions: npt.NDArray[np.int64], attributes: AttentionAttributes, head_dim: int
+) -> npt.NDArray[np.float64]:
+    """Scaled and capped scores `[heads, queries, keys]`, minus infinity where a key is not seen."""
+    scores = scores * (attributes.scale or 1 / math.sqrt(head_dim))
+    if attributes.softcap:
+        scores = attributes.softcap * np.tanh(scores / attributes.softcap)
+    distance = positions[:, None] - np.arange(scores.shape[-1])
+    unseen = distance < 0
+    if attributes.local_window_size != -1:
+        unseen |= distance >= attributes.local_window_size
+    return np.where(unseen, -np.inf, scores)
+
+
+def _softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):
+        exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True, initial=-np.inf))
+        weights: npt.NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return weights
