@@ -100,7 +100,7 @@ format: $(VENV)/.stamp-lint ## Format Python and C++ in place
 
 .PHONY: parity
 parity: $(PARITY_VENV)/.stamp-parity ## Compare with torch and transformers, in an environment of their own
-	$(PARITY_BIN)/python -P -m pytest -s -W ignore tests/parity/parity_llama.py
+	$(PARITY_BIN)/python -P -m pytest -s -W ignore tests/parity/parity_*.py
 
 .PHONY: wheel
 wheel: $(VENV)/.stamp-venv ## Build a wheel into dist/

@@ -1,4 +1,8 @@
-"""The same sizes as a GGUF file for llama.cpp: ternary TQ2_0 blocks, Q6_K embedding and head."""
+"""The same shape as a GGUF file for llama.cpp: ternary TQ2_0 blocks, Q6_K embedding and head.
+
+A decoder with sub-norms is llama.cpp's architecture `bitnet`. llama-cpp-python 0.3.36 applies silu to its gate
+whatever the file says; later sources of llama.cpp read `hidden_activation`. Either is one pass over the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +37,10 @@ def write_gguf(spec: DecoderSpec, path: Path, name: str) -> None:
     """Write random weights in the precisions that llama.cpp's own quantizer gives a tied ternary model.
 
     Raises:
-        InputError: a width is no multiple of 256, which both encodings demand.
+        InputError: a width is no multiple of 256, which both encodings demand, or no architecture of llama.cpp is
+            like this decoder.
     """
+    architecture = _architecture(spec, name)
     for width in (spec.hidden_size, spec.attention_size, spec.intermediate_size):
         if width % _BLOCK:
             raise InputError(f"a layer of {name} has {width} columns: TQ2_0 demands multiples of {_BLOCK}")
@@ -42,22 +48,44 @@ def write_gguf(spec: DecoderSpec, path: Path, name: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         work = Path(folder, path.name)
-        writer = gguf.GGUFWriter(work, "llama")
+        writer = gguf.GGUFWriter(work, architecture)
         _add_metadata(writer, spec, name)
         _add(writer, "token_embd", _q6_k(rng, spec.vocab_size, spec.hidden_size), gguf.GGMLQuantizationType.Q6_K)
-        ones = np.ones(spec.hidden_size, np.float32)
         for index in range(spec.num_hidden_layers):
-            for norm in ("attn_norm", "ffn_norm"):
-                writer.add_tensor(f"blk.{index}.{norm}.weight", ones)
+            for norm, width in _norms(spec).items():
+                writer.add_tensor(f"blk.{index}.{norm}.weight", np.ones(width, np.float32))
             for linear, size in _LINEARS.items():
                 blocks = _tq2_0(rng, *size(spec))
                 _add(writer, f"blk.{index}.{linear}", blocks, gguf.GGMLQuantizationType.TQ2_0)
-        writer.add_tensor("output_norm.weight", ones)
+        writer.add_tensor("output_norm.weight", np.ones(spec.hidden_size, np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
         work.replace(path)
+
+
+def _architecture(spec: DecoderSpec, name: str) -> str:
+    match spec.activation, spec.attention_sub_norm, spec.mlp_sub_norm:
+        case "silu", False, False:
+            return "llama"
+        case "relu2", True, True if spec.attention_size == spec.hidden_size:
+            return "bitnet"
+        case _:
+            raise InputError(
+                f"{name} is {spec.activation} with sub-norms {spec.attention_sub_norm}, {spec.mlp_sub_norm}: "
+                "llama.cpp has silu without any, and relu2 with both on heads as wide as the hidden size"
+            )
+
+
+def _norms(spec: DecoderSpec) -> dict[str, int]:
+    """The norms of a block with their sizes."""
+    norms = {"attn_norm": spec.hidden_size, "ffn_norm": spec.hidden_size}
+    if spec.attention_sub_norm:
+        norms["attn_sub_norm"] = spec.attention_size
+    if spec.mlp_sub_norm:
+        norms["ffn_sub_norm"] = spec.intermediate_size
+    return norms
 
 
 def _add_metadata(writer: gguf.GGUFWriter, spec: DecoderSpec, name: str) -> None:
@@ -74,6 +102,8 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: DecoderSpec, name: str) -> None
     writer.add_rope_dimension_count(spec.rotary.dim)
     writer.add_rope_freq_base(spec.rotary.theta)
     writer.add_vocab_size(spec.vocab_size)
+    if spec.activation != "silu":
+        writer.add_string(f"{writer.arch}.hidden_activation", spec.activation)
     # Only ids are read: no text, no tokenizer.
     writer.add_tokenizer_model("no_vocab")
 

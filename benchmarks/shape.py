@@ -32,11 +32,9 @@ class ModelShape:
     caveat: str = ""
 
 
-#: The real model has relu² for its activation and an RMSNorm before o_proj and down_proj. This is where they are to be
-#: set; `_synthetic_gguf.py` follows with the architecture that has them.
 _BITNET_2B4T = ModelShape(
     DecoderSpec(
-        family="llama",
+        family="bitnet",
         vocab_size=128256,
         hidden_size=2560,
         intermediate_size=6912,
@@ -46,15 +44,17 @@ _BITNET_2B4T = ModelShape(
         head_dim=128,
         context_length=4096,
         norm_epsilon=1e-5,
-        activation="silu",
+        activation="relu2",
         rotary=Rotary(theta=500000.0, dim=128),
         tie_word_embeddings=True,
+        attention_sub_norm=True,
+        mlp_sub_norm=True,
     ),
-    caveat="silu instead of relu², and no norms before o_proj and down_proj, in all candidates.",
+    caveat="llama.cpp before it read `hidden_activation` applies silu instead of relu², one pass of the same size.",
 )
 _TINY = ModelShape(
     DecoderSpec(
-        family="llama",
+        family="bitnet",
         vocab_size=512,
         hidden_size=256,
         intermediate_size=512,
@@ -64,9 +64,11 @@ _TINY = ModelShape(
         head_dim=64,
         context_length=128,
         norm_epsilon=1e-5,
-        activation="silu",
+        activation="relu2",
         rotary=Rotary(theta=10000.0, dim=64),
         tie_word_embeddings=True,
+        attention_sub_norm=True,
+        mlp_sub_norm=True,
     )
 )
 SHAPES = {"bitnet-2b4t": _BITNET_2B4T, "tiny": _TINY}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bitnet_onnx.errors import CheckpointError
+from bitnet_onnx.errors import CheckpointError, UnsupportedError
+from bitnet_onnx.gated import Activation
 
 #: Linear layers of one block, by role.
 ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
@@ -44,11 +46,13 @@ class DecoderSpec:
         head_dim: features of a head.
         context_length: most positions that the rotary tables hold.
         norm_epsilon: of every RMSNorm.
-        activation: gate activation of the MLP, `silu`.
+        activation: gate activation of the MLP, one of `Activation`.
         rotary: rotary embedding.
         attention_bias: q, k, v and o projections have a bias.
         mlp_bias: gate, up and down projections have a bias.
         tie_word_embeddings: the head is the embedding.
+        attention_sub_norm: an RMSNorm stands between attention and its output projection.
+        mlp_sub_norm: an RMSNorm stands between the gated activation and the down projection.
     """
 
     family: str
@@ -66,6 +70,8 @@ class DecoderSpec:
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
+    attention_sub_norm: bool = False
+    mlp_sub_norm: bool = False
 
     def __post_init__(self) -> None:
         for field in (
@@ -95,6 +101,12 @@ class DecoderSpec:
             )
         if not self.norm_epsilon > 0:
             raise CheckpointError(f"norm epsilon is {self.norm_epsilon}: it must be greater than 0")
+        if self.activation not in set(Activation):
+            near = difflib.get_close_matches(self.activation[:60], list(Activation), n=1)
+            hint = f"; did you mean {str(near[0])!r}?" if near else ""
+            raise UnsupportedError(
+                f"hidden_act {self.activation!r:.60} is not supported{hint} (known: {', '.join(Activation)})"
+            )
 
     @property
     def attention_size(self) -> int:
@@ -110,7 +122,8 @@ class DecoderSpec:
         """Every tensor of the decoder by role, with its shape (linears are `[out, in]`).
 
         Roles are `embed_tokens`, `layers.{i}.attn.{q,k,v,o}_proj`, `layers.{i}.mlp.{gate,up,down}_proj`, each with
-        `.weight` and perhaps `.bias`, `layers.{i}.{input,post_attention}_norm.weight`, `norm.weight` and `lm_head`.
+        `.weight` and perhaps `.bias`, `layers.{i}.{input,post_attention}_norm.weight`, perhaps
+        `layers.{i}.{attn,mlp}.sub_norm.weight`, `norm.weight` and `lm_head`.
         """
         hidden, inner = self.hidden_size, self.intermediate_size
         yield "embed_tokens.weight", (self.vocab_size, hidden)
@@ -120,10 +133,14 @@ class DecoderSpec:
             yield from self._linear(f"{layer}.attn.q_proj", self.attention_size, hidden, self.attention_bias)
             yield from self._linear(f"{layer}.attn.k_proj", self.key_value_size, hidden, self.attention_bias)
             yield from self._linear(f"{layer}.attn.v_proj", self.key_value_size, hidden, self.attention_bias)
+            if self.attention_sub_norm:
+                yield f"{layer}.attn.sub_norm.weight", (self.attention_size,)
             yield from self._linear(f"{layer}.attn.o_proj", hidden, self.attention_size, self.attention_bias)
             yield f"{layer}.post_attention_norm.weight", (hidden,)
             yield from self._linear(f"{layer}.mlp.gate_proj", inner, hidden, self.mlp_bias)
             yield from self._linear(f"{layer}.mlp.up_proj", inner, hidden, self.mlp_bias)
+            if self.mlp_sub_norm:
+                yield f"{layer}.mlp.sub_norm.weight", (inner,)
             yield from self._linear(f"{layer}.mlp.down_proj", hidden, inner, self.mlp_bias)
         yield "norm.weight", (hidden,)
         if not self.tie_word_embeddings:

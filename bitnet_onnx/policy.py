@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from bitnet_onnx.activations import check_activation_bits
@@ -106,6 +106,15 @@ class Policy:
             chosen = self.precision(role).weights
             if not self.precision(role).by_rows:
                 raise InputError(f"{role} cannot be {chosen}: choose int8, int6, int4 or float32 for the head")
+
+    def for_ternary_masters(self) -> Policy:
+        """The same policy for a model that was trained to be ternary: `auto` means `ternary`."""
+
+        def settled(precision: Precision) -> Precision:
+            return replace(precision, weights=Weights.TERNARY) if precision.weights is Weights.AUTO else precision
+
+        overrides = tuple((glob, settled(precision)) for glob, precision in self.overrides)
+        return replace(self, default=settled(self.default), overrides=overrides)
 
     def precision(self, role: str) -> Precision:
         """The precision of a layer, by its role (`layers.3.attn.q_proj`, `embed_tokens`, `lm_head`)."""

@@ -7,7 +7,7 @@ import difflib
 from bitnet_onnx.converters.checkpoints import Checkpoint
 from bitnet_onnx.converters.families import Family
 from bitnet_onnx.decoder import DecoderSpec
-from bitnet_onnx.errors import CheckpointError
+from bitnet_onnx.errors import CheckpointError, UnsupportedError
 from bitnet_onnx.quantized import FloatArray
 
 
@@ -16,6 +16,7 @@ class CheckpointTensors:
 
     Raises:
         CheckpointError: a tensor is missing, has another shape than the configuration demands, or belongs to nothing.
+        UnsupportedError: a tensor is packed.
     """
 
     def __init__(self, checkpoint: Checkpoint, family: Family, spec: DecoderSpec) -> None:
@@ -28,6 +29,11 @@ class CheckpointTensors:
                 near = difflib.get_close_matches(name, checkpoint.tensors, n=1)
                 hint = f"; the nearest name is {near[0]!r}" if near else ""
                 raise CheckpointError(f"{checkpoint.path.name}: tensor {name!r} is missing{hint}")
+            if info.dtype == "U8":
+                raise UnsupportedError(
+                    f"{info.file}: tensor {name!r} is U8: packed ternary weights are not read; "
+                    f"convert the checkpoint with the unpacked ones"
+                )
             if info.shape != shape:
                 raise CheckpointError(
                     f"{info.file}: tensor {name!r} has shape {list(info.shape)}: "

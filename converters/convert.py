@@ -32,6 +32,7 @@ class Conversion:
         layers: every matrix with its precision and error.
         graph_bytes: size of `model.onnx`.
         data_bytes: size of `model.onnx.data`.
+        trained_ternary: the model was trained with ternary weights.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Conversion:
     layers: tuple[LayerRecord, ...]
     graph_bytes: int
     data_bytes: int
+    trained_ternary: bool
 
     @property
     def bits_per_weight(self) -> float:
@@ -60,7 +62,8 @@ def convert(
     Args:
         source: a Hugging Face directory or a GGUF file.
         output: the directory to create; it appears only when it is complete.
-        policy: the precision of each layer; the default keeps ternary matrices and makes others int4, the head int8.
+        policy: the precision of each layer; the default keeps ternary matrices and makes others int4 (ternary
+            by absmean where the family was trained for it), the head int8.
         fallback: the function bodies that runtimes without the operator library execute: `fast` or `exact`.
         overwrite: replace an existing package.
         progress: called after each matrix.
@@ -88,11 +91,12 @@ def convert(
             generation_config=_generation_config(checkpoint, spec),
             tokenizer=checkpoint.tokenizer().files,
         )
-        layers = write_package(
-            work, spec, tensors, contents, policy=policy or Policy(), fallback=fallback, progress=progress
-        )
-        sizes = [(work / name).stat().st_size for name in (MODEL, MODEL_DATA)]
-    return Conversion(Path(output), spec, layers, *sizes)
+        policy = policy or Policy()
+        if family.trained_ternary:
+            policy = policy.for_ternary_masters()
+        layers = write_package(work, spec, tensors, contents, policy=policy, fallback=fallback, progress=progress)
+        graph_bytes, data_bytes = ((work / name).stat().st_size for name in (MODEL, MODEL_DATA))
+    return Conversion(Path(output), spec, layers, graph_bytes, data_bytes, family.trained_ternary)
 
 
 def _generation_config(checkpoint: Checkpoint, spec: DecoderSpec) -> Mapping[str, object]:

@@ -48,7 +48,7 @@ class _Group(click.Group):
 @click.version_option(package_name="bitnet-onnx", prog_name="bitnet-onnx")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done, step by step.")
 def app(verbose: bool) -> None:
-    """Any Llama-family checkpoint as one ONNX package with ternary or low-bit weights."""
+    """Any Llama-family or BitNet checkpoint as one ONNX package with ternary or low-bit weights."""
     setup_logging(logging.DEBUG if verbose else logging.WARNING)
 
 

@@ -16,7 +16,7 @@ from bitnet_onnx.cli._console import error_console, printable, size
 from bitnet_onnx.converters import Conversion
 from bitnet_onnx.converters import Progress as Report
 from bitnet_onnx.converters.onnx._linears import LayerRecord
-from bitnet_onnx.policy import Weights
+from bitnet_onnx.policy import HEAD_ROLES, Weights
 
 
 @click.command()
@@ -27,7 +27,8 @@ from bitnet_onnx.policy import Weights
     type=click.Choice([str(name) for name in Weights]),
     default="auto",
     show_default=True,
-    help="Precision of the blocks. auto: ternary matrices stay ternary without loss, others become int4. "
+    help="Precision of the blocks. auto: ternary matrices stay ternary without loss, others become int4, those of "
+    "a model trained to be ternary become ternary. "
     "keep: the same, but others stay float32. ternary: absmean, for models trained for it.",
 )
 @click.option(
@@ -47,7 +48,8 @@ from bitnet_onnx.policy import Weights
     type=click.Choice(["fast", "exact"]),
     default="fast",
     show_default=True,
-    help="What runtimes without the operator library execute: fast is within 2 %, exact is equal and slower.",
+    help="What runtimes without the operator library execute: fast is within 2 %, exact is equal up to float "
+    "rounding and slower.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing package.")
 def command(
@@ -105,19 +107,33 @@ def _report(conversion: Conversion, asked: str, seconds: float) -> None:
             "  The checkpoint is not ternary, so auto chose int4: the smallest precision at which an ordinary model\n"
             "  still answers properly. Ternary without training loses the model's quality."
         )
-    if any(layer.weights is Weights.TERNARY and layer.relative_error > 0.1 for layer in conversion.layers):
-        error_console.print(
-            "[yellow]warning:[/] these weights were not trained to be ternary: expect a model that no longer answers "
-            "sensibly; int4 is the smallest precision that does without training",
-            soft_wrap=True,
+    if warning := _warning(conversion):
+        error_console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+
+
+def _warning(conversion: Conversion) -> str:
+    """What makes the package a worse model than it looks, or empty."""
+    blocks = [layer for layer in conversion.layers if layer.role not in HEAD_ROLES]
+    if conversion.trained_ternary:
+        if all(layer.weights is Weights.TERNARY for layer in blocks):
+            return ""
+        return (
+            "this model was trained with ternary weights and is another model at any other precision; "
+            "--weights auto makes it ternary"
         )
+    if any(layer.weights is Weights.TERNARY and layer.relative_error > 0.1 for layer in blocks):
+        return (
+            "these weights were not trained to be ternary: expect a model that no longer answers sensibly; "
+            "int4 is the smallest precision that does without training"
+        )
+    return ""
 
 
 def _summary(conversion: Conversion, *, head: bool) -> str:
     """Precisions of a part of the model, most weights first: `int4 in groups of 32 (5.00 bits, error 8.9 %)`."""
     parts: dict[str, list[LayerRecord]] = {}
     for layer in conversion.layers:
-        if (layer.role in ("embed_tokens", "lm_head")) is head:
+        if (layer.role in HEAD_ROLES) is head:
             name = f"{layer.weights} in groups of {layer.group_size}" if layer.group_size else str(layer.weights)
             parts.setdefault(name, []).append(layer)
     return ", ".join(f"{name} ({_mean(layers)})" for name, layers in parts.items())

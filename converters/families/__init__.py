@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 
-from bitnet_onnx.converters.families import llama
+from bitnet_onnx.converters.families import bitnet, llama
 from bitnet_onnx.converters.families._config import Config
 from bitnet_onnx.converters.families._family import Family
 from bitnet_onnx.errors import UnsupportedError
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (llama.FAMILY,)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (bitnet.FAMILY, llama.FAMILY)}
 
 __all__ = ["FAMILIES", "Config", "Family", "find"]
 
@@ -27,10 +27,8 @@ def find(config: Config) -> Family:
         raise UnsupportedError(
             f"config.json: model_type {name!r:.60} is not supported{hint} (known: {', '.join(sorted(FAMILIES))})"
         )
+    family = FAMILIES[name]
     quantization = config.child("quantization_config")
     if quantization is not None:
-        method = quantization.string("quant_method", "unknown")
-        raise UnsupportedError(
-            f"config.json: quantization method {method!r:.60} is not supported; convert the unquantized checkpoint"
-        )
-    return FAMILIES[name]
+        family.check_quantization(quantization)
+    return family

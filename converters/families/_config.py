@@ -69,6 +69,18 @@ class Config:
             Config({str(index): item}, f"{self._where}: {name}").number(str(index)) for index, item in enumerate(value)
         )
 
+    def strings(self, name: str) -> tuple[str, ...]:
+        """A list of strings; absent gives an empty one."""
+        value = self._value(name, [])
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise self._wrong(name, value, "a list of strings")
+        return tuple(value)
+
+    def with_defaults(self, **defaults: object) -> Config:
+        """The same fields, with values for those that are absent or null."""
+        present = {name: value for name, value in self._fields.items() if value is not None}
+        return Config({**defaults, **present}, self._where)
+
     def child(self, name: str) -> Config | None:
         """A nested object, or None where it is absent."""
         value = self._fields.get(name)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from bitnet_onnx.converters.families._activation import activation
 from bitnet_onnx.converters.families._config import Config
 from bitnet_onnx.converters.families._family import Family
 from bitnet_onnx.converters.families._rotary import rotary
 from bitnet_onnx.decoder import DecoderSpec
-from bitnet_onnx.errors import CheckpointError, UnsupportedError
+from bitnet_onnx.errors import CheckpointError
 
-_SILU_NAMES = ("silu", "swish")
 _NAMES = {
     ".attn.": ".self_attn.",
     ".input_norm.": ".input_layernorm.",
@@ -18,9 +18,6 @@ _NAMES = {
 
 def spec(config: Config) -> DecoderSpec:
     """Read a Llama configuration."""
-    activation = config.string("hidden_act", "silu")
-    if activation not in _SILU_NAMES:
-        raise UnsupportedError(f"config.json: hidden_act {activation!r:.60} is not supported for llama; known: silu")
     hidden = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
     if "head_dim" not in config and hidden % heads:
@@ -37,7 +34,7 @@ def spec(config: Config) -> DecoderSpec:
         head_dim=head_dim,
         context_length=config.integer("max_position_embeddings", 2048),
         norm_epsilon=config.number("rms_norm_eps", 1e-6),
-        activation="silu",
+        activation=activation(config),
         rotary=rotary(config, head_dim),
         attention_bias=config.boolean("attention_bias", False),
         mlp_bias=config.boolean("mlp_bias", False),

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from bitnet_onnx.attention import AttentionAttributes
 from bitnet_onnx.bitlinear import BitLinearAttributes
-from bitnet_onnx.converters.onnx import bodies
+from bitnet_onnx.converters.onnx import _attention_body, _gated_body, bodies
+from bitnet_onnx.converters.onnx._attention_body import AttentionInputs
 from bitnet_onnx.converters.onnx._data_file import DataFile
 from bitnet_onnx.converters.onnx.bodies import MICROSOFT, OPSET, Fallback, Variant
 from bitnet_onnx.package_format import OPERATOR_DOMAIN, OPERATOR_VERSION
@@ -155,6 +157,43 @@ class Emitter:
         inputs = [ids, matrix.weight, matrix.scale]
         return self.node(
             f"{path}/BitEmbedding", inputs, _grid_attributes(at), domain=OPERATOR_DOMAIN, overload=overload
+        )
+
+    def attention(
+        self, path: str, inputs: Sequence[ir.Value | None], attributes: AttentionAttributes
+    ) -> Sequence[ir.Value]:
+        """Add attention with its cache and return the output, the present keys and the present values.
+
+        Args:
+            path: module path.
+            inputs: query, key, value, past key, past value, `seqlens_k`, total length, cosines and sines; query holds
+                all three where key and value are None.
+            attributes: of the node.
+        """
+        given = AttentionInputs(separate=inputs[1] is not None)
+        overload = _attention_body.attention_overload(attributes, given)
+        operator = _attention_body.OPERATOR
+        self._declare(operator, overload, lambda: _attention_body.attention_body(attributes, given))
+        outputs = self.nodes(
+            f"{path}/{operator}",
+            inputs,
+            3,
+            _attention_body.attention_node_attributes(attributes),
+            domain=OPERATOR_DOMAIN,
+            overload=overload,
+        )
+        # onnx knows no types behind ONNX Runtime's operators, and its checker wants that of the next layer's input.
+        outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        return outputs
+
+    def gated(self, path: str, parts: Sequence[ir.Value], activation: str) -> ir.Value:
+        """Add `activation(gate) * up`; `parts` is one value that holds both, the gate first, or each of them."""
+        separate = len(parts) > 1
+        overload = _gated_body.gated_overload(activation, separate)
+        operator = _gated_body.OPERATOR
+        self._declare(operator, overload, lambda: _gated_body.gated_body(activation, separate))
+        return self.node(
+            f"{path}/{operator}", parts, {"activation": activation}, domain=OPERATOR_DOMAIN, overload=overload
         )
 
     def rms_norm(self, path: str, x: ir.Value, weight: FloatArray, epsilon: float) -> ir.Value:

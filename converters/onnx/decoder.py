@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from bitnet_onnx.attention import AttentionAttributes
 from bitnet_onnx.converters.onnx._emitter import Emitter, Matrix, dotted
 from bitnet_onnx.converters.onnx._linears import LayerRecord, Tensors, quantize
 from bitnet_onnx.converters.onnx._rotary import tables
-from bitnet_onnx.converters.onnx.bodies import MICROSOFT
 from bitnet_onnx.decoder import ATTENTION_INPUTS, MLP_INPUTS, DecoderSpec
 from bitnet_onnx.errors import UnsupportedError
 from bitnet_onnx.policy import Policy, Precision
@@ -108,35 +108,26 @@ class DecoderEmitter:
         norm = self._tensors.read(f"layers.{index}.input_norm.weight")
         projected = self._linears(f"{layer}/attn", "qkv_proj", roles, x, f"{layer}/input_norm", norm)
         qkv: list[ir.Value | None] = list(projected)
-        attended = emit.nodes(
-            f"{layer}/attn/GroupQueryAttention",
-            [*(qkv if len(qkv) == 3 else [qkv[0], None, None]), *past, *rest],
-            3,
-            {
-                "num_heads": spec.num_attention_heads,
-                "kv_num_heads": spec.num_key_value_heads,
-                "do_rotary": 1,
-                "rotary_interleaved": 0,
-            },
-            domain=MICROSOFT,
-        )
+        attributes = AttentionAttributes(spec.num_attention_heads, spec.num_key_value_heads, do_rotary=True)
+        inputs = [*(qkv if len(qkv) == 3 else [qkv[0], None, None]), *past, *rest]
+        attended = emit.attention(f"{layer}/attn", inputs, attributes)
         self._present.append(attended[1:])
-        (output,) = self._linears(f"{layer}/attn", "o_proj", [f"layers.{index}.attn.o_proj"], attended[0])
+        sub_norm = self._tensors.read(f"layers.{index}.attn.sub_norm.weight") if spec.attention_sub_norm else None
+        (output,) = self._linears(
+            f"{layer}/attn", "o_proj", [f"layers.{index}.attn.o_proj"], attended[0], f"{layer}/attn/sub_norm", sub_norm
+        )
         return emit.node(f"{layer}/attn/Add", [x, output])
 
     def _mlp(self, index: int, x: ir.Value) -> ir.Value:
-        emit, layer = self._emit, f"/model/layers.{index}"
+        spec, emit, layer = self._spec, self._emit, f"/model/layers.{index}"
         roles = [f"layers.{index}.mlp.{name}" for name in MLP_INPUTS]
         norm = self._tensors.read(f"layers.{index}.post_attention_norm.weight")
         parts = self._linears(f"{layer}/mlp", "gate_up_proj", roles, x, f"{layer}/post_attention_norm", norm)
-        if len(parts) == 1:
-            parts = emit.nodes(f"{layer}/mlp/Split", parts, 2, {"axis": -1, "num_outputs": 2})
-        gate, up = parts
-        # silu, the only activation that a spec may name today
-        sigmoid = emit.node(f"{layer}/mlp/Sigmoid", [gate])
-        activated = emit.node(f"{layer}/mlp/silu/Mul", [gate, sigmoid])
-        product = emit.node(f"{layer}/mlp/Mul", [activated, up])
-        (down,) = self._linears(f"{layer}/mlp", "down_proj", [f"layers.{index}.mlp.down_proj"], product)
+        gated = emit.gated(f"{layer}/mlp", parts, spec.activation)
+        sub_norm = self._tensors.read(f"layers.{index}.mlp.sub_norm.weight") if spec.mlp_sub_norm else None
+        (down,) = self._linears(
+            f"{layer}/mlp", "down_proj", [f"layers.{index}.mlp.down_proj"], gated, f"{layer}/mlp/sub_norm", sub_norm
+        )
         return emit.node(f"{layer}/mlp/Add", [x, down])
 
     def _linears(

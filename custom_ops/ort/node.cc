@@ -130,6 +130,17 @@ float Node::Float(const char* field, float otherwise) const {
   return otherwise;
 }
 
+std::string Node::RequiredString(const char* field) const {
+  size_t size = 0;
+  if (!Succeeded(api_.KernelInfoGetAttribute_string(&info_, field, nullptr, &size)) || size == 0) {
+    Fail("attribute " + std::string(field) + " is missing; it must be a string");
+  }
+  std::string value(size, '\0');
+  Check(api_, api_.KernelInfoGetAttribute_string(&info_, field, value.data(), &size));
+  value.resize(size - 1);  // without the terminating zero
+  return value;
+}
+
 ElementType Node::InputType(size_t index) const {
   TypeInfo* info = nullptr;
   Check(api_, api_.KernelInfo_GetInputTypeInfo(&info_, index, &info));

@@ -59,6 +59,8 @@ class Node {
 
   int64_t Int(const char* field, int64_t otherwise) const;
   float Float(const char* field, float otherwise) const;
+  std::string RequiredString(const char* field) const;
+  int64_t RequiredInt(const char* field) const;
 
   ElementType InputType(size_t index) const;
   bool HasInput(size_t index) const;
@@ -69,7 +71,6 @@ class Node {
   const std::string& label() const { return label_; }
 
  private:
-  int64_t RequiredInt(const char* field) const;
   bool Succeeded(Status* status) const;
 
   const Api& api_;
@@ -129,6 +130,8 @@ CustomOp OpWithKernel() {
 
 extern const CustomOp kBitLinearOp;
 extern const CustomOp kBitEmbeddingOp;
+extern const CustomOp kGroupQueryAttentionOp;
+extern const CustomOp kGatedActivationOp;
 
 }  // namespace bitnet::ort
 

@@ -40,6 +40,7 @@ enum ElementType : int {
   kUndefined = 0,
   kFloat = 1,
   kUint8 = 2,
+  kInt32 = 6,
   kInt64 = 7,
   kFloat16 = 10,
 };
@@ -81,7 +82,8 @@ struct Api {
   Slot reserved_77_84[8];
   Call<const KernelInfo*, const char*, float*> KernelInfoGetAttribute_float;
   Call<const KernelInfo*, const char*, int64_t*> KernelInfoGetAttribute_int64;
-  Slot reserved_87_89[3];
+  Call<const KernelInfo*, const char*, char*, size_t*> KernelInfoGetAttribute_string;
+  Slot reserved_88_89[2];
   Call<const KernelContext*, size_t, const Value**> KernelContext_GetInput;
   Call<KernelContext*, size_t, const int64_t*, size_t, Value**> KernelContext_GetOutput;
   Slot reserved_92;

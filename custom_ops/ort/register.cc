@@ -32,6 +32,8 @@ CustomOpDomain* DomainOf(const Api& api) {
   Check(api, api.CreateCustomOpDomain("bitnet", &domain));
   Check(api, api.CustomOpDomain_Add(domain, &kBitLinearOp));
   Check(api, api.CustomOpDomain_Add(domain, &kBitEmbeddingOp));
+  Check(api, api.CustomOpDomain_Add(domain, &kGroupQueryAttentionOp));
+  Check(api, api.CustomOpDomain_Add(domain, &kGatedActivationOp));
   domains.emplace_back(&api, domain);
   return domain;
 }

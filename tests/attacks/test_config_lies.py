@@ -61,7 +61,7 @@ def test_sizes_that_contradict_the_weights(tmp_path: Path, changes: dict[str, ob
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new'"),
+        ({"hidden_act": "relu6"}, "hidden_act 'relu6'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope type 'yarn'"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization method 'awq'"),
         ({"model_type": "lla\nma"}, "model_type"),

@@ -8,6 +8,7 @@ import string
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -18,10 +19,12 @@ from bitnet_onnx.benchmarks import shape
 from bitnet_onnx.benchmarks._process import llama_version
 from bitnet_onnx.benchmarks._synthetic import RandomTensors
 from bitnet_onnx.benchmarks._synthetic_gguf import write_gguf
+from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.ternary import detect
 
 TINY = shape.SHAPES["tiny"].spec
+LLAMA = replace(TINY, family="llama", activation="silu", attention_sub_norm=False, mlp_sub_norm=False)
 
 
 @pytest.mark.usefixtures("llama_stand_in")
@@ -78,6 +81,8 @@ def test_the_sizes_of_the_real_model() -> None:
     assert sum(rows * columns for rows, columns in linears) == 2_084_044_800
     assert dict(spec.tensors())["embed_tokens.weight"] == (128256, 2560)
     assert "lm_head.weight" not in dict(spec.tensors())
+    assert (spec.activation, spec.attention_sub_norm, spec.mlp_sub_norm) == ("relu2", True, True)
+    assert (spec.rotary.theta, spec.context_length, spec.norm_epsilon) == (500000, 4096, 1e-5)
 
 
 def test_linear_layers_are_kept_ternary_and_the_head_is_int8(tiny_package: Path) -> None:
@@ -119,7 +124,9 @@ def test_the_gguf_file_has_the_same_shape(tmp_path: Path) -> None:
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     assert tuple(tensors["token_embd.weight"].shape) == (TINY.hidden_size, TINY.vocab_size)
     assert "output.weight" not in tensors
-    assert len(tensors) == 2 + 9 * TINY.num_hidden_layers
+    assert len(tensors) == 2 + 11 * TINY.num_hidden_layers
+    assert list(tensors["blk.1.attn_sub_norm.weight"].shape) == [TINY.attention_size]
+    assert list(tensors["blk.1.ffn_sub_norm.weight"].shape) == [TINY.intermediate_size]
     down = tensors["blk.1.ffn_down.weight"]
     assert tuple(down.shape) == (TINY.intermediate_size, TINY.hidden_size)
     values = gguf.dequantize(down.data, down.tensor_type)
@@ -128,6 +135,30 @@ def test_the_gguf_file_has_the_same_shape(tmp_path: Path) -> None:
     embedding = gguf.dequantize(tensors["token_embd.weight"].data, tensors["token_embd.weight"].tensor_type)
     assert np.isfinite(embedding).all()
     assert 0.1 < embedding.std() < 10
+
+
+@pytest.mark.parametrize(
+    ("spec", "architecture", "activation"), [(TINY, "bitnet", "relu2"), (LLAMA, "llama", None)], ids=["bitnet", "llama"]
+)
+def test_the_architecture_of_the_peer(
+    spec: DecoderSpec, architecture: str, activation: str | None, tmp_path: Path
+) -> None:
+    write_gguf(spec, tmp_path / "peer.gguf", "tiny")
+    reader = gguf.GGUFReader(tmp_path / "peer.gguf")
+    assert reader.fields["general.architecture"].contents() == architecture
+    assert reader.fields[f"{architecture}.rope.freq_base"].contents() == spec.rotary.theta
+    field = reader.fields.get(f"{architecture}.hidden_activation")
+    assert (field and field.contents()) == activation
+    assert any("sub_norm" in tensor.name for tensor in reader.tensors) == (architecture == "bitnet")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"activation": "gelu"}, {"mlp_sub_norm": False}, {"activation": "silu"}, {"num_attention_heads": 8}]
+)
+def test_decoders_that_the_peer_does_not_have(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"odd is .* with sub-norms .*: llama\.cpp has silu without any"):
+        write_gguf(replace(TINY, **changes), tmp_path / "x.gguf", "odd")
+    assert not list(tmp_path.iterdir())
 
 
 def test_widths_that_the_peer_cannot_store(tmp_path: Path) -> None:

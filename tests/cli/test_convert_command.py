@@ -51,6 +51,17 @@ def test_ternary_of_an_ordinary_model_is_warned_of(run, tiny_checkpoint, tmp_pat
     assert "warning: these weights were not trained to be ternary" in result.err
 
 
+def test_a_model_that_was_trained_to_be_ternary(run, tiny_checkpoint, tmp_path: Path) -> None:
+    result = run("convert", tiny_checkpoint("bitnet"), tmp_path / "auto")
+    assert (result.status, result.err) == (0, "")
+    assert "bitnet, 2 layers" in result.out
+    assert "blocks: ternary (" in result.out
+    for weights in ("int4", "keep"):
+        result = run("convert", tiny_checkpoint("bitnet"), tmp_path / weights, "--weights", weights)
+        assert result.status == 0
+        assert "warning: this model was trained with ternary weights" in result.err
+
+
 def test_overwrite(run, refused, tiny_checkpoint, tmp_path: Path) -> None:
     arguments = ("convert", tiny_checkpoint("tied_mha"), tmp_path / "package")
     assert run(*arguments).status == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from tiny_models import TINY, tensors
@@ -52,6 +53,86 @@ def test_defaults_are_those_of_transformers() -> None:
         rotary=spec().rotary,
     )
     assert (spec().rotary.theta, spec().rotary.dim, spec().rotary.divisors) == (10000, 16, ())
+
+
+def bitnet(**changes: object) -> DecoderSpec:
+    return spec(model_type="bitnet", **changes)
+
+
+def test_bitnet_is_llama_with_defaults_of_its_own_and_sub_norms() -> None:
+    assert bitnet() == replace(
+        spec(hidden_act="relu2", rms_norm_eps=1e-5, rope_theta=5e5),
+        family="bitnet",
+        attention_sub_norm=True,
+        mlp_sub_norm=True,
+    )
+    assert bitnet(hidden_act=None, rope_theta=None, rope_parameters={"rope_type": "default"}) == bitnet()
+    found = bitnet(hidden_act="silu", rms_norm_eps=1e-6, rope_parameters={"rope_theta": 1e4}, attention_bias=True)
+    assert (found.activation, found.norm_epsilon, found.rotary.theta) == ("silu", 1e-6, 1e4)
+    assert found.attention_bias
+
+
+def test_bitnet_names_its_norms() -> None:
+    name = FAMILIES["bitnet"].tensor_name
+    assert name("layers.3.attn.sub_norm.weight") == "model.layers.3.self_attn.attn_sub_norm.weight"
+    assert name("layers.3.mlp.sub_norm.weight") == "model.layers.3.mlp.ffn_sub_norm.weight"
+    assert name("layers.3.attn.o_proj.weight") == "model.layers.3.self_attn.o_proj.weight"
+    assert name("layers.3.post_attention_norm.weight") == "model.layers.3.post_attention_layernorm.weight"
+
+
+ONLINE: dict[str, object] = {
+    "quant_method": "bitnet",
+    "linear_class": "autobitlinear",
+    "quantization_mode": "online",
+}
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_rms_norm": False}, {"modules_to_not_convert": ["lm_head"]}])
+def test_bitnet_reads_masters_that_are_quantized_online(changes: dict[str, object]) -> None:
+    assert bitnet(quantization_config=ONLINE | changes) == bitnet()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quant_method": "gptq"}, "quantization method 'gptq' is not supported"),
+        ({"quant_method": None}, "quantization method 'unknown' is not supported"),
+        (
+            {"quantization_mode": "offline"},
+            "'autobitlinear' 'offline' means packed ternary weights, which are not read",
+        ),
+        ({"quantization_mode": None}, "'autobitlinear' 'offline' means packed ternary weights"),
+        ({"linear_class": "bitlinear"}, "'bitlinear' 'online' means packed ternary weights"),
+        ({"linear_class": None}, "'bitlinear' 'online' means packed ternary weights"),
+        ({"use_rms_norm": True}, "use_rms_norm is true: a norm inside every linear layer"),
+        ({"modules_to_not_convert": ["lm_head", "v_proj"]}, "'v_proj'.*only lm_head may be left out"),
+    ],
+)
+def test_bitnet_refuses_other_quantization(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message) as caught:
+        bitnet(quantization_config=ONLINE | changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["lm_head", [1], {"lm_head": 1}])
+def test_names_that_are_not_a_list_of_strings(value: object) -> None:
+    with pytest.raises(CheckpointError, match=r"quantization_config: modules_to_not_convert is .*a list of strings"):
+        bitnet(quantization_config=ONLINE | {"modules_to_not_convert": value})
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("silu", "silu"),
+        ("swish", "silu"),
+        ("relu2", "relu2"),
+        ("gelu", "gelu"),
+        ("gelu_new", "gelu_tanh"),
+        ("gelu_pytorch_tanh", "gelu_tanh"),
+    ],
+)
+def test_activations_by_their_names_in_transformers(name: str, expected: str) -> None:
+    assert spec(hidden_act=name).activation == expected
 
 
 def test_null_is_the_same_as_absent() -> None:
@@ -139,12 +220,17 @@ def test_llama3_divisors_equal_those_of_transformers() -> None:
     [
         ({"model_type": "absent"}, CheckpointError, "config.json: model_type is missing"),
         ({"model_type": 3}, CheckpointError, "model_type is 3: expected a string"),
-        ({"model_type": "lama"}, UnsupportedError, r"'lama' is not supported; did you mean 'llama'\? \(known: llama\)"),
-        ({"model_type": "gpt_neo"}, UnsupportedError, r"'gpt_neo' is not supported \(known: llama\)"),
+        (
+            {"model_type": "lama"},
+            UnsupportedError,
+            r"'lama' is not supported; did you mean 'llama'\? \(known: bitnet, llama\)",
+        ),
+        ({"model_type": "gpt_neo"}, UnsupportedError, r"'gpt_neo' is not supported \(known: bitnet, llama\)"),
         ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedError, "quantization method 'gptq'"),
         ({"quantization_config": {}}, UnsupportedError, "quantization method 'unknown'"),
         ({"quantization_config": 4}, CheckpointError, "quantization_config is 4: expected an object"),
-        ({"hidden_act": "gelu"}, UnsupportedError, "hidden_act 'gelu' is not supported for llama; known: silu"),
+        ({"hidden_act": "gleu"}, UnsupportedError, r"hidden_act 'gleu' is not supported; did you mean 'gelu'\?"),
+        ({"hidden_act": "mish"}, UnsupportedError, r"hidden_act 'mish' is not supported \(known: silu, relu2"),
         ({"hidden_size": "absent"}, CheckpointError, "config.json: hidden_size is missing"),
         ({"hidden_size": 0}, CheckpointError, "hidden_size is 0: expected a whole number from 1"),
         ({"hidden_size": -64}, CheckpointError, "hidden_size is -64"),

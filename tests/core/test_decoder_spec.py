@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bitnet_onnx.decoder import DecoderSpec, Rotary
-from bitnet_onnx.errors import CheckpointError
+from bitnet_onnx.errors import CheckpointError, UnsupportedError
 
 SPEC = DecoderSpec(
     family="llama",
@@ -46,6 +46,26 @@ def test_refusals(changes: dict, message: str) -> None:
         replace(SPEC, **changes)
 
 
+@pytest.mark.parametrize("activation", ["silu", "relu2", "gelu", "gelu_tanh"])
+def test_known_activations(activation: str) -> None:
+    assert replace(SPEC, activation=activation).activation == activation
+
+
+@pytest.mark.parametrize(
+    ("activation", "message"),
+    [
+        ("relu", r"hidden_act 'relu' is not supported; did you mean 'relu2'\? \(known: silu, relu2, gelu, gelu_tanh\)"),
+        ("tanh", r"hidden_act 'tanh' is not supported; did you mean 'gelu_tanh'\?"),
+        ("mish", r"hidden_act 'mish' is not supported \(known: silu"),
+        ("x" * 100000, r"hidden_act 'x{1,60} is not supported"),
+    ],
+)
+def test_unknown_activations_are_refused_by_name(activation: str, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message) as caught:
+        replace(SPEC, activation=activation)
+    assert len(str(caught.value)) < 200
+
+
 def test_tensors() -> None:
     names = dict(SPEC.tensors())
     assert len(names) == 1 + 2 * 9 + 2
@@ -55,6 +75,18 @@ def test_tensors() -> None:
     assert names["layers.0.attn.o_proj.weight"] == (64, 96)
     assert names["layers.0.mlp.down_proj.weight"] == (64, 172)
     assert names["norm.weight"] == (64,)
+
+
+def test_sub_norms_have_the_width_of_what_they_norm() -> None:
+    plain = dict(SPEC.tensors())
+    assert not [name for name in plain if "sub_norm" in name]
+    attention = dict(replace(SPEC, attention_sub_norm=True).tensors())
+    assert attention.pop("layers.0.attn.sub_norm.weight") == (96,)
+    assert attention.pop("layers.1.attn.sub_norm.weight") == (96,)
+    assert attention == plain
+    mlp = dict(replace(SPEC, mlp_sub_norm=True).tensors())
+    assert mlp.pop("layers.0.mlp.sub_norm.weight") == (172,)
+    assert len(mlp) == len(plain) + 1
 
 
 def test_tensors_of_a_tied_and_biased_decoder() -> None:

@@ -52,6 +52,17 @@ def test_the_last_matching_override_wins() -> None:
     assert policy.precision("lm_head") is floats
 
 
+def test_auto_means_ternary_where_the_weights_are_masters() -> None:
+    int4, auto = Precision(Weights.INT4), Precision(Weights.AUTO, 64)
+    policy = Policy(overrides=(("layers.0.*", int4), ("layers.1.*", auto))).for_ternary_masters()
+    assert policy.precision("layers.0.attn.q_proj") is int4
+    assert policy.precision("layers.1.attn.q_proj").weights is Weights.TERNARY
+    assert policy.precision("layers.2.attn.q_proj").weights is Weights.TERNARY
+    assert policy.head == Policy().head
+    kept = Policy(Precision(Weights.KEEP))
+    assert kept.for_ternary_masters() == kept
+
+
 @pytest.mark.parametrize("weights", [Weights.AUTO, Weights.KEEP, Weights.TERNARY])
 def test_the_head_needs_a_precision_that_goes_by_rows(weights: Weights) -> None:
     with pytest.raises(InputError, match=f"embed_tokens cannot be {weights}: choose int8"):

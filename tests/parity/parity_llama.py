@@ -59,7 +59,7 @@ def check_package(package: Path, logits: list[np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_tiny_llama(name: str, tmp_path: Path) -> None:
+def test_tiny_models(name: str, tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / name, TINY[name])
     model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     logits = reference_logits(model)

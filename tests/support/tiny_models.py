@@ -1,4 +1,4 @@
-"""Tiny random Llamas: the same weights on every machine, written as a Hugging Face directory without torch."""
+"""Tiny random decoders: the same weights on every machine, written as a Hugging Face directory without torch."""
 
 from __future__ import annotations
 
@@ -71,6 +71,17 @@ TINY = {
             "rope_scaling": {"rope_type": "linear", "factor": 2.5},
         },
     ),
+    "bitnet": TinyModel(
+        4,
+        _BASE
+        | {
+            "architectures": ["BitNetForCausalLM"],
+            "model_type": "bitnet",
+            "hidden_act": "relu2",
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 
 
@@ -85,8 +96,8 @@ def tensors(model: TinyModel) -> dict[str, np.ndarray]:
     def matrix(rows: int, columns: int) -> np.ndarray:
         return (rng.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
 
-    def norm() -> np.ndarray:
-        return (1 + 0.2 * rng.standard_normal(hidden)).astype(np.float32)
+    def norm(width: int = hidden) -> np.ndarray:
+        return (1 + 0.2 * rng.standard_normal(width)).astype(np.float32)
 
     result = {"model.embed_tokens.weight": rng.standard_normal((vocab, hidden)).astype(np.float32)}
     for index in range(c["num_hidden_layers"]):
@@ -106,6 +117,9 @@ def tensors(model: TinyModel) -> dict[str, np.ndarray]:
                 result[f"{layer}.{name}.bias"] = rng.standard_normal(rows).astype(np.float32) * np.float32(0.1)
         result[f"{layer}.input_layernorm.weight"] = norm()
         result[f"{layer}.post_attention_layernorm.weight"] = norm()
+        if c["model_type"] == "bitnet":
+            result[f"{layer}.self_attn.attn_sub_norm.weight"] = norm(attention)
+            result[f"{layer}.mlp.ffn_sub_norm.weight"] = norm(inner)
     result["model.norm.weight"] = norm()
     if not c["tie_word_embeddings"]:
         result["lm_head.weight"] = matrix(vocab, hidden)

@@ -11,10 +11,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from bitnet_onnx.attention import AttentionAttributes
 from bitnet_onnx.bitlinear import PackedLinear, bit_embedding, bitlinear
 from bitnet_onnx.converters.onnx._data_file import DataFile
 from bitnet_onnx.converters.onnx._emitter import Emitter, dotted
 from bitnet_onnx.converters.onnx.bodies import Fallback
+from bitnet_onnx.gated import gated_activation
 from bitnet_onnx.policy import Precision, Weights
 from bitnet_onnx.quantized import QuantizedTensor
 
@@ -104,6 +106,43 @@ def test_layers_of_one_variant_share_a_function(emitter: Emitter) -> None:
     nodes = [node for node in model.graph if node.op_type == "BitLinear"]
     assert {(node.domain, node.op_type, node.overload) for node in nodes} == set(model.functions)
     assert [node.name for node in nodes] == ["/l0/BitLinear", "/l1/BitLinear", "/l2/BitLinear"]
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("activation", ["silu", "relu2", "gelu", "gelu_tanh"])
+def test_a_gated_activation_equals_the_reference(
+    emitter: Emitter, tmp_path: Path, activation: str, separate: bool
+) -> None:
+    values = np.random.default_rng(5).standard_normal((3, 16)).astype(np.float32) * 3
+    feeds = dict(zip(("gate", "up"), np.split(values, 2, axis=1), strict=True)) if separate else {"both": values}
+    parts = [emitter.input(name, ir.DataType.FLOAT, ["tokens", part.shape[1]]) for name, part in feeds.items()]
+    emitter.output(emitter.gated("/mlp", parts, activation), "y", ir.DataType.FLOAT, ["tokens", 8])
+    (result,) = run(emitter, tmp_path, **feeds)
+    np.testing.assert_allclose(result, gated_activation(values, activation), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_attention_over_one_position_gives_its_value(emitter: Emitter, tmp_path: Path, separate: bool) -> None:
+    heads, kv_heads, dim = 4, 2, 16
+    rng = np.random.default_rng(6)
+    qkv = rng.standard_normal((1, 1, (heads + 2 * kv_heads) * dim)).astype(np.float32)
+    query, key, value = np.split(qkv, [heads * dim, (heads + kv_heads) * dim], axis=2)
+    feeds = {"query": query, "key": key, "value": value} if separate else {"query": qkv}
+    inputs = [emitter.input(name, ir.DataType.FLOAT, [1, 1, part.shape[2]]) for name, part in feeds.items()]
+    rest = [
+        *(emitter.constant(name, np.zeros((1, kv_heads, 0, dim), np.float32)) for name in ("past_k", "past_v")),
+        emitter.constant("seqlens", np.zeros(1, np.int32)),
+        emitter.constant("total", np.array(1, np.int32)),
+        *(emitter.constant(name, np.ones((4, dim // 2), np.float32)) for name in ("cosines", "sines")),
+    ]
+    at = AttentionAttributes(heads, kv_heads, do_rotary=True)
+    outputs = emitter.attention("/attn", [*(inputs if separate else [*inputs, None, None]), *rest], at)
+    emitter.output(outputs[0], "y", ir.DataType.FLOAT, [1, 1, heads * dim])
+    emitter.output(outputs[2], "present", ir.DataType.FLOAT, [1, kv_heads, 1, dim])
+    attended, present = run(emitter, tmp_path, **feeds)
+    per_head = value.reshape(kv_heads, dim)
+    np.testing.assert_allclose(attended.reshape(heads, dim), np.repeat(per_head, 2, axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(present.reshape(kv_heads, dim), per_head)
 
 
 def test_rms_norm_is_near_its_formula(emitter: Emitter, tmp_path: Path) -> None:

@@ -1,0 +1,192 @@
+// Attention over one chunk of keys for one instruction set; included by the file of each.
+#ifndef BITNET_KERNELS_ATTENTION_KERNEL_H_
+#define BITNET_KERNELS_ATTENTION_KERNEL_H_
+
+#include <algorithm>
+#include <limits>
+
+#include "attention.h"
+#include "vec_math.h"
+
+namespace bitnet::BITNET_VEC_NAMESPACE {
+
+// Values of this many keys are read once for all rows, and stay in the first-level cache meanwhile.
+constexpr int64_t kValueTile = 16;
+
+// Scores of Rows (1 or 2) queries with four keys.
+template <int Rows>
+BITNET_INLINE void ScoreTile(const float* q, int64_t head_dim, const float* const (&key)[4], float* scores) {
+  const float* second = Rows == 2 ? q + head_dim : q;
+  V a0 = Set(0.0f), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+  for (int64_t d = 0; d < head_dim; d += kLanes) {
+    const V qa = Load(q + d), k0 = Load(key[0] + d);
+    a0 = Add(a0, Mul(qa, k0));
+    const V k1 = Load(key[1] + d);
+    a1 = Add(a1, Mul(qa, k1));
+    const V k2 = Load(key[2] + d);
+    a2 = Add(a2, Mul(qa, k2));
+    const V k3 = Load(key[3] + d);
+    a3 = Add(a3, Mul(qa, k3));
+    if constexpr (Rows == 2) {
+      const V qb = Load(second + d);
+      b0 = Add(b0, Mul(qb, k0));
+      b1 = Add(b1, Mul(qb, k1));
+      b2 = Add(b2, Mul(qb, k2));
+      b3 = Add(b3, Mul(qb, k3));
+    }
+  }
+  float unused[4];
+  Store4(scores, Rows == 2 ? scores + kChunkKeys : unused, Sum8(a0, a1, a2, a3, b0, b1, b2, b3));
+}
+
+// Scores of all rows with keys begin .. end - 1, and on to a multiple of kLanes with copies of the last key's.
+inline void Scores(const AttentionBlock& block, int64_t begin, int64_t end, float* scores) {
+  const int64_t padded = (end - begin + kLanes - 1) / kLanes * kLanes;
+  const float* last = block.key + (end - 1) * block.head_dim;
+  for (int64_t i = 0; i < padded; i += 4) {
+    const float* key[4];
+    for (int64_t j = 0; j < 4; ++j) {
+      key[j] = std::min(block.key + (begin + i + j) * block.head_dim, last);
+    }
+    int64_t row = 0;
+    for (; row + 2 <= block.rows; row += 2) {
+      ScoreTile<2>(block.query + row * block.head_dim, block.head_dim, key, scores + row * kChunkKeys + i);
+    }
+    if (row < block.rows) {
+      ScoreTile<1>(block.query + row * block.head_dim, block.head_dim, key, scores + row * kChunkKeys + i);
+    }
+  }
+}
+
+// Scores of one row into exp(score - peak), with 0 for keys that the row does not see.
+inline void Exponentials(float* scores, int64_t count, int64_t first, int64_t last, float softcap, float* peak,
+                         float* sum) {
+  constexpr float kNever = -std::numeric_limits<float>::infinity();
+  const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
+  first = std::clamp<int64_t>(first, 0, padded);
+  last = std::clamp<int64_t>(last, 0, count);
+  if (first >= last) {
+    std::fill(scores, scores + padded, 0.0f);
+    *peak = kNever;
+    *sum = 0.0f;
+    return;
+  }
+  if (softcap > 0.0f) {
+    const V limit = Set(softcap), inverse = Set(1.0f / softcap);
+    for (int64_t i = 0; i < padded; i += kLanes) {
+      Store(scores + i, Mul(Tanh(Mul(Load(scores + i), inverse)), limit));
+    }
+  }
+  std::fill(scores, scores + first, kNever);
+  std::fill(scores + last, scores + padded, kNever);
+  float lanes[kLanes];
+  V largest = Set(kNever);
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    largest = Max(largest, Load(scores + i));
+  }
+  Store(lanes, largest);
+  *peak = *std::max_element(lanes, lanes + kLanes);
+  V total = Set(0.0f);
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    const V p = Exp(Sub(Load(scores + i), Set(*peak)));
+    Store(scores + i, p);
+    total = Add(total, p);
+  }
+  Store(lanes, total);
+  *sum = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+
+// values[r][d .. d + 8 * Vecs) += the sum over keys of p[r][key] * value[key][d ..), keys in ascending order.
+template <int Rows, int Vecs>
+BITNET_INLINE void ValueTile(const float* p, const float* value, int64_t keys, int64_t head_dim, bool fresh,
+                             float* values) {
+  V sums[Rows][Vecs];
+  for (int r = 0; r < Rows; ++r) {
+    for (int v = 0; v < Vecs; ++v) {
+      sums[r][v] = fresh ? Set(0.0f) : Load(values + r * head_dim + v * kLanes);
+    }
+  }
+  for (int64_t k = 0; k < keys; ++k) {
+    V row[Vecs];
+    for (int v = 0; v < Vecs; ++v) {
+      row[v] = Load(value + k * head_dim + v * kLanes);
+    }
+    for (int r = 0; r < Rows; ++r) {
+      const V weight = Set(p[r * kChunkKeys + k]);
+      for (int v = 0; v < Vecs; ++v) {
+        sums[r][v] = Add(sums[r][v], Mul(weight, row[v]));
+      }
+    }
+  }
+  for (int r = 0; r < Rows; ++r) {
+    for (int v = 0; v < Vecs; ++v) {
+      Store(values + r * head_dim + v * kLanes, sums[r][v]);
+    }
+  }
+}
+
+// Eight sums at a time are in flight, whatever the number of rows.
+template <int Rows>
+void ValueRows(const float* p, const float* value, int64_t keys, int64_t head_dim, bool fresh, float* values) {
+  constexpr int kVecs = Rows == 1 ? 8 : Rows == 2 ? 4 : 2;
+  int64_t d = 0;
+  for (; d + kVecs * kLanes <= head_dim; d += kVecs * kLanes) {
+    ValueTile<Rows, kVecs>(p, value + d, keys, head_dim, fresh, values + d);
+  }
+  for (; d < head_dim; d += kLanes) {
+    ValueTile<Rows, 1>(p, value + d, keys, head_dim, fresh, values + d);
+  }
+}
+
+inline void Attend(const AttentionBlock& block, int64_t begin, int64_t end, const Partial& sums) {
+  alignas(64) float scores[kMaxBlockRows * kChunkKeys];
+  const int64_t count = end - begin, dim = block.head_dim;
+  Scores(block, begin, end, scores);
+  for (int64_t r = 0; r < block.rows; ++r) {
+    Exponentials(scores + r * kChunkKeys, count, block.first[r] - begin, block.last[r] - begin, block.softcap,
+                 sums.peak + r, sums.sum + r);
+  }
+  for (int64_t k = 0; k < count; k += kValueTile) {
+    const int64_t keys = std::min(kValueTile, count - k);
+    const float* value = block.value + (begin + k) * dim;
+    int64_t r = 0;
+    for (; r + 4 <= block.rows; r += 4) {
+      ValueRows<4>(scores + r * kChunkKeys + k, value, keys, dim, k == 0, sums.values + r * dim);
+    }
+    constexpr void (*kRest[])(const float*, const float*, int64_t, int64_t, bool, float*) = {
+        nullptr, ValueRows<1>, ValueRows<2>, ValueRows<3>};
+    if (r < block.rows) {
+      kRest[block.rows - r](scores + r * kChunkKeys + k, value, keys, dim, k == 0, sums.values + r * dim);
+    }
+  }
+}
+
+inline void Merge(const Partial& sums, const Partial& later, int64_t rows, int64_t head_dim) {
+  for (int64_t r = 0; r < rows; ++r) {
+    if (later.sum[r] == 0.0f) {
+      continue;
+    }
+    float* values = sums.values + r * head_dim;
+    const float* more = later.values + r * head_dim;
+    if (sums.sum[r] == 0.0f) {
+      std::copy(more, more + head_dim, values);
+      sums.peak[r] = later.peak[r];
+      sums.sum[r] = later.sum[r];
+      continue;
+    }
+    const float peak = std::max(sums.peak[r], later.peak[r]);
+    const V mine = Exp(Set(sums.peak[r] - peak)), its = Exp(Set(later.peak[r] - peak));
+    for (int64_t d = 0; d < head_dim; d += kLanes) {
+      Store(values + d, Add(Mul(Load(values + d), mine), Mul(Load(more + d), its)));
+    }
+    float factors[2][kLanes];
+    Store(factors[0], mine);
+    Store(factors[1], its);
+    sums.peak[r] = peak;
+    sums.sum[r] = sums.sum[r] * factors[0][0] + later.sum[r] * factors[1][0];
+  }
+}
+
+}  // namespace bitnet::BITNET_VEC_NAMESPACE
+
+#endif  // BITNET_KERNELS_ATTENTION_KERNEL_H_

@@ -1,0 +1,35 @@
+// The float kernels of one instruction set: attention and gated activation.
+#ifndef BITNET_KERNELS_FLOAT_KERNELS_H_
+#define BITNET_KERNELS_FLOAT_KERNELS_H_
+
+#include <vector>
+
+#include "attention.h"
+#include "gated.h"
+
+namespace bitnet {
+
+struct FloatKernels {
+  const char* isa;
+  // Sums over the keys from `begin` to `end`, at most kChunkKeys of them, for all rows of the block.
+  void (*attend)(const AttentionBlock&, int64_t begin, int64_t end, const Partial& sums);
+  // Adds the sums of a later chunk.
+  void (*merge)(const Partial& sums, const Partial& later, int64_t rows, int64_t head_dim);
+  // y[i] = act(gate[i]) * up[i]
+  void (*gate)(Activation, const float* gate, const float* up, int64_t count, float* y);
+};
+
+extern const FloatKernels kScalarFloatKernels;
+#if defined(BITNET_HAVE_AVX2)
+extern const FloatKernels kAvx2FloatKernels;
+#endif
+#if defined(BITNET_HAVE_NEON)
+extern const FloatKernels kNeonFloatKernels;
+#endif
+
+// The kernels of the instruction set that `ChosenKernels` chose.
+const FloatKernels& ChosenFloatKernels();
+
+}  // namespace bitnet
+
+#endif  // BITNET_KERNELS_FLOAT_KERNELS_H_

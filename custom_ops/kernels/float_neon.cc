@@ -1,0 +1,11 @@
+// The float kernels, compiled for NEON.
+#define BITNET_VEC_NEON
+#include "attention_kernel.h"
+#include "float_kernels.h"
+#include "gated_kernel.h"
+
+namespace bitnet {
+
+const FloatKernels kNeonFloatKernels = {"neon", vec_neon::Attend, vec_neon::Merge, vec_neon::GateFor};
+
+}  // namespace bitnet
