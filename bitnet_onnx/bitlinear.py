@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from bitnet_onnx.activations import check_activation_bits, lanes16, quantize_activations, rms_norm
 from bitnet_onnx.errors import InputError
-from bitnet_onnx.packing import pack, unpack
+from bitnet_onnx.packing import pack, pack_scale, unpack, unpack_scale
 from bitnet_onnx.quantized import ByteArray, FloatArray, Grid, QuantizedTensor
 
 _ACCUMULATOR_LIMIT = 1 << 31
@@ -69,12 +69,13 @@ class PackedLinear:
         """Pack a quantized matrix for the operator."""
         rows, columns = tensor.shape
         attributes = BitLinearAttributes(columns, rows, tensor.grid, activation_bits, epsilon)
-        return cls(attributes, pack(tensor.raw, tensor.grid), tensor.scale, norm_weight, bias)
+        scale = pack_scale(tensor.scale, tensor.grid)
+        return cls(attributes, pack(tensor.raw, tensor.grid), scale, norm_weight, bias)
 
     def unpacked(self) -> QuantizedTensor:
         """The matrix that was packed."""
-        shape = self.attributes.out_features, self.attributes.in_features
-        return QuantizedTensor(unpack(self.weight, *shape, self.attributes.grid), self.scale, self.attributes.grid)
+        rows, columns, grid = self.attributes.out_features, self.attributes.in_features, self.attributes.grid
+        return QuantizedTensor(unpack(self.weight, rows, columns, grid), unpack_scale(self.scale, rows, grid), grid)
 
 
 def bitlinear(x: npt.NDArray[np.float32 | np.float16], linear: PackedLinear) -> npt.NDArray[np.float32 | np.float16]:

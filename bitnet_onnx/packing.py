@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from bitnet_onnx.errors import InputError
-from bitnet_onnx.quantized import ByteArray, Grid
+from bitnet_onnx.quantized import ByteArray, FloatArray, Grid
 
 PANEL_ROWS: Final = 64
 UNIT_COLUMNS: Final = 16
@@ -107,6 +107,32 @@ def unpack(packed: ByteArray, out_features: int, in_features: int, grid: Grid) -
         of_rows = units[:, :, field.blocks].transpose(0, 3, 1, 4, 2).reshape(len(raw), -1)
         raw |= _spread(of_rows, field.width) << np.uint8(field.shift)
     return np.ascontiguousarray(raw[:out_features, :in_features])
+
+
+def pack_scale(scale: FloatArray, grid: Grid) -> FloatArray:
+    """Scales as the operator reads them: those of groups panel by panel, others as they are.
+
+    Args:
+        scale: float32 `[1]`, `[N]` or `[N, groups]`, as in `QuantizedTensor`.
+        grid: tells whether there are groups.
+
+    Returns:
+        float32 `[1]`, `[N]` or `[ceil(N/64), groups, 64]`; rows beyond N are zero.
+    """
+    if not grid.group_size:
+        return scale
+    rows, groups = scale.shape
+    whole = np.zeros((padded(rows), groups), np.float32)
+    whole[:rows] = scale
+    return np.ascontiguousarray(whole.reshape(-1, PANEL_ROWS, groups).transpose(0, 2, 1))
+
+
+def unpack_scale(packed: FloatArray, out_features: int, grid: Grid) -> FloatArray:
+    """The inverse of `pack_scale`."""
+    if not grid.group_size:
+        return packed
+    rows = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])
+    return np.ascontiguousarray(rows[:out_features])
 
 
 def _squeeze(values: ByteArray, width: int) -> ByteArray:

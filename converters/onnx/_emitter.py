@@ -17,7 +17,7 @@ from bitnet_onnx.converters.onnx._attention_body import AttentionInputs
 from bitnet_onnx.converters.onnx._data_file import DataFile
 from bitnet_onnx.converters.onnx.bodies import MICROSOFT, OPSET, Fallback, Variant
 from bitnet_onnx.package_format import OPERATOR_DOMAIN, OPERATOR_VERSION
-from bitnet_onnx.packing import pack
+from bitnet_onnx.packing import pack, pack_scale
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 
 IR_VERSION = 10
@@ -123,7 +123,7 @@ class Emitter:
         """
         weight = self.constant(dotted(path, "weight"), pack(tensor.raw, tensor.grid))
         rows, columns = tensor.shape
-        scale = self.constant(dotted(path, "scale"), tensor.scale)
+        scale = self.constant(dotted(path, "scale"), pack_scale(tensor.scale, tensor.grid))
         attributes = BitLinearAttributes(columns, rows, tensor.grid, activation_bits)
         return Matrix(weight, scale, attributes, tensor.scale.shape == (1,))
 

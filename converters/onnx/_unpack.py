@@ -93,9 +93,15 @@ def dequantized(op: OpBuilder, weight: ir.Value, scale: ir.Value, grid: Grid, ro
     signed = op.Sub(raw, op.Constant(value_float=float(grid.zero_point)))
     if not grid.group_size:
         return op.Mul(signed, scale)
-    steps = repeat_columns(op, scale, grid.group_size, rows)
+    steps = repeat_columns(op, group_scales(op, scale, grid, rows, columns), grid.group_size, rows)
     steps = op.Slice(steps, ints(op, 0), ints(op, columns), ints(op, 1))
     return op.Mul(signed, op.Transpose(steps, perm=[1, 0]))
+
+
+def group_scales(op: OpBuilder, scale: ir.Value, grid: Grid, rows: int, columns: int) -> ir.Value:
+    """The scales of groups with rows first, float32 `[N, groups]`."""
+    of_rows = op.Reshape(op.Transpose(scale, perm=[0, 2, 1]), ints(op, padded(rows), grid.groups(columns)))
+    return op.Slice(of_rows, ints(op, 0), ints(op, rows), ints(op, 0))
 
 
 def repeat_columns(op: OpBuilder, scale: ir.Value, times: int, rows: int) -> ir.Value:

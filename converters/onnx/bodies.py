@@ -123,15 +123,13 @@ def bit_embedding_body(attributes: BitLinearAttributes, per_tensor: bool) -> ir.
             raw = values if raw is None else op.BitwiseOr(raw, values)
         values = op.Slice(raw, ints(op, 0), ints(op, columns), ints(op, 1))
         signed = op.Sub(op.Cast(values, to=ir.DataType.FLOAT), op.Constant(value_float=float(grid.zero_point)))
-        step = scale if per_tensor else op.Gather(scale, flat, axis=0)
         if grid.group_size:
-            step = op.Reshape(
-                op.Tile(op.Unsqueeze(step, ints(op, 2)), ints(op, 1, 1, grid.group_size)),
-                ints(op, -1, grid.groups(columns) * grid.group_size),
-            )
+            groups = grid.groups(columns)
+            step = op.GatherElements(op.Gather(scale, panel, axis=0), op.Expand(lane, ints(op, 1, groups, 1)), axis=2)
+            step = op.Reshape(op.Tile(step, ints(op, 1, 1, grid.group_size)), ints(op, -1, groups * grid.group_size))
             step = op.Slice(step, ints(op, 0), ints(op, columns), ints(op, 1))
-        elif not per_tensor:
-            step = op.Unsqueeze(step, ints(op, 1))
+        else:
+            step = scale if per_tensor else op.Unsqueeze(op.Gather(scale, flat, axis=0), ints(op, 1))
         shape = op.Concat(op.Shape(ids), ints(op, columns), axis=0)
         # allowzero: with no ids the shape holds a zero that is meant.
         return op.Reshape(op.Mul(signed, step), shape, allowzero=1)
@@ -215,7 +213,8 @@ def _exact(op: OpBuilder, tokens: ir.Value, w: ir.Value, scale: ir.Value, at: Bi
     sums = op.Cast(sums, to=ir.DataType.FLOAT)
     if not grid.group_size:
         return op.Mul(sums, op.Div(scale, token_scale))
-    terms = op.Mul(sums, op.Unsqueeze(op.Transpose(scale, perm=[1, 0]), ints(op, 1)))
+    steps = unpack.group_scales(op, scale, grid, rows, at.in_features)
+    terms = op.Mul(sums, op.Unsqueeze(op.Transpose(steps, perm=[1, 0]), ints(op, 1)))
     last = op.Constant(value_int=grid.groups(at.in_features) - 1)
     total = op.Gather(op.CumSum(terms, op.Constant(value_int=0)), last, axis=0)
     return op.Mul(total, op.Reciprocal(token_scale))
@@ -245,7 +244,8 @@ def _fast(op: OpBuilder, tokens: ir.Value, w: ir.Value, scale: ir.Value, at: Bit
     blocks = -(-columns // block)
     blob = unpack.matmul_nbits_blob(op, w, grid, rows, columns, block)
     if grid.group_size:
-        scales = unpack.repeat_columns(op, scale, grid.group_size // block, rows)
+        scales = unpack.group_scales(op, scale, grid, rows, columns)
+        scales = unpack.repeat_columns(op, scales, grid.group_size // block, rows)
         scales = op.Slice(scales, ints(op, 0), ints(op, blocks), ints(op, 1))
     else:
         scales = op.Expand(op.Reshape(scale, ints(op, -1, 1)), ints(op, rows, blocks))

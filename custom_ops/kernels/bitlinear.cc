@@ -183,7 +183,7 @@ std::string Validate(const Attributes& a) {
     return Wrong("group_size", a.group_size, "0 or a positive multiple of 32");
   }
   if (a.activation_bits != 0 && a.activation_bits != 8 && a.activation_bits != 16) {
-    return Wrong("activation_bits", a.activation_bits, "8, 16 or 0");
+    return Wrong("activation_bits", a.activation_bits, "0, 8 or 16");
   }
   if (a.in_features >= (kLimit + 128 * largest - 1) / (128 * largest)) {
     return Wrong("in_features", a.in_features,

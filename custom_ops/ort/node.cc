@@ -221,7 +221,7 @@ Linear Node::ReadMatrix(size_t first, Attributes attributes) const {
   }
   const TensorView scale = Constant(first + 1, "scale", kFloat, scale_shapes);
   linear.scale = static_cast<const float*>(scale.data);
-  linear.scale_per_row = scale.shape[0] == rows;
+  linear.scale_per_row = attributes.group_size == 0 && scale.shape[0] == rows;
   return linear;
 }
 
