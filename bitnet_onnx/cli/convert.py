@@ -74,11 +74,11 @@ def command(
 
 @contextmanager
 def _progress() -> Iterator[Report | None]:
-    if not error_console.is_terminal:
+    if not error_console().is_terminal:
         yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=error_console, transient=True) as bar:
+    with Progress(*columns, console=error_console(), transient=True) as bar:
         task = bar.add_task("reading", total=None)
 
         def report(done: int, total: int, layer: LayerRecord) -> None:
@@ -106,7 +106,7 @@ def _report(conversion: Conversion, asked: str, seconds: float) -> None:
             "  still answers properly. Ternary without training loses the model's quality."
         )
     if any(layer.weights is Weights.TERNARY and layer.relative_error > 0.1 for layer in conversion.layers):
-        error_console.print(
+        error_console().print(
             "[yellow]warning:[/] these weights were not trained to be ternary: expect a model that no longer answers "
             "sensibly; int4 is the smallest precision that does without training",
             soft_wrap=True,
