@@ -6,22 +6,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tiny_package import write_package
 
-GENERATE = """
-import sys
-from bitnet_onnx import cli
+COMMAND = """
+from bitnet_onnx.cli import main
 try:
-    cli.main(["infer", sys.argv[1], "--prompt", "a", "--max-new-tokens", "1", "--json"])
+    main(["infer", sys.argv[1], "--prompt", "a", "--max-new-tokens", "1", "--json"])
 except SystemExit as end:
     assert not end.code
-print(*sorted({name.partition(".")[0] for name in sys.modules}), *(n for n in sys.modules if n == "numpy.random"))
+"""
+FUNCTION = """
+import bitnet_onnx
+bitnet_onnx.load(sys.argv[1]).generate("a", bitnet_onnx.SamplingParameters(max_new_tokens=1))
+"""
+LIST = """
+print(*{name.partition(".")[0] for name in sys.modules}, *sys.modules.keys() & {"numpy.random"})
 """
 
 
-def test_one_greedy_token_loads_nothing_that_it_does_not_need(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", [COMMAND, FUNCTION], ids=["command", "function"])
+def test_one_greedy_token_loads_nothing_that_it_does_not_need(tmp_path: Path, way: str) -> None:
     package = write_package(tmp_path)
-    done = subprocess.run([sys.executable, "-P", "-c", GENERATE, str(package)], capture_output=True, text=True)
+    code = f"import sys{way}{LIST}"
+    done = subprocess.run([sys.executable, "-P", "-c", code, str(package)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.splitlines()[-1].split())
     assert {"numpy", "onnxruntime", "tokenizers"} <= loaded
