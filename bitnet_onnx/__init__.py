@@ -11,12 +11,25 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from bitnet_onnx.api import Generation, Inspection, Model, SamplingParameters, convert, inspect, load
+    from bitnet_onnx.api import convert
+    from bitnet_onnx.inspection import Inspection, inspect
+    from bitnet_onnx.runtime import Generation, Model, SamplingParameters, load
 
 __all__ = ["Generation", "Inspection", "Model", "SamplingParameters", "__version__", "convert", "inspect", "load"]
 
+#: Where each name comes from: running a package must not import what converts checkpoints.
+_MODULES = {
+    "Generation": "runtime",
+    "Inspection": "inspection",
+    "Model": "runtime",
+    "SamplingParameters": "runtime",
+    "convert": "api",
+    "inspect": "inspection",
+    "load": "runtime",
+}
+
 
 def __getattr__(name: str) -> object:
-    if name in __all__:
-        return getattr(importlib.import_module("bitnet_onnx.api"), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,11 +12,11 @@ from bitnet_onnx.json_input import load_object
 MAX_JSON_BYTES = 16 * 2**20
 
 
-def read_text(path: Path, limit: int) -> str:
-    """The UTF-8 text of `path`.
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of `path`.
 
     Raises:
-        PackageError: not a regular file, longer than `limit` bytes, or not UTF-8.
+        PackageError: not a regular file, or longer than `limit` bytes.
     """
     if not path.is_file():
         raise PackageError(f"{path}: missing, or not a regular file")
@@ -24,18 +24,27 @@ def read_text(path: Path, limit: int) -> str:
         size = path.stat().st_size
         if size > limit:
             raise PackageError(f"{path}: {size} bytes, above the limit of {limit}")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise PackageError(f"{path}: not UTF-8 at byte {error.start}") from None
+        return path.read_bytes()
     except OSError as error:
         raise PackageError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def decode_utf8(data: bytes, path: Path) -> str:
+    """`data`, which is what `path` holds, as text.
+
+    Raises:
+        PackageError: not UTF-8.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PackageError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
 def read_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The JSON object in `path`.
 
     Raises:
-        PackageError: as `read_text`, and when the text is not one JSON object within the bounds of `load_object`.
+        PackageError: as `read_bytes`, and when this is not one JSON object within the bounds of `load_object`.
     """
-    data = read_text(path, limit).encode()
-    return load_object(data, str(path), max_bytes=limit, error=PackageError)
+    return load_object(read_bytes(path, limit), str(path), max_bytes=limit, error=PackageError)

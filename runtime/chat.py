@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import re
-import secrets
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,6 +98,8 @@ def _short(reason: object) -> str:
 
 
 def _run_worker(request: bytes) -> dict[str, Any]:
+    import subprocess  # only a chat pays for it
+
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     # The worker must find the jinja2 of this process, wherever that is.
     environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
@@ -146,7 +146,7 @@ def encode_chat(template: ChatTemplate, tokenizer: TextTokenizer, messages: Sequ
         raise InputError(
             f"{len(messages)} messages of {size} characters, above the limits of {_MAX_MESSAGES} and {_MAX_CHARACTERS}"
         )
-    key = secrets.token_hex(8)
+    key = os.urandom(8).hex()
     # An empty content stays empty: templates ask whether there is one.
     masked = [
         Message(message.role, f"c{key}n{index}e" if message.content else "") for index, message in enumerate(messages)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from bitnet_onnx.errors import InputError, UnsupportedError
+from bitnet_onnx.package_format import MODEL_DATA
+from bitnet_onnx.runtime._prefault import prefault
 from bitnet_onnx.runtime.chat import ChatTemplate, Message, encode_chat
 from bitnet_onnx.runtime.devices import Device, auto_select_device
 from bitnet_onnx.runtime.generation import CachedSequence, Generation, TokenStream
@@ -46,8 +48,10 @@ class Model:
         started = time.perf_counter()
         self.package = package
         self.device = device
-        self.tokenizer = TextTokenizer(package)
         self.session = DecoderSession(package, device, threads=threads)
+        if device.operator_library is not None:  # the function bodies repack the weights and leave these pages alone
+            prefault(package.directory / MODEL_DATA)
+        self.tokenizer = TextTokenizer(package)
         self.stop_ids = _stop_ids(package, self.tokenizer)
         self._template: ChatTemplate | None = None
         if package.chat_template is not None:

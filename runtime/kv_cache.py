@@ -9,21 +9,23 @@ import onnxruntime as ort
 from bitnet_onnx.errors import BitnetOnnxError, InputError
 from bitnet_onnx.runtime.package import Architecture
 
-_INITIAL_CAPACITY = 256
+#: Little, because it is paid before the first token: 0.15 MB a token in a model of two billion weights.
+_INITIAL_CAPACITY = 64
 
 
 class KVCache:
     """The cache of one sequence: float32 buffers `[1, kv_heads, capacity, head_dim]`, two a layer.
 
     Each buffer is bound as `past_key_values` and as `present` of a layer, so GroupQueryAttention appends in
-    place and nothing is copied. The capacity starts small and doubles up to the context length; rows at and
-    behind `length` are never read.
+    place and nothing is copied. The capacity starts small and grows by half up to the context length; rows at
+    and behind `length` are never read.
     """
 
     def __init__(self, session: ort.InferenceSession, architecture: Architecture) -> None:
         self._session = session
         self._architecture = architecture
-        self._buffers: list[npt.NDArray[np.float32]] = []
+        empty = np.empty((1, architecture.num_key_value_heads, 0, architecture.head_dim), np.float32)
+        self._buffers: list[npt.NDArray[np.float32]] = [empty] * (2 * architecture.num_hidden_layers)
         self._binding: ort.IOBinding | None = None
         self._capacity = 0
         self._length = 0
@@ -55,17 +57,22 @@ class KVCache:
             raise InputError(f"{length} tokens do not fit the model's context of {context}")
         if length <= self._capacity:
             return
-        capacity = min(context, max(length, 2 * self._capacity, _INITIAL_CAPACITY))
+        capacity = min(context, max(length, self._capacity * 3 // 2, _INITIAL_CAPACITY))
         shape = (1, self._architecture.num_key_value_heads, capacity, self._architecture.head_dim)
+        # It holds the old buffers.
+        self._binding = None
         try:
-            grown = [np.zeros(shape, np.float32) for _ in range(2 * self._architecture.num_hidden_layers)]
+            # A layer at a time, so that the old cache and the new one are never there both. An interrupt leaves some
+            # layers with more room than the capacity says, which does no harm.
+            for first in range(0, len(self._buffers), 2):
+                grown = [np.zeros(shape, np.float32) for _ in range(2)]
+                for old, new in zip(self._buffers[first : first + 2], grown, strict=True):
+                    new[:, :, : self._length] = old[:, :, : self._length]
+                self._buffers[first : first + 2] = grown
         except MemoryError:
             needed = capacity * self._architecture.cache_bytes_per_token
             raise BitnetOnnxError(f"no memory for a KV cache of {capacity} tokens ({needed} bytes)") from None
-        for old, new in zip(self._buffers, grown, strict=False):
-            new[:, :, : self._length] = old[:, :, : self._length]
-        # Replaced together, so that an interrupt leaves either the old cache or the new one.
-        self._buffers, self._binding, self._capacity = grown, None, capacity
+        self._capacity = capacity
 
     def binding(self) -> ort.IOBinding:
         """The binding with the buffers bound in place; the caller binds what changes from call to call."""

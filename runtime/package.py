@@ -21,7 +21,7 @@ from bitnet_onnx.package_format import (
     TOKENIZER,
     TOKENIZER_CONFIG,
 )
-from bitnet_onnx.runtime._json import read_object, read_text
+from bitnet_onnx.runtime._json import decode_utf8, read_bytes, read_object
 
 _REQUIRED = (MODEL, MODEL_DATA, TOKENIZER, TOKENIZER_CONFIG, CONFIG, GENERATION_CONFIG)
 #: protobuf cannot hold more.
@@ -203,7 +203,7 @@ def _read_template(config: Mapping[str, Any], directory: Path) -> str | None:
     if path.exists():
         if not path.resolve().is_relative_to(directory.resolve()):
             raise PackageError(f"{path}: a link that leaves the package ({path.resolve()}); copy the file instead")
-        return read_text(path, _MAX_TEMPLATE_BYTES)
+        return decode_utf8(read_bytes(path, _MAX_TEMPLATE_BYTES), path)
     path = directory / TOKENIZER_CONFIG
     template = config.get("chat_template")
     if isinstance(template, list):

@@ -87,7 +87,8 @@ class Sampler:
 
     def __init__(self, parameters: SamplingParameters) -> None:
         self._parameters = parameters
-        self._generator = np.random.Generator(np.random.PCG64(parameters.seed))
+        # Only drawing needs numpy's generators, whose import would delay the first token.
+        self._generator = np.random.Generator(np.random.PCG64(parameters.seed)) if parameters.temperature else None
         self._seen: set[int] = set()
 
     def observe(self, ids: Iterable[int]) -> None:
@@ -108,13 +109,12 @@ class Sampler:
             )
         scores = logits.astype(np.float64)
         self._penalize(scores)
-        temperature = self._parameters.temperature
-        if temperature == 0:
+        if self._generator is None:
             return int(scores.argmax())
         # The largest becomes 0 first: a tiny temperature then cannot overflow.
         scores -= scores.max()
         with np.errstate(over="ignore"):
-            scores /= temperature
+            scores /= self._parameters.temperature
         kept = self._keep_top_k(scores)
         probabilities = np.exp(scores[kept])
         kept, probabilities = self._keep_top_p(kept, probabilities)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from bitnet_onnx.errors import InputError, PackageError
-from bitnet_onnx.runtime._json import read_text
+from bitnet_onnx.runtime._json import decode_utf8, read_bytes
+from bitnet_onnx.runtime._malloc import return_free_memory
 from bitnet_onnx.runtime._native_errors import one_line
 from bitnet_onnx.runtime.package import MAX_TOKENIZER_BYTES, PackageInfo
 
@@ -21,13 +23,9 @@ class TextTokenizer:
     """
 
     def __init__(self, package: PackageInfo) -> None:
-        text = read_text(package.tokenizer_path, MAX_TOKENIZER_BYTES)
-        try:
-            self._tokenizer = Tokenizer.from_str(text)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # a panic of the Rust library is no Exception
-            raise PackageError(f"{package.tokenizer_path}: not a usable tokenizer: {one_line(error)}") from None
+        self._tokenizer = _parse(package.tokenizer_path)
+        # What parsing freed would otherwise stay, and count, beside the weights: tens of megabytes.
+        return_free_memory()
         # A training-time truncation left in the file would cut prompts without a word.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -78,3 +76,14 @@ class TextTokenizer:
         """Text of `ids` without control tokens; ids that the tokenizer does not know give nothing."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+
+def _parse(path: Path) -> Tokenizer:
+    data = read_bytes(path, MAX_TOKENIZER_BYTES)
+    try:
+        return Tokenizer.from_buffer(data)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the Rust library is no Exception
+        decode_utf8(data, path)
+        raise PackageError(f"{path}: not a usable tokenizer: {one_line(error)}") from None

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import click
 from click.exceptions import NoArgsIsHelpError
-from rich.text import Text
 
 from bitnet_onnx.cli._console import error_console, printable, setup_logging
 from bitnet_onnx.errors import BitnetOnnxError
@@ -84,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> int:
+    from rich.text import Text
+
     line = printable(" ".join(message.split()))
-    error_console.print(Text.assemble(("error:", "bold red"), " ", line), soft_wrap=True)
+    error_console().print(Text.assemble(("error:", "bold red"), " ", line), soft_wrap=True)
     return status

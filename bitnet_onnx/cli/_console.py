@@ -1,20 +1,39 @@
-"""Where output goes: results to stdout, everything else to stderr."""
+"""Where output goes: results to stdout, everything else to stderr.
+
+rich is imported with the first line for stderr: a command that has none starts sooner.
+"""
 
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.logging import RichHandler
+if TYPE_CHECKING:
+    from rich.console import Console
 
-error_console = Console(stderr=True)
+
+@lru_cache(maxsize=1)
+def error_console() -> Console:
+    """The one console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+class _LogHandler(logging.Handler):
+    """Writes records the way rich does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from rich.logging import RichHandler
+
+        RichHandler(console=error_console(), show_path=False, show_time=False, markup=False).emit(record)
 
 
 def setup_logging(level: int) -> None:
     """Send the package's log to stderr."""
-    handler = RichHandler(console=error_console, show_path=False, show_time=False, markup=False)
     logger = logging.getLogger("bitnet_onnx")
-    logger.handlers = [handler]
+    logger.handlers = [_LogHandler()]
     logger.setLevel(level)
     logger.propagate = False
 

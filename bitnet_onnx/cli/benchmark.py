@@ -163,5 +163,5 @@ def _parse_shape(text: str) -> Shape:
 
 
 def _progress(step: str) -> None:
-    if error_console.is_terminal:
-        error_console.print(f"[dim]{printable(step)}[/]", highlight=False)
+    if error_console().is_terminal:
+        error_console().print(f"[dim]{printable(step)}[/]", highlight=False)

@@ -76,11 +76,11 @@ def command(
 
 @contextmanager
 def _progress() -> Iterator[Report | None]:
-    if not error_console.is_terminal:
+    if not error_console().is_terminal:
         yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=error_console, transient=True) as bar:
+    with Progress(*columns, console=error_console(), transient=True) as bar:
         task = bar.add_task("reading", total=None)
 
         def report(done: int, total: int, layer: LayerRecord) -> None:
@@ -108,7 +108,7 @@ def _report(conversion: Conversion, asked: str, seconds: float) -> None:
             "  still answers properly. Ternary without training loses the model's quality."
         )
     if warning := _warning(conversion):
-        error_console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+        error_console().print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
 
 
 def _warning(conversion: Conversion) -> str:

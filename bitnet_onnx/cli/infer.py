@@ -124,10 +124,10 @@ def _answer(stream: TokenStream, *, show: bool, resume: bool = False) -> Generat
 
 
 def _print_timings(generation: Generation) -> None:
-    if not error_console.is_terminal:
+    if not error_console().is_terminal:
         return
     t = generation.timings
-    error_console.print(
+    error_console().print(
         f"[dim]{t.prefill_tokens} tokens read at {t.prefill_tokens_per_s:.0f}/s, {len(generation.ids)} written at "
         f"{t.decode_tokens_per_s:.1f}/s ({generation.finish_reason})[/]",
         highlight=False,
@@ -136,7 +136,7 @@ def _print_timings(generation: Generation) -> None:
 
 def _converse(model: Model, parameters: SamplingParameters) -> None:
     if sys.stdin.isatty():
-        error_console.print(f"[dim]{_CHAT_HELP}[/]", highlight=False)
+        error_console().print(f"[dim]{_CHAT_HELP}[/]", highlight=False)
     messages: list[Message] = []
     turn = 0
     while (text := _read_message()) is not None:
@@ -153,7 +153,7 @@ def _converse(model: Model, parameters: SamplingParameters) -> None:
         except InputError as error:
             # The conversation outgrew the context: say so and go on without its history.
             line = printable(f"{error}; the conversation starts anew")
-            error_console.print(line, style="yellow", markup=False, soft_wrap=True)
+            error_console().print(line, style="yellow", markup=False, soft_wrap=True)
             messages.clear()
             continue
         messages.append(Message("assistant", generation.text))
@@ -162,7 +162,7 @@ def _converse(model: Model, parameters: SamplingParameters) -> None:
 
 def _read_message() -> str | None:
     if sys.stdin.isatty():
-        error_console.print("[bold cyan]you>[/] ", end="")
+        error_console().print("[bold cyan]you>[/] ", end="")
     try:
         line = sys.stdin.buffer.readline(_LINE_LIMIT).decode("utf-8", errors="replace")
     except KeyboardInterrupt:

@@ -75,11 +75,11 @@ def _facts(manifest: model_zoo.Manifest) -> dict[str, object]:
 
 @contextmanager
 def _progress() -> Iterator[model_zoo.Progress | None]:
-    if not error_console.is_terminal:
+    if not error_console().is_terminal:
         yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Bar(*columns, console=error_console, transient=True) as bar:
+    with Bar(*columns, console=error_console(), transient=True) as bar:
         tasks = {stage: bar.add_task(stage, total=None, visible=False) for stage in ("download", "verify", "extract")}
 
         def report(stage: str, done: int, total: int) -> None:

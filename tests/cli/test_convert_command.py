@@ -114,7 +114,7 @@ def test_names_with_markup_and_control_characters(run, tiny_checkpoint, tmp_path
 
 def test_progress_on_a_terminal(tiny_checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run) -> None:
     console = Console(stderr=True, force_terminal=True)
-    monkeypatch.setattr(command, "error_console", console)
+    monkeypatch.setattr(command, "error_console", lambda: console)
     result = run("convert", tiny_checkpoint("tied_mha"), tmp_path / "package")
     assert result.status == 0
     assert "reading" in result.err or "proj" in result.err

@@ -131,7 +131,7 @@ def test_on_a_terminal_prompts_and_timings_are_shown(run, chat_package: Path, mo
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr(command, "error_console", Console(stderr=True, force_terminal=True))
+    monkeypatch.setattr(command, "error_console", lambda: Console(stderr=True, force_terminal=True))
     monkeypatch.setattr(io, "TextIOWrapper", Terminal)
     result = run("infer", chat_package, "--chat", "--max-new-tokens", "2", stdin=b"a\n")
     assert result.status == 0

@@ -44,6 +44,6 @@ def test_progress_on_a_terminal(run, monkeypatch: pytest.MonkeyPatch) -> None:
             progress(stage, 1, 2)
         return Path(name)
 
-    monkeypatch.setattr(command, "error_console", Console(stderr=True, force_terminal=True))
+    monkeypatch.setattr(command, "error_console", lambda: Console(stderr=True, force_terminal=True))
     monkeypatch.setattr(model_zoo, "pull", pull)
     assert run("zoo", "pull", "x").out == "x\n"

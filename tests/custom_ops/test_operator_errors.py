@@ -37,7 +37,7 @@ BAD_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
     ({"zero_point": -1}, "zero_point is -1"),
     ({"group_size": 16}, "group_size is 16; it must be 0 or a positive multiple of 32"),
     ({"group_size": -32}, "group_size is -32"),
-    ({"group_size": 32}, "scale has shape [70]; it must be [70, 5]"),
+    ({"group_size": 32}, "scale has shape [70]; it must be [2, 5, 64]"),
     ({"activation_bits": 4}, "activation_bits is 4; it must be 0, 8 or 16"),
     ({"epsilon": -1.0}, "epsilon is -1"),
     ({"epsilon": float("nan")}, "epsilon is"),

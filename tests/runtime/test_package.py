@@ -180,7 +180,7 @@ def test_an_unreadable_file_is_one_line(fresh_package: Path, monkeypatch: pytest
     def fail(*args: object, **kwargs: object) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", fail)
+    monkeypatch.setattr(Path, "read_bytes", fail)
     assert "cannot be read: Permission denied" in refusal(fresh_package)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +69,7 @@ def test_the_graph_writes_in_place_and_reads_nothing_behind_the_length(
         assert np.isnan(buffer[:, :, 60:]).all()
 
 
-def test_the_cache_grows_by_doubling_and_keeps_what_it_holds(
+def test_the_cache_grows_by_half_and_keeps_what_it_holds(
     package: PackageInfo, session: DecoderSession, whole: npt.NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bitnet_onnx.runtime.kv_cache._INITIAL_CAPACITY", 4)
@@ -78,9 +79,9 @@ def test_the_cache_grows_by_doubling_and_keeps_what_it_holds(
     for position, token in enumerate(IDS):
         np.testing.assert_allclose(session.step([token], cache), whole[position], atol=1e-4)
         capacities.append(cache.capacity)
-    assert sorted(set(capacities)) == [4, 8, 16, 32, 64, 96]
+    assert sorted(set(capacities)) == [4, 6, 9, 13, 19, 28, 42, 63, 94]
     sizes = package.architecture
-    assert cache.bytes_used == 96 * sizes.num_hidden_layers * 2 * sizes.num_key_value_heads * sizes.head_dim * 4
+    assert cache.bytes_used == 94 * sizes.num_hidden_layers * 2 * sizes.num_key_value_heads * sizes.head_dim * 4
 
 
 def test_truncating_goes_back_to_an_earlier_text(session: DecoderSession, whole: npt.NDArray[np.float32]) -> None:
@@ -155,8 +156,36 @@ def test_no_memory_for_the_cache_is_one_line(session: DecoderSession, monkeypatc
 
     cache = session.new_cache()
     monkeypatch.setattr(np, "zeros", fail)
-    with pytest.raises(BitnetOnnxError, match="no memory for a KV cache of 96 tokens"):
+    with pytest.raises(BitnetOnnxError, match="no memory for a KV cache of 64 tokens"):
         cache.reserve(1)
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_a_growth_that_ends_half_way_leaves_the_cache_sound(
+    session: DecoderSession,
+    whole: npt.NDArray[np.float32],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+) -> None:
+    cache = session.new_cache()
+    session.step(IDS[:64], cache)
+    assert cache.capacity == 64
+    zeros, made = np.zeros, []
+
+    def fail_later(*args: Any) -> object:
+        if len(made) == 3:
+            raise error
+        made.append(args)
+        return zeros(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "zeros", fail_later)
+        with pytest.raises((BitnetOnnxError, KeyboardInterrupt)):
+            cache.reserve(65)
+    assert (cache.capacity, cache.length) == (64, 64)
+    cache.truncate(63)
+    np.testing.assert_allclose(session.step(IDS[63:64], cache), whole[63], atol=1e-4)
+    np.testing.assert_allclose(session.step(IDS[64:80], cache), whole[79], atol=1e-4)
 
 
 def test_a_failing_run_is_one_line_and_leaves_the_cache_alone(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -94,6 +95,25 @@ def test_a_broken_tokenizer_is_one_line(fresh_package: Path, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_tokenizer_that_is_not_utf_8_says_where(fresh_package: Path) -> None:
+    (fresh_package / "tokenizer.json").write_bytes(b'{"model": "\xff"}')
+    with pytest.raises(PackageError, match=r"tokenizer\.json: not UTF-8 at byte 11"):
+        opened(fresh_package)
+
+
+@pytest.mark.parametrize("platform", ["linux", "win32"])
+@pytest.mark.parametrize("trim", [True, False])
+def test_any_c_library_will_do(
+    package: PackageInfo, monkeypatch: pytest.MonkeyPatch, platform: str, trim: bool
+) -> None:
+    calls: list[int] = []
+    library = SimpleNamespace(malloc_trim=calls.append) if trim else SimpleNamespace()
+    monkeypatch.setattr("bitnet_onnx.runtime._malloc.ctypes", SimpleNamespace(CDLL=lambda name: library))
+    monkeypatch.setattr("bitnet_onnx.runtime._malloc.sys", SimpleNamespace(platform=platform))
+    TextTokenizer(package)
+    assert calls == [0] * (trim and platform == "linux")
+
+
 def test_a_panic_of_the_library_is_one_line_and_an_interrupt_is_not(
     package: PackageInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +124,7 @@ def test_a_panic_of_the_library_is_one_line_and_an_interrupt_is_not(
         error: type[BaseException] = Panic
 
         @classmethod
-        def from_str(cls, text: str) -> None:
+        def from_buffer(cls, data: bytes) -> None:
             raise cls.error("thread panicked")
 
     monkeypatch.setattr("bitnet_onnx.runtime.tokenizer.Tokenizer", Broken)
