@@ -114,7 +114,8 @@ def group_query_attention(
                 f"{most} new ones and {past_length} old ones are possible"
             )
         positions = np.arange(total - count, total)
-        rows = [part[b, :count].reshape(count, -1, head_dim) for part in (query, key, value)]
+        parts = (query, heads), (key, kv_heads), (value, kv_heads)
+        rows = [part[b, :count].reshape(count, width, head_dim) for part, width in parts]
         if rotary is not None and attributes.do_rotary:
             rows[:2] = [_rotated(part, positions, rotary, attributes.rotary_interleaved) for part in rows[:2]]
         for cache, old, new in zip(present, past, rows[1:], strict=True):
