@@ -132,7 +132,9 @@ def _rotated(x: FloatArray, positions: npt.NDArray[np.int64], rotary: Rotary, in
     """Rotary position embedding of `[tokens, heads, D]` (Su et al., "RoFormer", 2021)."""
     cosine, sine = rotary.cosine[positions, None], rotary.sine[positions, None]
     half = cosine.shape[-1]
-    first, second = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(half), slice(half, 2 * half))
+    first, second = slice(half), slice(half, 2 * half)
+    if interleaved:
+        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
     a, b = x[..., first], x[..., second]
     result = x.copy()
     result[..., first] = a * cosine - b * sine

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from bitnet_onnx.attention import AttentionAttributes, Attended, Rotary, group_query_attention
+from bitnet_onnx.attention import Attended, AttentionAttributes, Rotary, group_query_attention
 from bitnet_onnx.custom_ops import library_path
 
 OURS, MICROSOFT = "bitnet", "com.microsoft"
