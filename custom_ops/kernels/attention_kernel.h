@@ -23,7 +23,7 @@ template <int Rows, bool Fetch>
 BITNET_INLINE void ScoreTile(const float* q, int64_t head_dim, const float* const (&key)[4], float* scores) {
   const float* second = Rows == 2 ? q + head_dim : q;
   V a0 = Set(0.0f), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
-  const auto step = [&](int64_t d) {
+  for (int64_t d = 0; d < head_dim; d += kLanes) {
     if constexpr (Fetch) {
       Prefetch(key[0] + kKeysAhead + 4 * d);
       Prefetch(key[0] + kKeysAhead + 4 * d + 16);
@@ -43,14 +43,6 @@ BITNET_INLINE void ScoreTile(const float* q, int64_t head_dim, const float* cons
       b2 = Add(b2, Mul(qb, k2));
       b3 = Add(b3, Mul(qb, k3));
     }
-  };
-  int64_t d = 0;
-  for (; d + 2 * kLanes <= head_dim; d += 2 * kLanes) {
-    step(d);
-    step(d + kLanes);
-  }
-  if (d < head_dim) {
-    step(d);
   }
   float unused[4];
   Store4(scores, Rows == 2 ? scores + kChunkKeys : unused, Sum8(a0, a1, a2, a3, b0, b1, b2, b3));
@@ -133,7 +125,7 @@ BITNET_INLINE void ValueTile(const float* p, const float* value, int64_t keys, i
       sums[r][v] = fresh ? Set(0.0f) : Load(values + r * head_dim + v * kLanes);
     }
   }
-  const auto step = [&](int64_t k) {
+  for (int64_t k = 0; k < keys; ++k) {
     const float* from = value + k * head_dim;
     if constexpr (Fetch) {
       for (int v = 0; v < Vecs; v += 2) {
@@ -150,14 +142,6 @@ BITNET_INLINE void ValueTile(const float* p, const float* value, int64_t keys, i
         sums[r][v] = Add(sums[r][v], Mul(weight, row[v]));
       }
     }
-  };
-  int64_t k = 0;
-  for (; k + 2 <= keys; k += 2) {
-    step(k);
-    step(k + 1);
-  }
-  if (k < keys) {
-    step(k);
   }
   for (int r = 0; r < Rows; ++r) {
     for (int v = 0; v < Vecs; ++v) {
