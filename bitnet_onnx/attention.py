@@ -114,7 +114,8 @@ def group_query_attention(
                 f"{most} new ones and {past_length} old ones are possible"
             )
         positions = np.arange(total - count, total)
-        rows = [part[b, :count].reshape(count, -1, head_dim) for part in (query, key, value)]
+        parts = (query, heads), (key, kv_heads), (value, kv_heads)
+        rows = [part[b, :count].reshape(count, width, head_dim) for part, width in parts]
         if rotary is not None and attributes.do_rotary:
             rows[:2] = [_rotated(part, positions, rotary, attributes.rotary_interleaved) for part in rows[:2]]
         for cache, old, new in zip(present, past, rows[1:], strict=True):
@@ -131,7 +132,9 @@ def _rotated(x: FloatArray, positions: npt.NDArray[np.int64], rotary: Rotary, in
     """Rotary position embedding of `[tokens, heads, D]` (Su et al., "RoFormer", 2021)."""
     cosine, sine = rotary.cosine[positions, None], rotary.sine[positions, None]
     half = cosine.shape[-1]
-    first, second = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(half), slice(half, 2 * half))
+    first, second = slice(half), slice(half, 2 * half)
+    if interleaved:
+        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
     a, b = x[..., first], x[..., second]
     result = x.copy()
     result[..., first] = a * cosine - b * sine

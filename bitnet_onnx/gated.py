@@ -6,6 +6,7 @@ import enum
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.quantized import FloatArray
@@ -20,7 +21,7 @@ class Activation(enum.StrEnum):
     GELU_TANH = "gelu_tanh"
 
 
-_ERF = np.vectorize(math.erf, otypes=[np.float64])
+_ERFC = np.vectorize(math.erfc, otypes=[np.float64])
 
 
 def gated_activation(x: FloatArray, activation: str, up: FloatArray | None = None) -> FloatArray:
@@ -53,13 +54,16 @@ def gated_activation(x: FloatArray, activation: str, up: FloatArray | None = Non
     return result
 
 
-def _activate(x: np.ndarray, activation: Activation) -> np.ndarray:
+def _activate(x: npt.NDArray[np.float64], activation: Activation) -> npt.NDArray[np.float64]:
+    result: npt.NDArray[np.float64]
     match activation:
         case Activation.SILU:
-            return x / (1 + np.exp(-x))
+            result = x / (1 + np.exp(-x))
         case Activation.RELU2:
-            return np.square(np.maximum(x, 0))
+            result = np.square(np.maximum(x, 0))
         case Activation.GELU:
-            return 0.5 * x * (1 + _ERF(x / math.sqrt(2)))
+            # 1 + erf(z) = erfc(-z) and, below, (1 + tanh(u)) / 2 = 1 / (1 + e^-2u): no digits cancel for x < 0
+            result = 0.5 * x * _ERFC(-x / math.sqrt(2))
         case Activation.GELU_TANH:
-            return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+            result = x / (1 + np.exp(-math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)))
+    return result

@@ -86,9 +86,8 @@ def attention_body(attributes: AttentionAttributes, inputs: AttentionInputs) -> 
     outputs = [ir.Value(name=name) for name in ("output", "present_key", "present_value")]
     node = ir.node(OPERATOR, operands, attention_node_attributes(attributes), domain=MICROSOFT, outputs=outputs)
     graph = ir.Graph(declared, outputs, nodes=[node], opset_imports={"": OPSET, MICROSOFT: 1})
-    types = {name: ir.AttributeType.INT for name in ATTRIBUTES} | {
-        name: ir.AttributeType.FLOAT for name in ("scale", "softcap")
-    }
+    floats = ("scale", "softcap")
+    types = {name: ir.AttributeType.FLOAT if name in floats else ir.AttributeType.INT for name in ATTRIBUTES}
     signature = [ir.Attr(name, kind, None) for name, kind in types.items()]
     overload = attention_overload(attributes, inputs)
     return ir.Function(OPERATOR_DOMAIN, OPERATOR, overload, graph=graph, attributes=signature)

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "attention.h"
 #include "vec_math.h"
@@ -13,12 +14,20 @@ namespace bitnet::BITNET_VEC_NAMESPACE {
 // Values of this many keys are read once for all rows, and stay in the first-level cache meanwhile.
 constexpr int64_t kValueTile = 16;
 
-// Scores of Rows (1 or 2) queries with four keys.
-template <int Rows>
+// How many floats ahead keys and values are prefetched: the processor's own prefetching does not keep up.
+constexpr int64_t kKeysAhead = 1024;
+constexpr int64_t kValuesAhead = 2048;
+
+// Scores of Rows (1 or 2) queries with four keys. The first queries of a block prefetch for the others.
+template <int Rows, bool Fetch>
 BITNET_INLINE void ScoreTile(const float* q, int64_t head_dim, const float* const (&key)[4], float* scores) {
   const float* second = Rows == 2 ? q + head_dim : q;
   V a0 = Set(0.0f), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
   for (int64_t d = 0; d < head_dim; d += kLanes) {
+    if constexpr (Fetch) {
+      Prefetch(key[0] + kKeysAhead + 4 * d);
+      Prefetch(key[0] + kKeysAhead + 4 * d + 16);
+    }
     const V qa = Load(q + d), k0 = Load(key[0] + d);
     a0 = Add(a0, Mul(qa, k0));
     const V k1 = Load(key[1] + d);
@@ -42,18 +51,28 @@ BITNET_INLINE void ScoreTile(const float* q, int64_t head_dim, const float* cons
 // Scores of all rows with keys begin .. end - 1, and on to a multiple of kLanes with copies of the last key's.
 inline void Scores(const AttentionBlock& block, int64_t begin, int64_t end, float* scores) {
   const int64_t padded = (end - begin + kLanes - 1) / kLanes * kLanes;
-  const float* last = block.key + (end - 1) * block.head_dim;
   for (int64_t i = 0; i < padded; i += 4) {
     const float* key[4];
     for (int64_t j = 0; j < 4; ++j) {
-      key[j] = std::min(block.key + (begin + i + j) * block.head_dim, last);
+      key[j] = block.key + std::min(begin + i + j, end - 1) * block.head_dim;
     }
-    int64_t row = 0;
+    const auto tile = [&](auto rows, auto fetch, int64_t row) {
+      ScoreTile<rows(), fetch()>(block.query + row * block.head_dim, block.head_dim, key,
+                                 scores + row * kChunkKeys + i);
+    };
+    constexpr std::integral_constant<int, 1> kOne;
+    constexpr std::integral_constant<int, 2> kTwo;
+    if (block.rows == 1) {
+      tile(kOne, std::true_type(), 0);
+      continue;
+    }
+    tile(kTwo, std::true_type(), 0);
+    int64_t row = 2;
     for (; row + 2 <= block.rows; row += 2) {
-      ScoreTile<2>(block.query + row * block.head_dim, block.head_dim, key, scores + row * kChunkKeys + i);
+      tile(kTwo, std::false_type(), row);
     }
     if (row < block.rows) {
-      ScoreTile<1>(block.query + row * block.head_dim, block.head_dim, key, scores + row * kChunkKeys + i);
+      tile(kOne, std::false_type(), row);
     }
   }
 }
@@ -88,7 +107,7 @@ inline void Exponentials(float* scores, int64_t count, int64_t first, int64_t la
   *peak = *std::max_element(lanes, lanes + kLanes);
   V total = Set(0.0f);
   for (int64_t i = 0; i < padded; i += kLanes) {
-    const V p = Exp(Sub(Load(scores + i), Set(*peak)));
+    const V p = ExpOfNegative(Sub(Load(scores + i), Set(*peak)));
     Store(scores + i, p);
     total = Add(total, p);
   }
@@ -97,7 +116,7 @@ inline void Exponentials(float* scores, int64_t count, int64_t first, int64_t la
 }
 
 // values[r][d .. d + 8 * Vecs) += the sum over keys of p[r][key] * value[key][d ..), keys in ascending order.
-template <int Rows, int Vecs>
+template <int Rows, int Vecs, bool Fetch>
 BITNET_INLINE void ValueTile(const float* p, const float* value, int64_t keys, int64_t head_dim, bool fresh,
                              float* values) {
   V sums[Rows][Vecs];
@@ -107,9 +126,15 @@ BITNET_INLINE void ValueTile(const float* p, const float* value, int64_t keys, i
     }
   }
   for (int64_t k = 0; k < keys; ++k) {
+    const float* from = value + k * head_dim;
+    if constexpr (Fetch) {
+      for (int v = 0; v < Vecs; v += 2) {
+        Prefetch(from + kValuesAhead + v * kLanes);
+      }
+    }
     V row[Vecs];
     for (int v = 0; v < Vecs; ++v) {
-      row[v] = Load(value + k * head_dim + v * kLanes);
+      row[v] = Load(from + v * kLanes);
     }
     for (int r = 0; r < Rows; ++r) {
       const V weight = Set(p[r * kChunkKeys + k]);
@@ -126,17 +151,19 @@ BITNET_INLINE void ValueTile(const float* p, const float* value, int64_t keys, i
 }
 
 // Eight sums at a time are in flight, whatever the number of rows.
-template <int Rows>
+template <int Rows, bool Fetch>
 void ValueRows(const float* p, const float* value, int64_t keys, int64_t head_dim, bool fresh, float* values) {
   constexpr int kVecs = Rows == 1 ? 8 : Rows == 2 ? 4 : 2;
   int64_t d = 0;
   for (; d + kVecs * kLanes <= head_dim; d += kVecs * kLanes) {
-    ValueTile<Rows, kVecs>(p, value + d, keys, head_dim, fresh, values + d);
+    ValueTile<Rows, kVecs, Fetch>(p, value + d, keys, head_dim, fresh, values + d);
   }
   for (; d < head_dim; d += kLanes) {
-    ValueTile<Rows, 1>(p, value + d, keys, head_dim, fresh, values + d);
+    ValueTile<Rows, 1, Fetch>(p, value + d, keys, head_dim, fresh, values + d);
   }
 }
+
+using ValueFunction = void (*)(const float*, const float*, int64_t, int64_t, bool, float*);
 
 inline void Attend(const AttentionBlock& block, int64_t begin, int64_t end, const Partial& sums) {
   alignas(64) float scores[kMaxBlockRows * kChunkKeys];
@@ -149,19 +176,39 @@ inline void Attend(const AttentionBlock& block, int64_t begin, int64_t end, cons
   for (int64_t k = 0; k < count; k += kValueTile) {
     const int64_t keys = std::min(kValueTile, count - k);
     const float* value = block.value + (begin + k) * dim;
-    int64_t r = 0;
-    for (; r + 4 <= block.rows; r += 4) {
-      ValueRows<4>(scores + r * kChunkKeys + k, value, keys, dim, k == 0, sums.values + r * dim);
+    const auto rows = [&](auto function, int64_t r) {
+      function(scores + r * kChunkKeys + k, value, keys, dim, k == 0, sums.values + r * dim);
+    };
+    constexpr ValueFunction kFewer[][4] = {
+        {nullptr, ValueRows<1, false>, ValueRows<2, false>, ValueRows<3, false>},
+        {nullptr, ValueRows<1, true>, ValueRows<2, true>, ValueRows<3, true>}};
+    if (block.rows < 4) {
+      rows(kFewer[1][block.rows], 0);
+      continue;
     }
-    constexpr void (*kRest[])(const float*, const float*, int64_t, int64_t, bool, float*) = {
-        nullptr, ValueRows<1>, ValueRows<2>, ValueRows<3>};
+    rows(ValueRows<4, true>, 0);
+    int64_t r = 4;
+    for (; r + 4 <= block.rows; r += 4) {
+      rows(ValueRows<4, false>, r);
+    }
     if (r < block.rows) {
-      kRest[block.rows - r](scores + r * kChunkKeys + k, value, keys, dim, k == 0, sums.values + r * dim);
+      rows(kFewer[0][block.rows - r], r);
     }
   }
 }
 
 inline void Merge(const Partial& sums, const Partial& later, int64_t rows, int64_t head_dim) {
+  // exp(peak - common peak) of both sides, all rows at once
+  alignas(64) float mine[kMaxBlockRows] = {}, its[kMaxBlockRows] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    const float peak = std::max(sums.peak[r], later.peak[r]);
+    mine[r] = sums.peak[r] - peak;
+    its[r] = later.peak[r] - peak;
+  }
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    Store(mine + r, ExpOfNegative(Load(mine + r)));
+    Store(its + r, ExpOfNegative(Load(its + r)));
+  }
   for (int64_t r = 0; r < rows; ++r) {
     if (later.sum[r] == 0.0f) {
       continue;
@@ -174,16 +221,12 @@ inline void Merge(const Partial& sums, const Partial& later, int64_t rows, int64
       sums.sum[r] = later.sum[r];
       continue;
     }
-    const float peak = std::max(sums.peak[r], later.peak[r]);
-    const V mine = Exp(Set(sums.peak[r] - peak)), its = Exp(Set(later.peak[r] - peak));
+    const V left = Set(mine[r]), right = Set(its[r]);
     for (int64_t d = 0; d < head_dim; d += kLanes) {
-      Store(values + d, Add(Mul(Load(values + d), mine), Mul(Load(more + d), its)));
+      Store(values + d, Add(Mul(Load(values + d), left), Mul(Load(more + d), right)));
     }
-    float factors[2][kLanes];
-    Store(factors[0], mine);
-    Store(factors[1], its);
-    sums.peak[r] = peak;
-    sums.sum[r] = sums.sum[r] * factors[0][0] + later.sum[r] * factors[1][0];
+    sums.peak[r] = std::max(sums.peak[r], later.peak[r]);
+    sums.sum[r] = sums.sum[r] * mine[r] + later.sum[r] * its[r];
   }
 }
 

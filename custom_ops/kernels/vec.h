@@ -66,6 +66,13 @@ BITNET_INLINE V Scale(V a, V shifted) {
   return _mm256_mul_ps(_mm256_mul_ps(a, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second));
 }
 
+// The same for -126 <= n <= 0, in one factor.
+BITNET_INLINE V ScaleDown(V a, V shifted) {
+  // The shift moves the constant's bits out, but for n + 127.
+  const __m256i bits = _mm256_add_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(127));
+  return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(bits, 23)));
+}
+
 // Sums of the lanes of eight vectors, each in halves: l[i] + l[i+4], l[i] + l[i+2], l[0] + l[1].
 BITNET_INLINE V Sum8(V a0, V a1, V a2, V a3, V b0, V b1, V b2, V b3) {
   const auto fold = [](V a, V b) {  // [a: 4 lanes, b: 4 lanes]
@@ -123,6 +130,14 @@ BITNET_INLINE float32x4_t ScaleHalf(float32x4_t a, float32x4_t shifted) {
   return vmulq_f32(vmulq_f32(a, vreinterpretq_f32_s32(first)), vreinterpretq_f32_s32(second));
 }
 BITNET_INLINE V Scale(V a, V shifted) { return {ScaleHalf(a.l, shifted.l), ScaleHalf(a.h, shifted.h)}; }
+
+BITNET_INLINE float32x4_t ScaleDownHalf(float32x4_t a, float32x4_t shifted) {
+  const int32x4_t bits = vaddq_s32(vreinterpretq_s32_f32(shifted), vdupq_n_s32(127));
+  return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(bits, 23)));
+}
+BITNET_INLINE V ScaleDown(V a, V shifted) {
+  return {ScaleDownHalf(a.l, shifted.l), ScaleDownHalf(a.h, shifted.h)};
+}
 
 BITNET_INLINE float32x4_t Sum4(V a0, V a1, V a2, V a3) {
   const auto pair = [](V a, V b) {
@@ -218,6 +233,10 @@ BITNET_INLINE V Scale(const V& a, const V& shifted) {
     const uint32_t half = n >> 1 | (n & 0x80000000u);
     return a.lane[i] * FloatOf((half + 127u) << 23) * FloatOf((n - half + 127u) << 23);
   });
+}
+
+BITNET_INLINE V ScaleDown(const V& a, const V& shifted) {
+  return Each([&](int i) { return a.lane[i] * FloatOf((BitsOf(shifted.lane[i]) + 127u) << 23); });
 }
 
 BITNET_INLINE float Sum(const V& a) {

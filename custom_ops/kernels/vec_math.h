@@ -22,21 +22,35 @@ BITNET_INLINE V Polynomial(const float (&c)[N], V x) {
   return sum;
 }
 
-// e^x to 2 units in the last place; exactly 1 at 0, 0 below kExpUnderflow, infinity above 88.72, NaN for NaN.
-BITNET_INLINE V Exp(V x) {
+// e^x = y * 2^n; `shifted` is n + kRoundingShift.
+struct Exponential {
+  V y, shifted;
+};
+
+BITNET_INLINE Exponential Reduced(V x) {
   // e^r = 1 + (r + r^2 p(r)) for |r| <= ln(2)/2
   constexpr float kP[] = {0.49999994f, 0.166665211f, 0.041668389f, 0.00836874545f, 0.00138145371f};
   constexpr float kLog2E = 1.44269504f;
   constexpr float kLn2High = 0.693145752f,
                   kLn2Low = 1.42860677e-6f;  // the first has 15 bits: n times it is exact
-  constexpr float kLargest = 89.0f;          // e^89 is infinite
-  // The operand that may be NaN comes second, where Min and Max keep it.
-  const V clamped = Max(Set(kExpUnderflow), Min(Set(kLargest), x));
-  const V shifted = Add(Mul(clamped, Set(kLog2E)), Set(kRoundingShift));
+  const V shifted = Add(Mul(x, Set(kLog2E)), Set(kRoundingShift));
   const V n = Sub(shifted, Set(kRoundingShift));
-  const V r = Sub(Sub(clamped, Mul(n, Set(kLn2High))), Mul(n, Set(kLn2Low)));
-  const V y = Add(Set(1.0f), Add(r, Mul(Mul(r, r), Polynomial(kP, r))));
-  return IfLess(x, Set(kExpUnderflow), Set(0.0f), Scale(y, shifted));
+  const V r = Sub(Sub(x, Mul(n, Set(kLn2High))), Mul(n, Set(kLn2Low)));
+  return {Add(Set(1.0f), Add(r, Mul(Mul(r, r), Polynomial(kP, r)))), shifted};
+}
+
+// e^x to 2 units in the last place; exactly 1 at 0, 0 below kExpUnderflow, infinity above 88.72, NaN for NaN.
+BITNET_INLINE V Exp(V x) {
+  constexpr float kLargest = 89.0f;  // e^89 is infinite
+  // The operand that may be NaN comes second, where Min and Max keep it.
+  const Exponential e = Reduced(Max(Set(kExpUnderflow), Min(Set(kLargest), x)));
+  return IfLess(x, Set(kExpUnderflow), Set(0.0f), Scale(e.y, e.shifted));
+}
+
+// The same for x <= 0, with the same bits.
+BITNET_INLINE V ExpOfNegative(V x) {
+  const Exponential e = Reduced(Max(Set(kExpUnderflow), x));
+  return IfLess(x, Set(kExpUnderflow), Set(0.0f), ScaleDown(e.y, e.shifted));
 }
 
 BITNET_INLINE V Tanh(V x) {

@@ -12,6 +12,7 @@
 #include "kernels/bitlinear.h"
 #include "kernels/half.h"
 #include "kernels/layout.h"
+#include "tests/float_tests.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
@@ -400,6 +401,7 @@ int Main(bool only_choice) {
   TestSelfTestSeesAFault();
   TestValidation();
   TestKernels(choice);
+  failures += TestFloatKernels();
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }

@@ -1,0 +1,149 @@
+"""Models of one attention node, of our domain or ONNX Runtime's, and random operands for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from bitnet_onnx.attention import Attended, AttentionAttributes, Rotary, group_query_attention
+from bitnet_onnx.custom_ops import library_path
+
+OURS, MICROSOFT = "bitnet", "com.microsoft"
+OUTPUTS = ("output", "present_key", "present_value")
+_FIRST = ("query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length")
+_INTEGERS = ("seqlens_k", "total_sequence_length", "query_seqlens")
+#: Where each domain's operator has `query_seqlens`.
+_LAST = {OURS: 9, MICROSOFT: 16}
+
+
+def node_attributes(attributes: AttentionAttributes) -> dict[str, Any]:
+    at = attributes
+    given: dict[str, Any] = {
+        "num_heads": at.num_heads,
+        "kv_num_heads": at.kv_num_heads,
+        "do_rotary": int(at.do_rotary),
+        "rotary_interleaved": int(at.rotary_interleaved),
+        "local_window_size": at.local_window_size,
+        "softcap": float(at.softcap),
+    }
+    return given | ({} if at.scale is None else {"scale": at.scale})
+
+
+def attention_model(feeds: Mapping[str, np.ndarray], attributes: Mapping[str, Any], domain: str = OURS) -> bytes:
+    """A model of one node with those inputs that `feeds` names."""
+    names = [*_FIRST, "cos_cache", "sin_cache"]
+    names += [""] * (_LAST[domain] - len(names)) + ["query_seqlens"]
+    names = [name if name in feeds else "" for name in names]
+    while not names[-1]:
+        names.pop()
+    node = helper.make_node("GroupQueryAttention", names, OUTPUTS, name="the_node", domain=domain, **attributes)
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT32 if name in _INTEGERS else TensorProto.FLOAT, None)
+        for name in names
+        if name
+    ]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in OUTPUTS]
+    graph = helper.make_graph([node], "one_node", inputs, outputs)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(domain, 1)]
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return model.SerializeToString()
+
+
+def open_model(model: bytes, threads: int = 1) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(library_path()))
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def rotary_tables(positions: int, dim: int) -> Rotary:
+    angles = np.outer(np.arange(positions), 10000.0 ** (-np.arange(0, dim, 2) / dim))
+    return Rotary(np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """Random operands of one call.
+
+    Attributes:
+        attributes: of the node.
+        head_dim: D.
+        sequence: S.
+        totals: tokens of each row after the call.
+        past: length of the buffers before it.
+        counts: query_seqlens, or None.
+        separate: key and value are inputs of their own.
+        rotary_dim: rotated part of a head, or 0 for the whole.
+    """
+
+    attributes: AttentionAttributes
+    head_dim: int
+    sequence: int
+    totals: Sequence[int]
+    past: int
+    counts: Sequence[int] | None = None
+    separate: bool = False
+    rotary_dim: int = 0
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        at, dim, batch = self.attributes, self.head_dim, len(self.totals)
+        rng = np.random.default_rng(dim * 7 + self.sequence * 1009 + self.past)
+        shapes = {
+            "query": (batch, self.sequence, at.num_heads * dim),
+            "key": (batch, self.sequence, at.kv_num_heads * dim),
+            "value": (batch, self.sequence, at.kv_num_heads * dim),
+            "past_key": (batch, at.kv_num_heads, self.past, dim),
+            "past_value": (batch, at.kv_num_heads, self.past, dim),
+        }
+        self.tensors.update({name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()})
+
+    @property
+    def rotary(self) -> Rotary | None:
+        if not self.attributes.do_rotary:
+            return None
+        return rotary_tables(max(self.totals) + 2, self.rotary_dim or self.head_dim)
+
+    @property
+    def new(self) -> list[int]:
+        """Tokens of each row that are not padding."""
+        return [min(self.sequence, total) for total in self.totals] if self.counts is None else list(self.counts)
+
+    def feeds(self) -> dict[str, np.ndarray]:
+        given = dict(self.tensors)
+        if not self.separate:
+            given["query"] = np.concatenate([given["query"], given.pop("key"), given.pop("value")], axis=-1)
+        given["seqlens_k"] = np.array(self.totals, np.int32) - np.int32(1)
+        given["total_sequence_length"] = np.array(max(self.totals), np.int32)
+        if self.rotary is not None:
+            given |= {"cos_cache": self.rotary.cosine, "sin_cache": self.rotary.sine}
+        if self.counts is not None:
+            given["query_seqlens"] = np.array(self.counts, np.int32)
+        return given
+
+    def session(self, domain: str = OURS, threads: int = 1) -> ort.InferenceSession:
+        return open_model(attention_model(self.feeds(), node_attributes(self.attributes), domain), threads)
+
+    def run(self, domain: str = OURS, threads: int = 1) -> Attended:
+        return Attended(*self.session(domain, threads).run(None, self.feeds()))
+
+    def expected(self) -> Attended:
+        given, counts = self.tensors, self.counts
+        return group_query_attention(
+            given["query"],
+            given["key"],
+            given["value"],
+            (given["past_key"], given["past_value"]),
+            np.array(self.totals, np.int32) - np.int32(1),
+            max(self.totals),
+            self.attributes,
+            self.rotary,
+            None if counts is None else np.array(counts, np.int32),
+        )
