@@ -1,20 +1,19 @@
 // Integer sums of one panel on x86, written once for all its vector sets.
 //
-// V is a vector set: its vectors, how digits meet activations (`Dot`), and how many such steps a sum bears
-// before it must be flushed. A digit is a part of a weight that is an unsigned byte: two bits, a nibble, or the
-// whole byte where V's products can hold it. `Get<F>` gives the digits of columns F, 4 + F, 8 + F and 12 + F of
-// a unit, the four that stand together in the activations; its argument is the word of the first of V::kRows
-// rows in the unit's first block.
+// V is a vector set: its vectors (x86_256.h, x86_512.h), how long its sums last before they must be flushed
+// (`Sums16`, `Sums32`), how digits meet activations (`Dot`), and how its sums get to memory: `AddQuarter(sum,
+// quadruple)` is sum + quadruple / 4, which leaves no rest, and `Flush` multiplies by 2^shift.
+//
+// A digit is a part of a weight that is an unsigned byte: two bits, a nibble, or the whole byte where V's
+// products can hold it. `Get<F>` gives the digits of columns F, 4 + F, 8 + F and 12 + F of a unit, the four
+// that stand together in the activations; its argument is the word of the first of V::kRows rows in the unit's
+// first block.
 //
 // In the innermost loops every sum is a variable of its own, and the functions are not inlined: GCC moves the
 // elements of arrays and structs to memory when loops that index them are unrolled, which costs a third of the
 // speed.
 #ifndef BITNET_KERNELS_X86_PANEL_H_
 #define BITNET_KERNELS_X86_PANEL_H_
-
-#include <immintrin.h>
-
-#include <cstring>
 
 #include "avx2.h"
 #include "panel.h"
@@ -28,10 +27,39 @@
 namespace bitnet {
 namespace {
 
-constexpr int64_t kManyRows = 4;     // rows of activations from which on unpacking once pays
-constexpr int64_t kChunkUnits = 20;  // units that are unpacked at a time
+constexpr int64_t kManyRows = 4;  // rows of activations from which on unpacking once pays
+
+// Units that are unpacked at a time: ten kilobytes of digits, to stay in the first cache with the activations.
+template <class V>
+constexpr int64_t kChunkUnits = 160 / V::kRows;
 
 inline int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Vector sets with `vpmaddubsw`: what goes into one 16-bit sum must stay below 2^15.
+struct Sums16 {
+  static constexpr bool kWholeBytes = false;
+  // A sum gains at most 2 * 2 * 12 * 128 = 6144 from one unit.
+  static constexpr int64_t kUnitsPerCodeFlush = 5;
+
+  // A sum gains at most 4 * 2 * kLargest * 128 from one unit.
+  template <class D>
+  static constexpr int64_t UnitsPerFlush() {
+    return 32767 / (4 * 2 * D::kLargest * 128);
+  }
+};
+
+// Vector sets with `vpdpbusd`, whose sums have 32 bits.
+struct Sums32 {
+  static constexpr bool kWholeBytes = true;
+  // A sum gains at most 2 * 4 * 12 * 128 = 12288 from one unit.
+  static constexpr int64_t kUnitsPerCodeFlush = 2147483647 / 12288;
+
+  // The whole row: its sum fits 32 bits, or `Validate` would not have let it pass.
+  template <class D>
+  static constexpr int64_t UnitsPerFlush() {
+    return int64_t{1} << 31;
+  }
+};
 
 // Two-bit weights, and the upper two bits of six: block B.
 template <class V, int B>
@@ -73,10 +101,32 @@ struct Byte {
   }
 };
 
+// To GCC an instruction that changes the sum in its place: it would else copy sums between registers, and some
+// to memory, in every round of a loop.
+template <class Int>
+inline void Keep([[maybe_unused]] Int& sum) {
+#if defined(__GNUC__) && !defined(__clang__) && defined(__AVX2__)
+  __asm__("" : "+v"(sum));
+#endif
+}
+
+template <class V>
+inline typename V::Int Zero() {
+  typename V::Int sum = V::Zero();
+  Keep(sum);
+  return sum;
+}
+
+template <class V>
+inline void Add(typename V::Int digits, typename V::Int q, typename V::Int& sum) {
+  sum = V::Dot(sum, digits, q);
+  Keep(sum);
+}
+
 // The sums of four vectors, in memory: weight times a sum is stored or added.
 template <class V>
-inline void Flush(typename V::Int a, typename V::Int b, typename V::Int c, typename V::Int d, int shift, bool start,
-                  int32_t* to) {
+inline void Flush(typename V::Int a, typename V::Int b, typename V::Int c, typename V::Int d, int shift,
+                  bool start, int32_t* to) {
   V::Flush(a, shift, start, to);
   V::Flush(b, shift, start, to + V::kRows);
   V::Flush(c, shift, start, to + 2 * V::kRows);
@@ -88,30 +138,30 @@ template <class V, class D, int F>
 inline void Step(const uint8_t* w, const int8_t* q, typename V::Int& a, typename V::Int& b, typename V::Int& c,
                  typename V::Int& d) {
   const typename V::Int four = V::Four(q + 4 * F);
-  a = V::Dot(a, D::template Get<F>(w), four);
-  b = V::Dot(b, D::template Get<F>(w + 4 * V::kRows), four);
-  c = V::Dot(c, D::template Get<F>(w + 8 * V::kRows), four);
-  d = V::Dot(d, D::template Get<F>(w + 12 * V::kRows), four);
+  Add<V>(D::template Get<F>(w), four, a);
+  Add<V>(D::template Get<F>(w + 4 * V::kRows), four, b);
+  Add<V>(D::template Get<F>(w + 8 * V::kRows), four, c);
+  Add<V>(D::template Get<F>(w + 12 * V::kRows), four, d);
 }
 
 // The same for two.
 template <class V, class D, int F>
-inline void Step2(const uint8_t* w, const int8_t* q0, const int8_t* q1, typename V::Int& a0, typename V::Int& b0,
-                  typename V::Int& c0, typename V::Int& d0, typename V::Int& a1, typename V::Int& b1,
-                  typename V::Int& c1, typename V::Int& d1) {
+inline void Step2(const uint8_t* w, const int8_t* q0, const int8_t* q1, typename V::Int& a0,
+                  typename V::Int& b0, typename V::Int& c0, typename V::Int& d0, typename V::Int& a1,
+                  typename V::Int& b1, typename V::Int& c1, typename V::Int& d1) {
   const typename V::Int first = V::Four(q0 + 4 * F), second = V::Four(q1 + 4 * F);
   const typename V::Int a = D::template Get<F>(w);
-  a0 = V::Dot(a0, a, first);
-  a1 = V::Dot(a1, a, second);
+  Add<V>(a, first, a0);
+  Add<V>(a, second, a1);
   const typename V::Int b = D::template Get<F>(w + 4 * V::kRows);
-  b0 = V::Dot(b0, b, first);
-  b1 = V::Dot(b1, b, second);
+  Add<V>(b, first, b0);
+  Add<V>(b, second, b1);
   const typename V::Int c = D::template Get<F>(w + 8 * V::kRows);
-  c0 = V::Dot(c0, c, first);
-  c1 = V::Dot(c1, c, second);
+  Add<V>(c, first, c0);
+  Add<V>(c, second, c1);
   const typename V::Int d = D::template Get<F>(w + 12 * V::kRows);
-  d0 = V::Dot(d0, d, first);
-  d1 = V::Dot(d1, d, second);
+  Add<V>(d, first, d0);
+  Add<V>(d, second, d1);
 }
 
 // Units of one strip of rows, straight from the packed weights, meet one row of activations.
@@ -120,7 +170,7 @@ BITNET_NOINLINE void MultiplyPacked(const uint8_t* w, int64_t unit_bytes, int64_
                                     int shift, bool start, int32_t* sums) {
   using Int = typename V::Int;
   for (int64_t first = 0; first < units; first += V::template UnitsPerFlush<D>()) {
-    Int a = V::Zero(), b = a, c = a, d = a;
+    Int a = Zero<V>(), b = Zero<V>(), c = Zero<V>(), d = Zero<V>();
     const int64_t last = Min(first + V::template UnitsPerFlush<D>(), units);
     for (int64_t u = first; u < last; ++u) {
       const uint8_t* unit = w + u * unit_bytes;
@@ -140,17 +190,17 @@ inline void CodeStep(const uint8_t* words, const int8_t* q, typename V::Int low,
   using Int = typename V::Int;
   const Int first = V::Four(q), second = V::Four(q + 4);
   const Int wa = V::template ShiftRight<Shift>(V::Load(words));
-  a = V::Dot(a, V::And(wa, low), first);
-  a4 = V::Dot(a4, V::And(wa, high), second);
+  Add<V>(V::And(wa, low), first, a);
+  Add<V>(V::And(wa, high), second, a4);
   const Int wb = V::template ShiftRight<Shift>(V::Load(words + 4 * V::kRows));
-  b = V::Dot(b, V::And(wb, low), first);
-  b4 = V::Dot(b4, V::And(wb, high), second);
+  Add<V>(V::And(wb, low), first, b);
+  Add<V>(V::And(wb, high), second, b4);
   const Int wc = V::template ShiftRight<Shift>(V::Load(words + 8 * V::kRows));
-  c = V::Dot(c, V::And(wc, low), first);
-  c4 = V::Dot(c4, V::And(wc, high), second);
+  Add<V>(V::And(wc, low), first, c);
+  Add<V>(V::And(wc, high), second, c4);
   const Int wd = V::template ShiftRight<Shift>(V::Load(words + 12 * V::kRows));
-  d = V::Dot(d, V::And(wd, low), first);
-  d4 = V::Dot(d4, V::And(wd, high), second);
+  Add<V>(V::And(wd, low), first, d);
+  Add<V>(V::And(wd, high), second, d4);
 }
 
 // The same for codes of two bits with fewer shifts: every other column's code stays where it is, worth four
@@ -161,7 +211,8 @@ BITNET_NOINLINE void MultiplyCodes(const uint8_t* w, int64_t unit_bytes, int64_t
   using Int = typename V::Int;
   const Int low = V::Bytes(3), high = V::Bytes(12);
   for (int64_t first = 0; first < units; first += V::kUnitsPerCodeFlush) {
-    Int a = V::Zero(), b = a, c = a, d = a, a4 = a, b4 = a, c4 = a, d4 = a;
+    Int a = Zero<V>(), b = Zero<V>(), c = Zero<V>(), d = Zero<V>(), a4 = Zero<V>(), b4 = Zero<V>(),
+        c4 = Zero<V>(), d4 = Zero<V>();
     const int64_t last = Min(first + V::kUnitsPerCodeFlush, units);
     for (int64_t u = first; u < last; ++u) {
       const uint8_t* unit = w + u * unit_bytes;
@@ -180,7 +231,8 @@ BITNET_NOINLINE void MultiplyPacked2(const uint8_t* w, int64_t unit_bytes, int64
                                      const int8_t* q1, int shift, bool start, int32_t* sums0, int32_t* sums1) {
   using Int = typename V::Int;
   for (int64_t first = 0; first < units; first += V::template UnitsPerFlush<D>()) {
-    Int a0 = V::Zero(), b0 = a0, c0 = a0, d0 = a0, a1 = a0, b1 = a0, c1 = a0, d1 = a0;
+    Int a0 = Zero<V>(), b0 = Zero<V>(), c0 = Zero<V>(), d0 = Zero<V>(), a1 = Zero<V>(), b1 = Zero<V>(),
+        c1 = Zero<V>(), d1 = Zero<V>();
     const int64_t last = Min(first + V::template UnitsPerFlush<D>(), units);
     for (int64_t u = first; u < last; ++u) {
       const uint8_t* unit = w + u * unit_bytes;
@@ -210,11 +262,12 @@ inline void Unpack(const uint8_t* w, Quad<V>* to) {
 // Unpacked digits meet two rows of activations.
 template <class V>
 BITNET_NOINLINE void MultiplyUnpacked2(const Quad<V>* digits, int64_t quads, int64_t quads_per_flush,
-                                       const int8_t* q0, const int8_t* q1, int shift, bool start, int32_t* sums0,
-                                       int32_t* sums1) {
+                                       const int8_t* q0, const int8_t* q1, int shift, bool start,
+                                       int32_t* sums0, int32_t* sums1) {
   using Int = typename V::Int;
   for (int64_t first = 0; first < quads; first += quads_per_flush) {
-    Int a0 = V::Zero(), b0 = a0, c0 = a0, d0 = a0, a1 = a0, b1 = a0, c1 = a0, d1 = a0;
+    Int a0 = Zero<V>(), b0 = Zero<V>(), c0 = Zero<V>(), d0 = Zero<V>(), a1 = Zero<V>(), b1 = Zero<V>(),
+        c1 = Zero<V>(), d1 = Zero<V>();
     const int64_t last = Min(first + quads_per_flush, quads);
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC unroll 4  // without it every sum is copied once in each round
@@ -244,9 +297,9 @@ BITNET_NOINLINE void MultiplyUnpacked2(const Quad<V>* digits, int64_t quads, int
 template <class V, class D>
 void MultiplyMany(const uint8_t* w, int64_t unit_bytes, UnitRange units, const Digits* digits, int64_t count,
                   int shift, bool start, Sums sums, int64_t column) {
-  Quad<V> unpacked[kChunkUnits * 4];
-  for (int64_t first = units.first; first < units.last; first += kChunkUnits) {
-    const int64_t chunk = Min(kChunkUnits, units.last - first);
+  Quad<V> unpacked[kChunkUnits<V> * 4];
+  for (int64_t first = units.first; first < units.last; first += kChunkUnits<V>) {
+    const int64_t chunk = Min(kChunkUnits<V>, units.last - first);
     for (int64_t u = 0; u < chunk; ++u) {
       const uint8_t* unit = w + (first + u) * unit_bytes;
       Unpack<V, D, 0>(unit, unpacked + 4 * u);
@@ -326,8 +379,8 @@ void SumPanels(const Linear& linear, const Digits* digits, int64_t rows, int64_t
   if (panels == 1 && rows >= kManyRows) {
     for (int64_t column = 0; column < kPanelRows; column += kStripRows) {
       EachDigit<V>(linear.attributes.bits, [&](auto digit, int shift) {
-        MultiplyMany<V, decltype(digit)>(weight + 4 * column, unit_bytes, units, digits, rows, shift, shift == 0,
-                                         sums, column);
+        MultiplyMany<V, decltype(digit)>(weight + 4 * column, unit_bytes, units, digits, rows, shift,
+                                         shift == 0, sums, column);
       });
     }
     return;
@@ -349,7 +402,8 @@ void SumPanels(const Linear& linear, const Digits* digits, int64_t rows, int64_t
 }
 
 template <class V>
-void X86Panels(const Linear& linear, const Token* tokens, int64_t count, int64_t first, int64_t panels, float* y) {
+void X86Panels(const Linear& linear, const Token* tokens, int64_t count, int64_t first, int64_t panels,
+               float* y) {
   if (linear.quantized()) {
     IntegerPanels(linear, tokens, count, first, panels, y, SumPanels<V>);
     return;
