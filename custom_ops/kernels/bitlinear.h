@@ -26,8 +26,8 @@ constexpr float kLargest16 = 32512.0f;
 // Tokens that one work item handles, and tokens that share one workspace.
 constexpr int64_t kTokensPerItem = 32;
 constexpr int64_t kTokensPerBlock = 256;
-// Panels that a kernel is given at a time when tokens are few: reading several in turn keeps more of the
-// memory's channels busy than reading one after the other.
+// Panels that a kernel is given at a time when tokens are few: reading several in turn keeps more of the memory's
+// channels busy than reading one after the other.
 constexpr int64_t kPanelsAtOnce = 4;
 constexpr int64_t kFewTokens = 3;
 
@@ -51,7 +51,7 @@ struct Linear {
   int64_t weight_bytes = 0;
   const uint8_t* weight = nullptr;
   const float* scale = nullptr;  // with groups [panels, groups, kPanelRows]
-  bool scale_per_row = false;    // false: one scale for the whole matrix
+  bool scale_per_row = false;  // false: one scale for the whole matrix
   const float* norm_weight = nullptr;
   const float* bias = nullptr;
 
@@ -80,8 +80,8 @@ struct Kernels {
   void (*normalize)(const Linear&, const float* x, float* out);
   // Steps 2 and 3: fills token.factor and its digits from one row.
   void (*quantize)(const Linear&, const float* x, const Token& token);
-  // Steps 4 and 5: y[(p * count + t) * 64 + c] for the rows of some panels (beyond N: anything). There are up
-  // to kFewTokens tokens and kPanelsAtOnce panels, or up to kTokensPerItem tokens and one panel.
+  // Steps 4 and 5: y[(p * count + t) * 64 + c] for the rows of some panels (beyond N: anything). There are up to
+  // kFewTokens tokens and kPanelsAtOnce panels, or up to kTokensPerItem tokens and one panel.
   void (*panels)(const Linear&, const Token* tokens, int64_t count, int64_t first, int64_t panels, float* y);
 };
 
