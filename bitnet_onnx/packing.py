@@ -1,4 +1,4 @@
-"""The one weight layout: panels of 64 rows, one 32-bit word of a row at a time.
+"""The one weight layout: panels of 32 rows, one 32-bit word of a row at a time.
 
 Sixteen columns of a panel are a unit of `bits / 2` blocks; a block holds one word of each row, rows side by side. It is
 part of the operator's contract (`docs/operator.md`): kernels read it from the mapped file as it is.
@@ -14,7 +14,9 @@ import numpy as np
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.quantized import ByteArray, FloatArray, Grid
 
-PANEL_ROWS: Final = 64
+PANEL_ROWS: Final = 32
+#: Rows are padded to whole blocks of `MatMulNBits`.
+COLUMN_MULTIPLE: Final = 64
 UNIT_COLUMNS: Final = 16
 #: Bytes of a row in one block.
 WORD: Final = 4
@@ -45,15 +47,21 @@ FIELDS: Final = {
 }
 
 
-def padded(size: int) -> int:
-    """`size` rounded up to a whole number of panels."""
-    return -(-size // PANEL_ROWS) * PANEL_ROWS
+def padded_rows(out_features: int) -> int:
+    """N rounded up to whole panels."""
+    return -(-out_features // PANEL_ROWS) * PANEL_ROWS
+
+
+def padded_columns(in_features: int) -> int:
+    """K rounded up as it is stored."""
+    return -(-in_features // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
 
 
 def packed_shape(out_features: int, in_features: int, bits: int) -> tuple[int, int, int]:
     """Shape of the packed matrix: panels, units of a panel, bytes of a unit."""
     blocks = bits // 2
-    return padded(out_features) // PANEL_ROWS, padded(in_features) // UNIT_COLUMNS, blocks * PANEL_ROWS * WORD
+    panels, units = padded_rows(out_features) // PANEL_ROWS, padded_columns(in_features) // UNIT_COLUMNS
+    return panels, units, blocks * PANEL_ROWS * WORD
 
 
 def pack(raw: ByteArray, grid: Grid) -> ByteArray:
@@ -76,10 +84,10 @@ def pack(raw: ByteArray, grid: Grid) -> ByteArray:
     panels, units = packed.shape[:2]
     # [panel, unit, block, row]
     words = packed.view("<u4").reshape(panels, units, -1, PANEL_ROWS)
-    step = max(1, _CHUNK // padded(columns) // PANEL_ROWS)
+    step = max(1, _CHUNK // padded_columns(columns) // PANEL_ROWS)
     for panel in range(0, panels, step):
         part = raw[panel * PANEL_ROWS : (panel + step) * PANEL_ROWS]
-        whole = np.full((padded(len(part)), padded(columns)), grid.zero_point, np.uint8)
+        whole = np.full((padded_rows(len(part)), padded_columns(columns)), grid.zero_point, np.uint8)
         whole[: len(part), :columns] = part
         for field in FIELDS[grid.bits]:
             values = whole >> np.uint8(field.shift) & np.uint8((1 << field.width) - 1)
@@ -102,7 +110,7 @@ def unpack(packed: ByteArray, out_features: int, in_features: int, grid: Grid) -
         )
     # [panel, unit, block, row, byte]
     units = packed.reshape(*expected[:2], -1, PANEL_ROWS, WORD)
-    raw = np.zeros((padded(out_features), padded(in_features)), np.uint8)
+    raw = np.zeros((padded_rows(out_features), padded_columns(in_features)), np.uint8)
     for field in FIELDS[grid.bits]:
         of_rows = units[:, :, field.blocks].transpose(0, 3, 1, 4, 2).reshape(len(raw), -1)
         raw |= _spread(of_rows, field.width) << np.uint8(field.shift)
@@ -117,12 +125,12 @@ def pack_scale(scale: FloatArray, grid: Grid) -> FloatArray:
         grid: tells whether there are groups.
 
     Returns:
-        float32 `[1]`, `[N]` or `[ceil(N/64), groups, 64]`; rows beyond N are zero.
+        float32 `[1]`, `[N]` or `[ceil(N/32), groups, 32]`; rows beyond N are zero.
     """
     if not grid.group_size:
         return scale
     rows, groups = scale.shape
-    whole = np.zeros((padded(rows), groups), np.float32)
+    whole = np.zeros((padded_rows(rows), groups), np.float32)
     whole[:rows] = scale
     return np.ascontiguousarray(whole.reshape(-1, PANEL_ROWS, groups).transpose(0, 2, 1))
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from bitnet_onnx.packing import FIELDS, PANEL_ROWS, UNIT_COLUMNS, WORD, Field, padded
+from bitnet_onnx.packing import FIELDS, PANEL_ROWS, UNIT_COLUMNS, WORD, Field, padded_columns, padded_rows
 from bitnet_onnx.quantized import Grid
 
 
@@ -27,7 +27,7 @@ def raw_columns(op: OpBuilder, weight: ir.Value, grid: Grid, rows: int, columns:
     """The raw integers with columns first, uint8 `[K, N]`: every step then works on long runs of rows."""
     raw: ir.Value | None = None
     for field in FIELDS[grid.bits]:
-        values = _values(op, _field_bytes(op, weight, grid, field), field.width, padded(rows))
+        values = _values(op, _field_bytes(op, weight, grid, field), field.width, padded_rows(rows))
         if field.shift:
             values = op.Mul(values, byte(op, 1 << field.shift))
         raw = values if raw is None else op.Add(raw, values)
@@ -69,10 +69,10 @@ def matmul_nbits_blob(op: OpBuilder, weight: ir.Value, grid: Grid, rows: int, co
     if bits == grid.bits:
         flat = op.Transpose(_blocks(op, weight, grid), perm=[0, 3, 1, 4, 2])
     else:
-        flat = op.Transpose(raw_columns(op, weight, grid, padded(rows), padded(columns)), perm=[1, 0])
+        flat = op.Transpose(raw_columns(op, weight, grid, padded_rows(rows), padded_columns(columns)), perm=[1, 0])
         if shift := matmul_nbits_shift(grid):
             flat = op.Add(flat, byte(op, shift))
-    blocks = op.Reshape(flat, ints(op, padded(rows), -1, block * bits // 8))
+    blocks = op.Reshape(flat, ints(op, padded_rows(rows), -1, block * bits // 8))
     return op.Slice(blocks, ints(op, 0, 0), ints(op, rows, -(-columns // block)), ints(op, 0, 1))
 
 
@@ -100,7 +100,7 @@ def dequantized(op: OpBuilder, weight: ir.Value, scale: ir.Value, grid: Grid, ro
 
 def group_scales(op: OpBuilder, scale: ir.Value, grid: Grid, rows: int, columns: int) -> ir.Value:
     """The scales of groups with rows first, float32 `[N, groups]`."""
-    of_rows = op.Reshape(op.Transpose(scale, perm=[0, 2, 1]), ints(op, padded(rows), grid.groups(columns)))
+    of_rows = op.Reshape(op.Transpose(scale, perm=[0, 2, 1]), ints(op, padded_rows(rows), grid.groups(columns)))
     return op.Slice(of_rows, ints(op, 0), ints(op, rows), ints(op, 0))
 
 
@@ -128,7 +128,7 @@ def row_bytes(op: OpBuilder, panels: ir.Value, lane: ir.Value, field: Field, col
     blocks = range(field.blocks.start, field.blocks.stop)
     places = [block * PANEL_ROWS * WORD + place for place in range(WORD) for block in blocks]
     where = op.Add(op.Mul(lane, op.Constant(value_int=WORD)), ints(op, *places))
-    where = op.Expand(where, ints(op, 1, padded(columns) // UNIT_COLUMNS, 1))
+    where = op.Expand(where, ints(op, 1, padded_columns(columns) // UNIT_COLUMNS, 1))
     packed = op.GatherElements(panels, where, axis=2)
     if field.width == 8:
         return op.Unsqueeze(packed, ints(op, 3))

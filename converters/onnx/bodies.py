@@ -19,7 +19,7 @@ from bitnet_onnx.bitlinear import BitLinearAttributes
 from bitnet_onnx.converters.onnx import _unpack as unpack
 from bitnet_onnx.converters.onnx._unpack import ints
 from bitnet_onnx.package_format import OPERATOR_DOMAIN
-from bitnet_onnx.packing import FIELDS, PANEL_ROWS, padded
+from bitnet_onnx.packing import FIELDS, PANEL_ROWS, padded_columns
 
 OPSET: Final = 21
 EMBEDDING_ATTRIBUTES: Final = ("in_features", "out_features", "bits", "zero_point", "group_size")
@@ -117,7 +117,7 @@ def bit_embedding_body(attributes: BitLinearAttributes, per_tensor: bool) -> ir.
         panels = op.Gather(w, panel, axis=0)
         raw: ir.Value | None = None
         for field in FIELDS[grid.bits]:
-            values = op.Reshape(unpack.row_bytes(op, panels, lane, field, columns), ints(op, -1, padded(columns)))
+            values = op.Reshape(unpack.row_bytes(op, panels, lane, field, columns), ints(op, -1, padded_columns(columns)))
             if field.shift:
                 values = op.BitShift(values, unpack.byte(op, field.shift), direction="LEFT")
             raw = values if raw is None else op.BitwiseOr(raw, values)

@@ -44,8 +44,8 @@ __m256 GroupSum(const Linear& linear, const Token& token, const uint8_t* words, 
         const __m256 weight = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_and_si256(raw, byte), zero_point));
         raw = _mm256_srli_epi32(raw, 8);
         // Padding counts as +0.0 whatever the packed bytes hold there.
-        const __m256 product = k + column < end ? _mm256_mul_ps(_mm256_set1_ps(token.x[k + column]), weight)
-                                                : _mm256_setzero_ps();
+        const __m256 product =
+            k + column < end ? _mm256_mul_ps(_mm256_set1_ps(token.x[k + column]), weight) : _mm256_setzero_ps();
         lane[column] = k == begin ? product : _mm256_add_ps(lane[column], product);
       }
     }

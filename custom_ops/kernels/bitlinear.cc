@@ -136,14 +136,16 @@ void PanelItem(void* arg, size_t item) {
   for (int64_t t = 0; t < count; ++t) {
     tokens[t] = call.TokenAt(first_token + t);
   }
-  float y[kTokensPerItem * kPanelRows];
-  static_assert(kFewTokens * kPanelsAtOnce <= kTokensPerItem);
-  const int64_t at_once = count <= kFewTokens ? kPanelsAtOnce : 1;
-  for (int64_t first = first_panel; first < last_panel; first += at_once) {
-    const int64_t panels = std::min(at_once, last_panel - first);
-    call.kernels->panels(*call.linear, tokens, count, first, panels, y);
-    for (int64_t p = 0; p < panels; ++p) {
-      StorePanel(call, y + p * count * kPanelRows, first_token, count, first + p);
+  float y[kTokensPerItem * kPanelsForMany * kPanelRows];
+  static_assert(kFewTokens * kPanelsForFew <= kTokensPerItem * kPanelsForMany);
+  // Panels far from each other are taken together, so that each of the streams goes on where it has ended.
+  const int64_t at_once = count <= kFewTokens ? kPanelsForFew : kPanelsForMany;
+  const int64_t stride = CeilDiv(last_panel - first_panel, at_once);
+  for (int64_t first = first_panel; first < first_panel + stride; ++first) {
+    const PanelSet panels{first, stride, CeilDiv(last_panel - first, stride)};
+    call.kernels->panels(*call.linear, tokens, count, panels, y);
+    for (int64_t p = 0; p < panels.count; ++p) {
+      StorePanel(call, y + p * count * kPanelRows, first_token, count, panels[p]);
     }
   }
 }
@@ -187,8 +189,8 @@ std::string Validate(const Attributes& a) {
   }
   if (a.in_features >= (kLimit + 128 * largest - 1) / (128 * largest)) {
     return Wrong("in_features", a.in_features,
-                 ("below 2^31 / (128 * " + std::to_string(largest) + ") for bits " +
-                  std::to_string(a.bits) + ", or the 32-bit sums could overflow")
+                 ("below 2^31 / (128 * " + std::to_string(largest) + ") for bits " + std::to_string(a.bits) +
+                  ", or the 32-bit sums could overflow")
                      .c_str());
   }
   if (!std::isfinite(a.epsilon) || a.epsilon < 0.0f) {
@@ -203,7 +205,7 @@ Linear MakeLinear(const Attributes& a) {
   linear.groups = a.group_size == 0 ? 1 : CeilDiv(a.in_features, a.group_size);
   linear.panels = CeilDiv(a.out_features, kPanelRows);
   linear.unit_bytes = a.bits / 2 * kBlockBytes;
-  // At most 2^25 panels of 2^19 units of 2^8 bytes, or of fewer units with more bits: 2^52.
+  // At most 2^26 panels of 2^19 units of 2^7 bytes, or of fewer units with more bits: 2^52.
   linear.panel_bytes = 4 * CeilDiv(a.in_features, 64) * linear.unit_bytes;
   linear.weight_bytes = linear.panels * linear.panel_bytes;
   return linear;
@@ -232,9 +234,8 @@ bool Run(const Kernels& kernels, const Linear& linear, Element element, const vo
     const int64_t tokens_per_item = std::min(call.tokens, kTokensPerItem);
     const int64_t panel_cost = linear.panel_bytes * tokens_per_item * linear.digits();
     call.panels_per_item = std::max<int64_t>(1, std::min(kItemBytes / panel_cost, linear.panels / kItems));
-    if (call.tokens <= kFewTokens) {
-      call.panels_per_item = CeilDiv(call.panels_per_item, kPanelsAtOnce) * kPanelsAtOnce;
-    }
+    const int64_t at_once = call.tokens <= kFewTokens ? kPanelsForFew : kPanelsForMany;
+    call.panels_per_item = CeilDiv(call.panels_per_item, at_once) * at_once;
     const int64_t panel_items = CeilDiv(linear.panels, call.panels_per_item);
     if (!ForEach(executor, call.token_items, PrepareItem, call) ||
         !ForEach(executor, panel_items * call.token_items, PanelItem, call)) {

@@ -15,7 +15,7 @@
 
 namespace bitnet {
 
-constexpr int64_t kPanelRows = 64;
+constexpr int64_t kPanelRows = 32;
 // Columns of one unit of weights: activations are padded with zeros to a multiple of it.
 constexpr int64_t kStep = 16;
 // One block of a unit: a 32-bit word of each row of the panel. A unit has bits / 2 of them.
@@ -26,9 +26,10 @@ constexpr float kLargest16 = 32512.0f;
 // Tokens that one work item handles, and tokens that share one workspace.
 constexpr int64_t kTokensPerItem = 32;
 constexpr int64_t kTokensPerBlock = 256;
-// Panels that a kernel is given at a time when tokens are few: reading several in turn keeps more of the memory's
-// channels busy than reading one after the other.
-constexpr int64_t kPanelsAtOnce = 4;
+// Panels that a kernel is given at a time, when tokens are few and when they are many. For few it is memory
+// that counts: several panels read in turn are several streams, and come up to a half faster than one.
+constexpr int64_t kPanelsForFew = 4;
+constexpr int64_t kPanelsForMany = 2;
 constexpr int64_t kFewTokens = 3;
 
 struct Attributes {
@@ -51,7 +52,7 @@ struct Linear {
   int64_t weight_bytes = 0;
   const uint8_t* weight = nullptr;
   const float* scale = nullptr;  // with groups [panels, groups, kPanelRows]
-  bool scale_per_row = false;  // false: one scale for the whole matrix
+  bool scale_per_row = false;    // false: one scale for the whole matrix
   const float* norm_weight = nullptr;
   const float* bias = nullptr;
 
@@ -73,6 +74,13 @@ struct Token {
   float* x;          // float activations (activation_bits 0), zeros up to a multiple of kStep
 };
 
+// Some panels, evenly spaced.
+struct PanelSet {
+  int64_t first, stride, count;
+
+  int64_t operator[](int64_t p) const { return first + p * stride; }
+};
+
 // The functions of one instruction set.
 struct Kernels {
   const char* isa;
@@ -80,9 +88,9 @@ struct Kernels {
   void (*normalize)(const Linear&, const float* x, float* out);
   // Steps 2 and 3: fills token.factor and its digits from one row.
   void (*quantize)(const Linear&, const float* x, const Token& token);
-  // Steps 4 and 5: y[(p * count + t) * 64 + c] for the rows of some panels (beyond N: anything). There are up to
-  // kFewTokens tokens and kPanelsAtOnce panels, or up to kTokensPerItem tokens and one panel.
-  void (*panels)(const Linear&, const Token* tokens, int64_t count, int64_t first, int64_t panels, float* y);
+  // Steps 4 and 5: y[(p * count + t) * kPanelRows + c] for the rows of some panels (beyond N: anything). There
+  // are up to kFewTokens tokens and kPanelsForFew panels, or up to kTokensPerItem and kPanelsForMany.
+  void (*panels)(const Linear&, const Token* tokens, int64_t count, PanelSet panels, float* y);
 };
 
 extern const Kernels kScalarKernels;

@@ -139,9 +139,8 @@ std::string KnownIsas() {
 // Test hook: kernels that are wrong in one bit of one value, to show that the self-test sees it.
 const Kernels* corrupted = nullptr;
 
-void CorruptedPanels(const Linear& linear, const Token* tokens, int64_t count, int64_t first, int64_t panels,
-                     float* y) {
-  corrupted->panels(linear, tokens, count, first, panels, y);
+void CorruptedPanels(const Linear& linear, const Token* tokens, int64_t count, PanelSet panels, float* y) {
+  corrupted->panels(linear, tokens, count, panels, y);
   uint32_t bits;
   std::memcpy(&bits, y, sizeof bits);
   bits ^= 1u;

@@ -93,9 +93,9 @@ struct I8mm {
   }
 };
 
-void Panels(const Linear& linear, const Token* tokens, int64_t count, int64_t first, int64_t panels, float* y) {
+void Panels(const Linear& linear, const Token* tokens, int64_t count, PanelSet panels, float* y) {
   const bool many = count * linear.digits() >= kManyRows;
-  (many ? ArmPanels<I8mm> : kDotprodKernels.panels)(linear, tokens, count, first, panels, y);
+  (many ? ArmPanels<I8mm> : kDotprodKernels.panels)(linear, tokens, count, panels, y);
 }
 
 }  // namespace

@@ -9,8 +9,8 @@ namespace bitnet {
 // The raw integers of one row in the 16 columns of one unit.
 inline void RawUnit(const Linear& linear, int64_t row, int64_t unit, int32_t raw[kStep]) {
   const int64_t bits = linear.attributes.bits;
-  const uint8_t* word = linear.weight + row / kPanelRows * linear.panel_bytes + unit * linear.unit_bytes +
-                        row % kPanelRows * 4;
+  const uint8_t* word =
+      linear.weight + row / kPanelRows * linear.panel_bytes + unit * linear.unit_bytes + row % kPanelRows * 4;
   for (int64_t j = 0; j < 4; ++j) {
     for (int64_t i = 0; i < 4; ++i) {
       const auto field = [&](int64_t block, int64_t shift, int32_t mask) {

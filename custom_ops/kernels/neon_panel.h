@@ -61,11 +61,11 @@ void AddTiles(const Chunk& chunk, int64_t row) {
 
 // The function that `IntegerPanels` asks for. Panels take turns chunk by chunk.
 template <class V, int Bits>
-void SumPanels(const Linear& linear, const Digits* digits, int64_t rows, int64_t first, int64_t panels,
-               UnitRange units, Sums sums) {
+void SumPanels(const Linear& linear, const Digits* digits, int64_t rows, PanelSet panels, UnitRange units,
+               Sums sums) {
   const int64_t group_size = linear.attributes.group_size;
   const int64_t group = group_size == 0 ? 0 : units.first * kStep / group_size;
-  for (int64_t i = 0; i < panels * rows; ++i) {
+  for (int64_t i = 0; i < panels.count * rows; ++i) {
     const int32_t start = kBias<Bits> * digits[i % rows].sums[group];
     for (int64_t c = 0; c < kPanelRows; ++c) {
       sums[i][c] = start;
@@ -73,31 +73,30 @@ void SumPanels(const Linear& linear, const Digits* digits, int64_t rows, int64_t
   }
   constexpr int64_t kUnits = V::template kUnitsPerFlush<Bits>;
   for (int64_t at = units.first; at < units.last; at += kUnits) {
-    for (int64_t p = 0; p < panels; ++p) {
-      const uint8_t* weight = linear.weight + (first + p) * linear.panel_bytes + at * kUnitBytes<Bits>;
+    for (int64_t p = 0; p < panels.count; ++p) {
+      const uint8_t* weight = linear.weight + panels[p] * linear.panel_bytes + at * kUnitBytes<Bits>;
       V::template Add<Bits>({weight, at, Min(kUnits, units.last - at), digits, rows, sums + p * rows});
     }
   }
 }
 
 template <class V>
-void ArmPanels(const Linear& linear, const Token* tokens, int64_t count, int64_t first, int64_t panels,
-               float* y) {
+void ArmPanels(const Linear& linear, const Token* tokens, int64_t count, PanelSet panels, float* y) {
   if (!linear.quantized()) {
-    for (int64_t p = 0; p < panels; ++p) {
-      FloatPanelNeon(linear, tokens, count, first + p, y + p * count * kPanelRows);
+    for (int64_t p = 0; p < panels.count; ++p) {
+      FloatPanelNeon(linear, tokens, count, panels[p], y + p * count * kPanelRows);
     }
     return;
   }
   switch (linear.attributes.bits) {
     case 2:
-      return IntegerPanels(linear, tokens, count, first, panels, y, SumPanels<V, 2>);
+      return IntegerPanels(linear, tokens, count, panels, y, SumPanels<V, 2>);
     case 4:
-      return IntegerPanels(linear, tokens, count, first, panels, y, SumPanels<V, 4>);
+      return IntegerPanels(linear, tokens, count, panels, y, SumPanels<V, 4>);
     case 6:
-      return IntegerPanels(linear, tokens, count, first, panels, y, SumPanels<V, 6>);
+      return IntegerPanels(linear, tokens, count, panels, y, SumPanels<V, 6>);
     default:
-      return IntegerPanels(linear, tokens, count, first, panels, y, SumPanels<V, 8>);
+      return IntegerPanels(linear, tokens, count, panels, y, SumPanels<V, 8>);
   }
 }
 

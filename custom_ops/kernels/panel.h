@@ -1,6 +1,6 @@
 // Steps 4 and 5 for panels around a kernel's integer sums.
 //
-// Plain loops over the 64 rows that the compiler turns into vectors: every file that includes this gets its own
+// Plain loops over the rows that the compiler turns into vectors: every file that includes this gets its own
 // copy with its own instruction set, and the same bits.
 #ifndef BITNET_KERNELS_PANEL_H_
 #define BITNET_KERNELS_PANEL_H_
@@ -13,6 +13,9 @@ namespace {
 using Sums = int32_t (*)[kPanelRows];
 
 constexpr int64_t kMaxDigits = 2 * kTokensPerItem;
+// Rows of sums that a kernel may write: for all panels, and one more where it takes them two at a time.
+constexpr int64_t kMaxSums = kPanelsForMany * kMaxDigits;
+static_assert((kPanelsForFew + 1) * 2 * kFewTokens <= kMaxSums);
 
 // Units [first, last) of the columns of one group.
 struct UnitRange {
@@ -41,9 +44,9 @@ inline const float* PanelScales(const Linear& linear, int64_t panel, float copy[
   return copy;
 }
 
-// f = float(acc) for the 64 rows: the zero point taken off, and two digits put together.
-inline void ExactSums(const Linear& linear, const Token& token, int64_t group, const int32_t (*sums)[kPanelRows],
-                      float f[kPanelRows]) {
+// f = float(acc) for the rows: the zero point taken off, and two digits put together.
+inline void ExactSums(const Linear& linear, const Token& token, int64_t group,
+                      const int32_t (*sums)[kPanelRows], float f[kPanelRows]) {
   const int32_t zero_point = static_cast<int32_t>(linear.attributes.zero_point);
   const int32_t offset = zero_point * token.digits[0].sums[group];
   if (linear.digits() == 1) {
@@ -79,11 +82,11 @@ inline void AddGroup(const Linear& linear, const Token& token, int64_t group, co
   }
 }
 
-// y of `Kernels::panels` from sum(digits, rows, first, panels, units, sums), which gives for every panel p and every
+// y of `Kernels::panels` from sum(digits, rows, panels, units, sums), which gives for every panel p and every
 // row r of digits the exact sum over the units of raw * q at sums[p * rows + r].
 template <typename Sum>
-void IntegerPanels(const Linear& linear, const Token* tokens, int64_t count, int64_t first, int64_t panels,
-                   float* y, Sum sum) {
+void IntegerPanels(const Linear& linear, const Token* tokens, int64_t count, PanelSet panels, float* y,
+                   Sum sum) {
   const int64_t per_token = linear.digits();
   const int64_t rows = count * per_token;
   Digits digits[kMaxDigits];
@@ -92,16 +95,16 @@ void IntegerPanels(const Linear& linear, const Token* tokens, int64_t count, int
       digits[t * per_token + d] = tokens[t].digits[d];
     }
   }
-  alignas(64) int32_t sums[kMaxDigits][kPanelRows];
+  alignas(64) int32_t sums[kMaxSums][kPanelRows];
   alignas(64) float f[kPanelRows];
-  alignas(64) float copies[kPanelsAtOnce][kPanelRows];
-  const float* scale[kPanelsAtOnce];
-  for (int64_t p = 0; p < panels; ++p) {
-    scale[p] = PanelScales(linear, first + p, copies[p]);
+  alignas(64) float copies[kPanelsForFew][kPanelRows];
+  const float* scale[kPanelsForFew];
+  for (int64_t p = 0; p < panels.count; ++p) {
+    scale[p] = PanelScales(linear, panels[p], copies[p]);
   }
   for (int64_t g = 0; g < linear.groups; ++g) {
-    sum(linear, digits, rows, first, panels, UnitsOf(linear.attributes, g), sums);
-    for (int64_t p = 0; p < panels; ++p) {
+    sum(linear, digits, rows, panels, UnitsOf(linear.attributes, g), sums);
+    for (int64_t p = 0; p < panels.count; ++p) {
       for (int64_t t = 0; t < count; ++t) {
         ExactSums(linear, tokens[t], g, sums + p * rows + t * per_token, f);
         AddGroup(linear, tokens[t], g, f, scale[p] + g * kPanelRows, y + (p * count + t) * kPanelRows);
@@ -109,7 +112,7 @@ void IntegerPanels(const Linear& linear, const Token* tokens, int64_t count, int
     }
   }
   if (linear.attributes.group_size != 0) {
-    for (int64_t i = 0; i < panels * count; ++i) {
+    for (int64_t i = 0; i < panels.count * count; ++i) {
       const float inverse = 1.0f / *tokens[i % count].factor;
       for (int64_t c = 0; c < kPanelRows; ++c) {
         y[i * kPanelRows + c] = y[i * kPanelRows + c] * inverse;

@@ -134,9 +134,9 @@ void Quantize(const Linear& linear, const float* x, const Token& token) {
   }
 }
 
-void Panels(const Linear& linear, const Token* tokens, int64_t count, int64_t first, int64_t panels, float* y) {
-  for (int64_t p = 0; p < panels; ++p) {
-    const int64_t row = (first + p) * kPanelRows;
+void Panels(const Linear& linear, const Token* tokens, int64_t count, PanelSet panels, float* y) {
+  for (int64_t p = 0; p < panels.count; ++p) {
+    const int64_t row = panels[p] * kPanelRows;
     const int64_t rows = std::min(kPanelRows, linear.attributes.out_features - row);
     for (int64_t t = 0; t < count; ++t) {
       for (int64_t c = 0; c < rows; ++c) {

@@ -332,9 +332,9 @@ void TestLayout() {
   const Operands o(p);
   for (const int64_t row : {0, 63, 69}) {
     for (const int64_t k : {0, 7, 18, 39}) {
-      const uint8_t* unit = o.weight.data() + (row / 64 * 4 + k / 16) * 768;  // 64 columns of padding: 4 units
-      const uint8_t nibbles = unit[256 * (k % 4 / 2) + 4 * (row % 64) + k % 16 / 4];
-      const uint8_t codes = unit[512 + 4 * (row % 64) + k % 16 / 4];
+      const uint8_t* unit = o.weight.data() + (row / 32 * 4 + k / 16) * 384;  // 64 columns of padding: 4 units
+      const uint8_t nibbles = unit[128 * (k % 4 / 2) + 4 * (row % 32) + k % 16 / 4];
+      const uint8_t codes = unit[256 + 4 * (row % 32) + k % 16 / 4];
       const int expected = ((nibbles >> (4 * (k % 2))) & 15) + 16 * ((codes >> (2 * (k % 4))) & 3);
       int32_t raw[kStep];
       RawUnit(o.linear, row, k / 16, raw);
@@ -346,10 +346,9 @@ void TestLayout() {
 void TestSelfTestSeesAFault() {
   EXPECT(SelfTest(kScalarKernels).empty(), "the twin agrees with itself");
   Kernels broken = kScalarKernels;
-  broken.panels = [](const Linear& linear, const Token* tokens, int64_t count, int64_t first, int64_t panels,
-                     float* y) {
-    kScalarKernels.panels(linear, tokens, count, first, panels, y);
-    y[panels * count * kPanelRows - 62] += 1.0f;
+  broken.panels = [](const Linear& linear, const Token* tokens, int64_t count, PanelSet panels, float* y) {
+    kScalarKernels.panels(linear, tokens, count, panels, y);
+    y[panels.count * count * kPanelRows - 31] += 1.0f;
   };
   EXPECT(!SelfTest(broken).empty(), "a wrong value is seen");
 }
@@ -363,7 +362,7 @@ void TestValidation() {
   largest.in_features += 1;
   EXPECT(!Validate(largest).empty(), "one column too many");
   largest = {5592405, (int64_t{1} << 31) - 1, 2, 2, 0, 8, 1e-5f};
-  EXPECT(MakeLinear(largest).weight_bytes == int64_t{33554432} * 349528 * 256, "sizes near the limit");
+  EXPECT(MakeLinear(largest).weight_bytes == int64_t{67108864} * 349528 * 128, "sizes near the limit");
 }
 
 // Tests the kernels that BITNET_ONNX_ISA names; without it all that this processor can run.

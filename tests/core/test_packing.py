@@ -1,4 +1,4 @@
-"""The layout: panels of 64 rows, one 32-bit word of a row at a time."""
+"""The layout: panels of 32 rows, one 32-bit word of a row at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bitnet_onnx import packing
 from bitnet_onnx.errors import InputError
-from bitnet_onnx.packing import pack, packed_shape, padded, unpack
+from bitnet_onnx.packing import pack, pack_scale, packed_shape, padded_columns, padded_rows, unpack, unpack_scale
 from bitnet_onnx.quantized import Grid
 
 grids = st.sampled_from((2, 4, 6, 8)).flatmap(lambda bits: st.builds(Grid, st.just(bits), st.integers(0, 2**bits - 1)))
@@ -21,7 +21,7 @@ def test_unpack_is_the_inverse_of_pack(grid: Grid, rows: int, columns: int, seed
     packed = pack(raw, grid)
     assert packed.shape == packed_shape(rows, columns, grid.bits)
     np.testing.assert_array_equal(unpack(packed, rows, columns, grid), raw)
-    whole = unpack(packed, padded(rows), padded(columns), grid)
+    whole = unpack(packed, padded_rows(rows), padded_columns(columns), grid)
     assert (whole[rows:] == grid.zero_point).all()
     assert (whole[:, columns:] == grid.zero_point).all()
 
@@ -43,15 +43,15 @@ def contract_byte(unit: np.ndarray, bits: int, block: int, byte: int) -> int:
 def test_every_byte_is_as_the_contract_says(bits: int) -> None:
     grid = Grid(bits, 1 << (bits - 1))
     raw = np.random.default_rng(bits).integers(0, grid.levels, (70, 100), dtype=np.uint8)
-    whole = np.full((128, 128), grid.zero_point, np.uint8)
+    whole = np.full((96, 128), grid.zero_point, np.uint8)
     whole[:70, :100] = raw
     packed = pack(raw, grid)
-    for row in range(128):
+    for row in range(96):
         for unit in range(8):
             columns = whole[row, 16 * unit : 16 * unit + 16]
             for block in range(bits // 2):
                 for byte in range(4):
-                    stored = packed[row // 64, unit, 256 * block + 4 * (row % 64) + byte]
+                    stored = packed[row // 32, unit, 128 * block + 4 * (row % 32) + byte]
                     assert stored == contract_byte(columns, bits, block, byte)
 
 
@@ -74,7 +74,7 @@ def test_a_unit_written_out(bits: int, first_words: list[list[int]]) -> None:
         8: range(16),
     }[bits]
     packed = pack(np.array([list(raw)], np.uint8), Grid(bits, 0))
-    unit = packed[0, 0].reshape(bits // 2, 64, 4)
+    unit = packed[0, 0].reshape(bits // 2, 32, 4)
     assert unit[:, 0].tolist() == first_words
     assert not unit[:, 1:].any()
     assert not packed[0, 1:].any()
@@ -83,14 +83,31 @@ def test_a_unit_written_out(bits: int, first_words: list[list[int]]) -> None:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_moving_bytes_of_a_word_before_blocks_gives_rows(bits: int) -> None:
     raw = np.random.default_rng(bits).integers(0, 1 << bits, (128, 64), dtype=np.uint8)
-    of_rows = pack(raw, Grid(bits, 0)).reshape(2, 4, bits // 2, 64, 4).transpose(0, 3, 1, 4, 2).reshape(128, -1)
+    of_rows = pack(raw, Grid(bits, 0)).reshape(4, 4, bits // 2, 32, 4).transpose(0, 3, 1, 4, 2).reshape(128, -1)
     parts = [of_rows >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)]
     np.testing.assert_array_equal(np.stack(parts, axis=2).reshape(128, 64), raw)
 
 
 def test_shapes() -> None:
-    assert packed_shape(1, 1, 2) == (1, 4, 256)
-    assert packed_shape(65, 172, 6) == (2, 12, 768)
+    assert packed_shape(1, 1, 2) == (1, 4, 128)
+    assert packed_shape(65, 172, 6) == (3, 12, 384)
+
+
+@pytest.mark.parametrize("rows", [1, 32, 70])
+def test_scales_of_groups_lie_like_panels(rows: int) -> None:
+    grid = Grid(4, 8, group_size=32)
+    scale = np.random.default_rng(rows).standard_normal((rows, 3)).astype(np.float32)
+    packed = pack_scale(scale, grid)
+    assert packed.shape == (-(-rows // 32), 3, 32)
+    assert packed[(rows - 1) // 32, 2, (rows - 1) % 32] == scale[rows - 1, 2]
+    np.testing.assert_array_equal(unpack_scale(packed, rows, grid), scale)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_scales_of_rows_stay(count: int) -> None:
+    scale = np.arange(count, dtype=np.float32)
+    assert pack_scale(scale, Grid(4, 8)) is scale
+    assert unpack_scale(scale, 5, Grid(4, 8)) is scale
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +125,6 @@ def test_values_beyond_the_grid_are_refused() -> None:
 def test_panels_of_another_shape_are_refused() -> None:
     grid = Grid(4, 8)
     packed = pack(np.zeros((64, 64), np.uint8), grid)
-    for wrong in (packed[0], packed[:, :3], packed[:, :, :256], packed.astype(np.int8)):
-        with pytest.raises(InputError, match=r"packed weights are .* of 4 bits is uint8\[1, 4, 512\]"):
+    for wrong in (packed[0], packed[:, :3], packed[:, :, :128], packed.astype(np.int8)):
+        with pytest.raises(InputError, match=r"packed weights are .* of 4 bits is uint8\[2, 4, 256\]"):
             unpack(wrong, 64, 64, grid)
