@@ -48,7 +48,8 @@ struct Call {
   unsigned char* workspace;
   Layout layout;
   int64_t tokens;  // of this block
-  int64_t panels_per_item;
+  int64_t stride;  // between the panels of a set: what one set has read from, the next goes on with
+  int64_t sets_per_item;
   int64_t token_items;
 
   int64_t element_size() const { return element == Element::kHalf ? 2 : 4; }
@@ -130,19 +131,16 @@ void PanelItem(void* arg, size_t item) {
   const int64_t index = static_cast<int64_t>(item);
   const int64_t first_token = index % call.token_items * kTokensPerItem;
   const int64_t count = std::min(kTokensPerItem, call.tokens - first_token);
-  const int64_t first_panel = index / call.token_items * call.panels_per_item;
-  const int64_t last_panel = std::min(first_panel + call.panels_per_item, call.linear->panels);
+  const int64_t begin = index / call.token_items * call.sets_per_item;
+  const int64_t end = std::min(begin + call.sets_per_item, call.stride);
   Token tokens[kTokensPerItem];
   for (int64_t t = 0; t < count; ++t) {
     tokens[t] = call.TokenAt(first_token + t);
   }
   float y[kTokensPerItem * kPanelsForMany * kPanelRows];
   static_assert(kFewTokens * kPanelsForFew <= kTokensPerItem * kPanelsForMany);
-  // Panels far from each other are taken together, so that each of the streams goes on where it has ended.
-  const int64_t at_once = count <= kFewTokens ? kPanelsForFew : kPanelsForMany;
-  const int64_t stride = CeilDiv(last_panel - first_panel, at_once);
-  for (int64_t first = first_panel; first < first_panel + stride; ++first) {
-    const PanelSet panels{first, stride, CeilDiv(last_panel - first, stride)};
+  for (int64_t first = begin; first < end; ++first) {
+    const PanelSet panels{first, call.stride, CeilDiv(call.linear->panels - first, call.stride)};
     call.kernels->panels(*call.linear, tokens, count, panels, y);
     for (int64_t p = 0; p < panels.count; ++p) {
       StorePanel(call, y + p * count * kPanelRows, first_token, count, panels[p]);
@@ -227,16 +225,17 @@ bool Run(const Kernels& kernels, const Linear& linear, Element element, const vo
             LayoutOf(linear),
             0,
             0,
+            0,
             0};
   for (int64_t first = 0; first < tokens; first += kTokensPerBlock) {
     call.tokens = std::min(kTokensPerBlock, tokens - first);
     call.token_items = CeilDiv(call.tokens, kTokensPerItem);
     const int64_t tokens_per_item = std::min(call.tokens, kTokensPerItem);
-    const int64_t panel_cost = linear.panel_bytes * tokens_per_item * linear.digits();
-    call.panels_per_item = std::max<int64_t>(1, std::min(kItemBytes / panel_cost, linear.panels / kItems));
     const int64_t at_once = call.tokens <= kFewTokens ? kPanelsForFew : kPanelsForMany;
-    call.panels_per_item = CeilDiv(call.panels_per_item, at_once) * at_once;
-    const int64_t panel_items = CeilDiv(linear.panels, call.panels_per_item);
+    const int64_t set_cost = linear.panel_bytes * at_once * tokens_per_item * linear.digits();
+    call.stride = CeilDiv(linear.panels, at_once);
+    call.sets_per_item = std::max<int64_t>(1, std::min(kItemBytes / set_cost, call.stride / kItems));
+    const int64_t panel_items = CeilDiv(call.stride, call.sets_per_item);
     if (!ForEach(executor, call.token_items, PrepareItem, call) ||
         !ForEach(executor, panel_items * call.token_items, PanelItem, call)) {
       return false;
