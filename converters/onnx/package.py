@@ -17,6 +17,7 @@ from bitnet_onnx.converters.onnx._emitter import Emitter
 from bitnet_onnx.converters.onnx._engine import restrict_logits
 from bitnet_onnx.converters.onnx._genai import genai_config
 from bitnet_onnx.converters.onnx._linears import LayerRecord, Tensors
+from bitnet_onnx.converters.onnx._tokenizer_file import compact_tokenizer
 from bitnet_onnx.converters.onnx.bodies import Fallback
 from bitnet_onnx.converters.onnx.decoder import DecoderEmitter
 from bitnet_onnx.decoder import DecoderSpec
@@ -31,6 +32,7 @@ from bitnet_onnx.package_format import (
     MODEL_DATA,
     OPERATOR_DOMAIN,
     OPERATOR_VERSION,
+    TOKENIZER,
     TOKENIZER_CONFIG,
 )
 from bitnet_onnx.policy import Policy
@@ -94,7 +96,7 @@ def write_package(
     ir.save(model, work / ENGINE)
     # The runtimes read both files; a tokenizer that is complete in the first may come without the second.
     for name, content in {TOKENIZER_CONFIG: b"{}\n", **source.tokenizer}.items():
-        (work / name).write_bytes(content)
+        (work / name).write_bytes(compact_tokenizer(content) if name == TOKENIZER else content)
     max_length = min(spec.context_length, _GENAI_LENGTH)
     documents: dict[str, Mapping[str, object]] = {
         CONFIG: source.config,

@@ -16,6 +16,7 @@ import bitnet_onnx
 from bitnet_onnx.converters import Fallback, convert
 from bitnet_onnx.converters.onnx._data_file import ALIGNMENT
 from bitnet_onnx.converters.onnx._linears import LayerRecord
+from bitnet_onnx.converters.onnx._tokenizer_file import compact_tokenizer
 from bitnet_onnx.errors import InputError, UnsupportedError
 from bitnet_onnx.policy import Policy
 from bitnet_onnx.runtime import Device, SamplingParameters, load
@@ -47,9 +48,9 @@ def package(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.Tem
 def test_the_files_of_a_package(package: Path, tiny_checkpoint: Callable[[str], Path]) -> None:
     source = tiny_checkpoint("untied_gqa")
     assert set(contents(package)) == FILES
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (package / name).read_bytes() == (source / name).read_bytes()
-    for name in ("config.json", "generation_config.json"):
+    assert (package / "tokenizer_config.json").read_bytes() == (source / "tokenizer_config.json").read_bytes()
+    assert (package / "tokenizer.json").read_bytes() == compact_tokenizer((source / "tokenizer.json").read_bytes())
+    for name in ("config.json", "generation_config.json", "tokenizer.json"):
         assert json.loads((package / name).read_text()) == json.loads((source / name).read_text())
 
 
