@@ -117,7 +117,9 @@ def bit_embedding_body(attributes: BitLinearAttributes, per_tensor: bool) -> ir.
         panels = op.Gather(w, panel, axis=0)
         raw: ir.Value | None = None
         for field in FIELDS[grid.bits]:
-            values = op.Reshape(unpack.row_bytes(op, panels, lane, field, columns), ints(op, -1, padded_columns(columns)))
+            values = op.Reshape(
+                unpack.row_bytes(op, panels, lane, field, columns), ints(op, -1, padded_columns(columns))
+            )
             if field.shift:
                 values = op.BitShift(values, unpack.byte(op, field.shift), direction="LEFT")
             raw = values if raw is None else op.BitwiseOr(raw, values)
