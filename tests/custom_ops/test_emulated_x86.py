@@ -19,7 +19,18 @@ EMULATED = Path(__file__).with_name("emulated_x86")
 KERNELS = ROOT / "custom_ops" / "kernels"
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 
-COMMON = ["bitlinear", "dispatch", "embedding", "scalar", "selftest", "avx2_activations", "avx2_float"]
+COMMON = [
+    "attention",
+    "bitlinear",
+    "dispatch",
+    "embedding",
+    "float_dispatch",
+    "float_scalar",
+    "gated",
+    "scalar",
+    "selftest",
+]
+COMMON += ["avx2_activations", "avx2_float", "float_avx2"]
 ISAS = ["avx512vnni", "avxvnni", "avx512", "avx2"]
 # SIMDe and optimization beyond this make the compiler slower than the tests.
 OPTIONS = ["-std=c++17", "-O1", "-w", "-Wno-psabi", "-ffp-contract=off", "-fno-math-errno"]
@@ -73,7 +84,8 @@ def kernel_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("SIMDe's headers are not installed: Debian's package is libsimde-dev")
     build = tmp_path_factory.mktemp("emulated_x86")
     sources = [KERNELS / f"{name}.cc" for name in (*COMMON, *ISAS)]
-    sources += [ROOT / "custom_ops" / "tests" / "kernel_tests.cc", EMULATED / "emulated_cpu.cc"]
+    sources += [ROOT / "custom_ops" / "tests" / f"{name}_tests.cc" for name in ("float", "kernel")]
+    sources += [EMULATED / "emulated_cpu.cc"]
     # The folder of the emulation comes first: its immintrin.h takes the place of the compiler's.
     options = [*OPTIONS, f"-I{EMULATED}", f"-I{ROOT / 'custom_ops'}", *(f"-DBITNET_HAVE_{isa.upper()}" for isa in ISAS)]
 
