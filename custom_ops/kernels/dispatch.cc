@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "bitlinear.h"
+#include "float_kernels.h"
 
 #if defined(BITNET_HAVE_AVX2)
 #include "x86_cpu.h"
@@ -136,15 +137,39 @@ std::string KnownIsas() {
   return names;
 }
 
-// Test hook: kernels that are wrong in one bit of one value, to show that the self-test sees it.
+// Test hooks: kernels that are wrong in one bit of one value, to show that the self-test sees it.
 const Kernels* corrupted = nullptr;
 
-void CorruptedPanels(const Linear& linear, const Token* tokens, int64_t count, PanelSet panels, float* y) {
-  corrupted->panels(linear, tokens, count, panels, y);
+void FlipLastBit(float* y) {
   uint32_t bits;
   std::memcpy(&bits, y, sizeof bits);
   bits ^= 1u;
   std::memcpy(y, &bits, sizeof bits);
+}
+
+void CorruptedPanels(const Linear& linear, const Token* tokens, int64_t count, PanelSet panels, float* y) {
+  corrupted->panels(linear, tokens, count, panels, y);
+  FlipLastBit(y);
+}
+
+void CorruptedAttend(const AttentionBlock& block, int64_t begin, int64_t end, const Partial& sums) {
+  FloatKernelsFor(*corrupted).attend(block, begin, end, sums);
+  FlipLastBit(sums.values);
+}
+
+// What disagrees between the kernels of one instruction set and the scalar ones; empty when nothing does.
+std::string TestAll(const Kernels& kernels) {
+  Kernels tested = kernels;
+  FloatKernels tested_float = FloatKernelsFor(kernels);
+  corrupted = &kernels;
+  const char* corrupt = std::getenv("BITNET_ONNX_TEST_CORRUPT");
+  if (corrupt != nullptr && std::strcmp(corrupt, "1") == 0) {
+    tested.panels = CorruptedPanels;
+  } else if (corrupt != nullptr && std::strcmp(corrupt, "float") == 0) {
+    tested_float.attend = CorruptedAttend;
+  }
+  const std::string disagreement = SelfTest(tested);
+  return disagreement.empty() ? SelfTest(tested_float) : disagreement;
 }
 
 Choice Choose() {
@@ -167,16 +192,11 @@ Choice Choose() {
     choice.error = std::string("BITNET_ONNX_ISA is '") + forced + "'; known values are " + KnownIsas();
     return choice;
   }
-  Kernels tested = *choice.kernels;
-  const char* corrupt = std::getenv("BITNET_ONNX_TEST_CORRUPT");
-  if (corrupt != nullptr && std::strcmp(corrupt, "1") == 0) {
-    corrupted = choice.kernels;
-    tested.panels = CorruptedPanels;
-  }
-  const std::string disagreement = SelfTest(tested);
+  const std::string disagreement = TestAll(*choice.kernels);
   if (!disagreement.empty()) {
-    choice.warning = std::string("bitnet-onnx: the ") + tested.isa + " kernels fail their self-test (" +
-                     disagreement + "); the slow scalar kernels are used instead";
+    choice.warning = std::string("bitnet-onnx: the ") + choice.kernels->isa +
+                     " kernels fail their self-test (" + disagreement +
+                     "); the slow scalar kernels are used instead";
     choice.kernels = &kScalarKernels;
   }
   return choice;

@@ -1,23 +1,27 @@
-// The float kernels that go with the chosen integer kernels.
+// The float kernels that go with the integer kernels.
 #include <cstring>
 
 #include "float_kernels.h"
 
 namespace bitnet {
 
-const FloatKernels& ChosenFloatKernels() {
-  [[maybe_unused]] const Kernels* chosen = ChosenKernels().kernels;
+const FloatKernels& FloatKernelsFor([[maybe_unused]] const Kernels& kernels) {
 #if defined(BITNET_HAVE_AVX2)
-  if (chosen != nullptr && std::strncmp(chosen->isa, "avx", 3) == 0) {
+  if (std::strncmp(kernels.isa, "avx", 3) == 0) {
     return kAvx2FloatKernels;
   }
 #elif defined(BITNET_HAVE_NEON)
   // All other names are extensions of NEON.
-  if (chosen != nullptr && std::strcmp(chosen->isa, "scalar") != 0) {
+  if (std::strcmp(kernels.isa, "scalar") != 0) {
     return kNeonFloatKernels;
   }
 #endif
   return kScalarFloatKernels;
+}
+
+const FloatKernels& ChosenFloatKernels() {
+  const Kernels* chosen = ChosenKernels().kernels;
+  return FloatKernelsFor(chosen == nullptr ? kScalarKernels : *chosen);
 }
 
 }  // namespace bitnet

@@ -2,7 +2,7 @@
 #ifndef BITNET_KERNELS_FLOAT_KERNELS_H_
 #define BITNET_KERNELS_FLOAT_KERNELS_H_
 
-#include <vector>
+#include <string>
 
 #include "attention.h"
 #include "gated.h"
@@ -27,8 +27,13 @@ extern const FloatKernels kAvx2FloatKernels;
 extern const FloatKernels kNeonFloatKernels;
 #endif
 
-// The kernels of the instruction set that `ChosenKernels` chose.
+// The kernels of the instruction set of `kernels`.
+const FloatKernels& FloatKernelsFor(const Kernels& kernels);
+// Those of the instruction set that `ChosenKernels` chose.
 const FloatKernels& ChosenFloatKernels();
+
+// What disagrees between `kernels` and the scalar twin; empty when nothing does.
+std::string SelfTest(const FloatKernels& kernels);
 
 }  // namespace bitnet
 

@@ -252,11 +252,36 @@ void TestCuts() {
   }
 }
 
+void TestSelfTestSeesFloatFaults() {
+  const FloatKernels& twin = kScalarFloatKernels;
+  Expect(SelfTest(twin).empty(), "the twin agrees with itself");
+  FloatKernels broken = twin;
+  broken.attend = [](const AttentionBlock& block, int64_t begin, int64_t end, const Partial& sums) {
+    kScalarFloatKernels.attend(block, begin, end, sums);
+    float& value = sums.values[block.rows * block.head_dim - 1];
+    value = std::nextafter(value, kInfinity);
+  };
+  Expect(SelfTest(broken).rfind("attention", 0) == 0, "a wrong value of one chunk is seen");
+  broken = twin;
+  broken.merge = [](const Partial&, const Partial&, int64_t, int64_t) {};
+  Expect(SelfTest(broken).rfind("attention", 0) == 0, "a chunk left out is seen");
+  broken = twin;
+  broken.gate = [](Activation activation, const float* gate, const float* up, int64_t count, float* y) {
+    kScalarFloatKernels.gate(activation, gate, up, count, y);
+    if (activation == Activation::kGeluTanh) {
+      std::replace_if(y, y + count, [](float value) { return std::isnan(value); }, 0.0f);
+    }
+  };
+  Expect(SelfTest(broken) == "gated activation gelu_tanh", "a lost NaN is seen: " + SelfTest(broken));
+}
+
 }  // namespace
 
 int TestFloatKernels() {
   failures = 0;
   const FloatKernels& kernels = ChosenFloatKernels();
+  Expect(SelfTest(kernels).empty(), SelfTest(kernels));
+  TestSelfTestSeesFloatFaults();
   TestFunctions();
   TestGate(kernels);
   TestChunks(kernels);

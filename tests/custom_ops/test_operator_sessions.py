@@ -63,11 +63,12 @@ def test_unknown_isa_is_an_error(one_node, problem, tmp_path) -> None:
     assert "scalar" in child.stderr
 
 
-def test_failed_self_test_falls_back_with_one_warning(one_node, problem, tmp_path) -> None:
+@pytest.mark.parametrize(("corrupt", "named"), [("1", "(bits 2, "), ("float", "(attention, rows 1, ")])
+def test_failed_self_test_falls_back_with_one_warning(one_node, problem, tmp_path, corrupt, named) -> None:
     linear, x = problem
-    child = run_child(tmp_path, one_node.linear(linear), x, BITNET_ONNX_TEST_CORRUPT="1")
+    child = run_child(tmp_path, one_node.linear(linear), x, BITNET_ONNX_TEST_CORRUPT=corrupt)
     assert child.returncode == 0, child.stderr
-    assert child.stderr.count("fail their self-test") == 1
+    assert child.stderr.count(f"fail their self-test {named}") == 1
     assert len(child.stderr.splitlines()) == 1
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), bitlinear(x, linear))
 
