@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -51,9 +52,11 @@ class Worker:
         self._job = job
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the process
         command = [job.python, "-P", str(_WORKER), job.kind, str(job.path), str(threads), str(context)]
+        # A start that compiles its modules anew each time is not what an installation gives.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         started = time.perf_counter()
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment
         )
         try:
             self.load_s: float = self._answer()["load_s"]

@@ -66,16 +66,25 @@ def measure(path: Path, settings: ModelSettings, progress: Progress = lambda _: 
     comparisons, memory = [], []
     for threads in counts:
         with ExitStack() as stack:
-            workers = {}
+            workers, first_peaks = {}, {}
             for job in jobs:
                 progress(f"loading {job.name}, {threads} threads")
                 workers[job.name] = stack.enter_context(Worker(job, threads, _room(settings)))
+                first_peaks[job.name] = workers[job.name].memory()["peak_bytes"]
             progress(f"prefill, {threads} threads")
             comparisons.append(_prefill(workers, settings, threads))
             progress(f"decode, {threads} threads")
             # Short contexts first: the peak of memory belongs to all of it, the anonymous part to the end.
             comparisons.append(_decode(workers, settings, threads, context))
-            memory += [{"candidate": name, "threads": threads, **w.memory()} for name, w in workers.items()]
+            memory += [
+                {
+                    "candidate": name,
+                    "threads": threads,
+                    "first_token_peak_bytes": first_peaks[name],
+                    **worker.memory(),
+                }
+                for name, worker in workers.items()
+            ]
     progress("process starts")
     comparisons += _starts(jobs, settings, max(counts))
     files = {entry.name: entry.stat().st_size for entry in sorted(path.iterdir()) if entry.is_file()}

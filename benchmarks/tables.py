@@ -78,7 +78,11 @@ def _facts(report: Report) -> Iterator[str]:
     for entry in memory:
         parts = [
             f"{text} {entry[name] / 1e6:.0f} MB"
-            for name, text in (("peak_bytes", "peak"), ("anonymous_bytes", "anonymous"))
+            for name, text in (
+                ("first_token_peak_bytes", "peak at the first token"),
+                ("peak_bytes", "at the end"),
+                ("anonymous_bytes", "then anonymous"),
+            )
             if entry[name] is not None
         ]
         yield f"memory of {entry['candidate']}, {entry['threads']} threads: {', '.join(parts) or 'unknown'}"

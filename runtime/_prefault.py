@@ -18,6 +18,8 @@ _MADV_POPULATE_READ = 22
 #: The kernel locks the address space against other changes for the length of one range.
 _RANGE_BYTES = 4 * 2**20
 _MAX_RANGES = 1024  # IOV_MAX
+#: Of the memory that could be had. Files that fill more of it would push out what is needed.
+_MOST_OF_MEMORY = 0.5
 
 
 class _Range(ctypes.Structure):
@@ -30,9 +32,12 @@ def prefault(path: Path) -> threading.Thread | None:
     """Start to map in what this process has mapped of `path`; whoever touches a page earlier does not wait for it.
 
     Returns:
-        The thread that waits for the kernel, or None where this cannot be done: Linux 6.13 and glibc 2.36 can.
+        The thread that waits for the kernel, or None where this cannot be done (Linux 6.13 and glibc 2.36 can) or
+        the file is more than half of what memory could hold.
     """
     if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
+        return None
+    if path.stat().st_size > _MOST_OF_MEMORY * _available_bytes():
         return None
     advise = getattr(ctypes.CDLL(None), "process_madvise", None)
     ranges = _mapped_ranges(os.path.realpath(path))
@@ -51,6 +56,13 @@ def _populate(advise: ctypes._NamedFuncPointer, array: ctypes.Array[_Range]) -> 
         process = os.pidfd_open(os.getpid())
         advise(process, array, ctypes.c_size_t(len(array)), _MADV_POPULATE_READ, 0)
         os.close(process)
+
+
+def _available_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def _mapped_ranges(path: str) -> list[_Range]:

@@ -14,19 +14,20 @@ namespace bitnet::BITNET_VEC_NAMESPACE {
 // Values of this many keys are read once for all rows, and stay in the first-level cache meanwhile.
 constexpr int64_t kValueTile = 16;
 
-// How many floats ahead keys and values are prefetched: the processor's own prefetching does not keep up.
-constexpr int64_t kKeysAhead = 1024;
+// How many floats ahead values are prefetched: the processor's own prefetching does not keep up.
 constexpr int64_t kValuesAhead = 2048;
 
-// Scores of Rows (1 or 2) queries with four keys. The first queries of a block prefetch for the others.
+// Scores of Rows (1 or 2) queries with four keys, `apart` scores from each other. The first queries of a block
+// bring the values of as many keys on their way for the next step.
 template <int Rows, bool Fetch>
-BITNET_INLINE void ScoreTile(const float* q, int64_t head_dim, const float* const (&key)[4], float* scores) {
+BITNET_INLINE void ScoreTile(const float* q, int64_t head_dim, const float* const (&key)[4],
+                             const float* values, float* scores, int64_t apart) {
   const float* second = Rows == 2 ? q + head_dim : q;
   V a0 = Set(0.0f), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
   for (int64_t d = 0; d < head_dim; d += kLanes) {
     if constexpr (Fetch) {
-      Prefetch(key[0] + kKeysAhead + 4 * d);
-      Prefetch(key[0] + kKeysAhead + 4 * d + 16);
+      Prefetch(values + 4 * d);
+      Prefetch(values + 4 * d + 16);
     }
     const V qa = Load(q + d), k0 = Load(key[0] + d);
     a0 = Add(a0, Mul(qa, k0));
@@ -44,21 +45,30 @@ BITNET_INLINE void ScoreTile(const float* q, int64_t head_dim, const float* cons
       b3 = Add(b3, Mul(qb, k3));
     }
   }
-  float unused[4];
-  Store4(scores, Rows == 2 ? scores + kChunkKeys : unused, Sum8(a0, a1, a2, a3, b0, b1, b2, b3));
+  float both[2][4];
+  Store4(both[0], both[1], Sum8(a0, a1, a2, a3, b0, b1, b2, b3));
+  for (int64_t j = 0; j < 4; ++j) {
+    scores[j * apart] = both[0][j];
+    if constexpr (Rows == 2) {
+      scores[kChunkKeys + j * apart] = both[1][j];
+    }
+  }
 }
 
 // Scores of all rows with keys begin .. end - 1, and on to a multiple of kLanes with copies of the last key's.
+// The four keys of a tile lie a quarter of the chunk apart: memory answers four streams faster than one.
 inline void Scores(const AttentionBlock& block, int64_t begin, int64_t end, float* scores) {
   const int64_t padded = (end - begin + kLanes - 1) / kLanes * kLanes;
-  for (int64_t i = 0; i < padded; i += 4) {
+  const int64_t quarter = padded / 4;
+  for (int64_t i = 0; i < quarter; ++i) {
     const float* key[4];
     for (int64_t j = 0; j < 4; ++j) {
-      key[j] = block.key + std::min(begin + i + j, end - 1) * block.head_dim;
+      key[j] = block.key + std::min(begin + i + j * quarter, end - 1) * block.head_dim;
     }
+    const float* values = block.value + std::min(begin + 4 * i, end - 1) * block.head_dim;
     const auto tile = [&](auto rows, auto fetch, int64_t row) {
-      ScoreTile<rows(), fetch()>(block.query + row * block.head_dim, block.head_dim, key,
-                                 scores + row * kChunkKeys + i);
+      ScoreTile<rows(), fetch()>(block.query + row * block.head_dim, block.head_dim, key, values,
+                                 scores + row * kChunkKeys + i, quarter);
     };
     constexpr std::integral_constant<int, 1> kOne;
     constexpr std::integral_constant<int, 2> kTwo;

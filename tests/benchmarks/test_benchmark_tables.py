@@ -29,8 +29,20 @@ REPORT = Report(
         ],
         "package": {"bytes": 1_500_000, "files": {}},
         "memory": [
-            {"candidate": "bitnet", "threads": 2, "peak_bytes": 10**8, "anonymous_bytes": None},
-            {"candidate": "peer", "threads": 2, "peak_bytes": None, "anonymous_bytes": None},
+            {
+                "candidate": "bitnet",
+                "threads": 2,
+                "first_token_peak_bytes": 9 * 10**7,
+                "peak_bytes": 10**8,
+                "anonymous_bytes": None,
+            },
+            {
+                "candidate": "peer",
+                "threads": 2,
+                "first_token_peak_bytes": None,
+                "peak_bytes": None,
+                "anonymous_bytes": None,
+            },
         ],
     },
     ("A note.",),
@@ -45,7 +57,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
         "limits of the machine, 2 threads: reads 20.0 GB/s, 8-bit products 80 GMAC/s",
         "limits of the machine, 3 threads: reads 20.0 GB/s, 8-bit products unknown",
         "package: 1.5 MB",
-        "memory of bitnet, 2 threads: peak 100 MB\n",
+        "memory of bitnet, 2 threads: peak at the first token 90 MB, at the end 100 MB\n",
         "memory of peer, 2 threads: unknown\n",
         "A note.",
     ):  # fmt: skip

@@ -91,3 +91,12 @@ def test_only_weights_that_are_read_in_place_are_mapped_in(
     monkeypatch.setattr("bitnet_onnx.runtime.session.register_library", lambda *_: None)
     Model(package, Device(operator_library=Path("any")) if library else Device(), threads=1)
     assert paths == ([package.directory / "model.onnx.data"] if library else [])
+
+
+@linux
+def test_a_file_that_fills_memory_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(bytes(8192))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+        monkeypatch.setattr(_prefault, "_available_bytes", lambda: 2 * 8192 - 2)
+        assert _prefault.prefault(path) is None
