@@ -13,9 +13,9 @@ namespace {
 constexpr int64_t kAlignment = 64;
 // Weight bytes of one work item times its tokens. Smaller pieces cost more to hand out than to compute, and
 // neighbouring panels are worth keeping on one thread: each prefetches the beginning of the next.
-constexpr int64_t kItemBytes = 160 * 1024;
+constexpr int64_t kItemBytes = 320 * 1024;
 // Work items that there should be at least, where there are panels enough: threads finish together.
-constexpr int64_t kItems = 16;
+constexpr int64_t kItems = 8;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 int64_t Align(int64_t bytes) { return CeilDiv(bytes, kAlignment) * kAlignment; }
