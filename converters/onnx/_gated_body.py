@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 import onnx_ir as ir
-from onnxscript import OpBuilder, build_function
+from onnxscript import OpBuilder
 
-from bitnet_onnx.converters.onnx.bodies import MICROSOFT, OPSET
+from bitnet_onnx.converters.onnx.bodies import traced_function
 from bitnet_onnx.errors import UnsupportedError
 from bitnet_onnx.gated import Activation
-from bitnet_onnx.package_format import OPERATOR_DOMAIN
 
 OPERATOR: Final = "GatedActivation"
 
@@ -38,20 +37,8 @@ def gated_body(activation: str, separate: bool) -> ir.Function:
             x, up = op.Split(x, axis=-1, num_outputs=2, _outputs=2)
         return op.Mul(_activated(op, x, Activation(activation)), up)
 
-    values = [ir.Value(name=name) for name in (("X", "up") if separate else ("X",))]
-    declared = [ir.Attr("activation", ir.AttributeType.STRING, None)]
-    built = build_function(
-        trace,
-        values,
-        domain=OPERATOR_DOMAIN,
-        name=OPERATOR,
-        attributes=declared,
-        opset_imports={"": OPSET, MICROSOFT: 1},
-    )
-    for node in built:
-        node.metadata_props.clear()
-    overload = gated_overload(activation, separate)
-    return ir.Function(OPERATOR_DOMAIN, OPERATOR, overload, graph=built.graph, attributes=declared)
+    inputs = ("X", "up") if separate else ("X",)
+    return traced_function(OPERATOR, trace, inputs, gated_overload(activation, separate), ("activation",))
 
 
 def _activated(op: OpBuilder, gate: ir.Value, activation: Activation) -> ir.Value:

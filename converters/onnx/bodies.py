@@ -95,7 +95,7 @@ def bitlinear_body(variant: Variant) -> ir.Function:
         # allowzero: with no tokens the shape holds a zero that is meant.
         return op.CastLike(op.Reshape(y, shape, allowzero=1), x)
 
-    return _function("BitLinear", trace, names, variant.overload, LINEAR_ATTRIBUTES)
+    return traced_function("BitLinear", trace, names, variant.overload, LINEAR_ATTRIBUTES)
 
 
 def bit_embedding_body(attributes: BitLinearAttributes, per_tensor: bool) -> ir.Function:
@@ -137,7 +137,7 @@ def bit_embedding_body(attributes: BitLinearAttributes, per_tensor: bool) -> ir.
         return op.Reshape(op.Mul(signed, step), shape, allowzero=1)
 
     overload = embedding_overload(attributes, per_tensor)
-    return _function("BitEmbedding", trace, ("ids", "W", "scale"), overload, EMBEDDING_ATTRIBUTES)
+    return traced_function("BitEmbedding", trace, ("ids", "W", "scale"), overload, EMBEDDING_ATTRIBUTES)
 
 
 def embedding_overload(attributes: BitLinearAttributes, per_tensor: bool) -> str:
@@ -147,13 +147,22 @@ def embedding_overload(attributes: BitLinearAttributes, per_tensor: bool) -> str
     return f"{name}_tensor" if per_tensor else name
 
 
-def _function(
+def traced_function(
     name: str,
     trace: Callable[..., ir.Value],
     inputs: Sequence[str | None],
     overload: str,
     attributes: Sequence[str],
 ) -> ir.Function:
+    """A function of our domain from a trace of its nodes.
+
+    Args:
+        name: the operator.
+        trace: builds the nodes on an `OpBuilder` and a value for each input.
+        inputs: their names; None for one that the node leaves out.
+        overload: the name of this body.
+        attributes: names of the operator's attributes.
+    """
     values = [ir.Value(name=given) if given else None for given in inputs]
     declared = [ir.Attr(attribute, ir.AttributeType.INT, None) for attribute in attributes]
     built = build_function(
