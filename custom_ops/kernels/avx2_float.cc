@@ -31,8 +31,9 @@ __m256i RawBytes(const uint8_t* words, int64_t bits, int64_t i) {
   return _mm256_or_si256(nibble, _mm256_slli_epi16(code, 4));
 }
 
-// lanes16 of x[k] * (raw - zero point) over the columns [begin, end) of one group, for eight rows.
-__m256 GroupSum(const Linear& linear, const Token& token, const uint8_t* words, int64_t begin, int64_t end) {
+// lanes16 of x[k] * (raw - zero point) over the columns of one group, for eight rows.
+void GroupSum(const Linear& linear, const Token& token, const uint8_t* words, ColumnRange columns, float* f) {
+  const int64_t begin = columns.begin, end = columns.end;
   const __m256i zero_point = _mm256_set1_epi32(static_cast<int32_t>(linear.attributes.zero_point));
   const __m256i byte = _mm256_set1_epi32(255);
   __m256 lane[kStep];
@@ -55,29 +56,13 @@ __m256 GroupSum(const Linear& linear, const Token& token, const uint8_t* words, 
       lane[i] = _mm256_add_ps(lane[i], lane[i + half]);
     }
   }
-  return lane[0];
+  _mm256_storeu_ps(f, lane[0]);
 }
 
 }  // namespace
 
 void FloatPanelAvx2(const Linear& linear, const Token* tokens, int64_t count, int64_t panel, float* y) {
-  alignas(64) float copy[kPanelRows];
-  const float* scale = PanelScales(linear, panel, copy);
-  for (int64_t t = 0; t < count; ++t) {
-    for (int64_t c = 0; c < kPanelRows; c += 8) {
-      const uint8_t* words = linear.weight + panel * linear.panel_bytes + 4 * c;
-      float* out = y + t * kPanelRows + c;
-      for (int64_t g = 0; g < linear.groups; ++g) {
-        const int64_t begin = g * linear.attributes.group_size;
-        const int64_t rest = linear.attributes.in_features - begin;
-        const bool last = g + 1 == linear.groups;
-        const int64_t end = begin + (last ? rest : linear.attributes.group_size);
-        const __m256 sum = GroupSum(linear, tokens[t], words, begin, end);
-        const __m256 product = _mm256_mul_ps(sum, _mm256_loadu_ps(scale + g * kPanelRows + c));
-        _mm256_storeu_ps(out, g == 0 ? product : _mm256_add_ps(_mm256_loadu_ps(out), product));
-      }
-    }
-  }
+  FloatPanel<8>(linear, tokens, count, panel, y, GroupSum);
 }
 
 }  // namespace bitnet

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 // Weight bytes of one work item times its tokens. Smaller pieces cost more to hand out than to compute, and
-// neighbouring panels are worth keeping on one thread: each prefetches the beginning of the next.
+// neighbouring sets are worth keeping on one thread: each goes on where the one before has ended.
 constexpr int64_t kItemBytes = 320 * 1024;
 // Work items that there should be at least, where there are panels enough: threads finish together.
 constexpr int64_t kItems = 8;

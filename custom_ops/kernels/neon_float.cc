@@ -6,10 +6,10 @@
 namespace bitnet {
 namespace {
 
-// lanes16 of x[k] * (raw - zero point) over the columns [begin, end) of one group, for four rows.
+// lanes16 of x[k] * (raw - zero point) over the columns of one group, for four rows.
 template <int Bits>
-float32x4_t GroupSum(const Linear& linear, const Token& token, const uint8_t* words, int64_t begin,
-                     int64_t end) {
+void GroupSum(const Linear& linear, const Token& token, const uint8_t* words, ColumnRange columns, float* f) {
+  const int64_t begin = columns.begin, end = columns.end;
   const int32x4_t zero = vdupq_n_s32(static_cast<int32_t>(linear.attributes.zero_point) - kBias<Bits>);
   float32x4_t lane[kStep];
   Repeat<kStep>([&](auto i) { lane[i] = vdupq_n_f32(-0.0f); });  // which changes nothing that is added to it
@@ -33,28 +33,7 @@ float32x4_t GroupSum(const Linear& linear, const Token& token, const uint8_t* wo
   }
   Repeat<8>([&](auto i) { lane[i] = vaddq_f32(lane[i], lane[i + 8]); });
   Repeat<4>([&](auto i) { lane[i] = vaddq_f32(lane[i], lane[i + 4]); });
-  return vaddq_f32(vaddq_f32(lane[0], lane[2]), vaddq_f32(lane[1], lane[3]));
-}
-
-template <int Bits>
-void FloatPanel(const Linear& linear, const Token* tokens, int64_t count, int64_t panel, float* y) {
-  float copy[kPanelRows];
-  const float* scale = PanelScales(linear, panel, copy);
-  for (int64_t t = 0; t < count; ++t) {
-    for (int64_t c = 0; c < kPanelRows; c += kVectorRows) {
-      const uint8_t* words = linear.weight + panel * linear.panel_bytes + 4 * c;
-      float* out = y + t * kPanelRows + c;
-      for (int64_t g = 0; g < linear.groups; ++g) {
-        const int64_t begin = g * linear.attributes.group_size;
-        const int64_t rest = linear.attributes.in_features - begin;
-        const bool last = g + 1 == linear.groups;
-        const int64_t end = begin + (last ? rest : linear.attributes.group_size);
-        const float32x4_t sum = GroupSum<Bits>(linear, tokens[t], words, begin, end);
-        const float32x4_t product = vmulq_f32(sum, vld1q_f32(scale + g * kPanelRows + c));
-        vst1q_f32(out, g == 0 ? product : vaddq_f32(vld1q_f32(out), product));
-      }
-    }
-  }
+  vst1q_f32(f, vaddq_f32(vaddq_f32(lane[0], lane[2]), vaddq_f32(lane[1], lane[3])));
 }
 
 }  // namespace
@@ -62,13 +41,13 @@ void FloatPanel(const Linear& linear, const Token* tokens, int64_t count, int64_
 void FloatPanelNeon(const Linear& linear, const Token* tokens, int64_t count, int64_t panel, float* y) {
   switch (linear.attributes.bits) {
     case 2:
-      return FloatPanel<2>(linear, tokens, count, panel, y);
+      return FloatPanel<kVectorRows>(linear, tokens, count, panel, y, GroupSum<2>);
     case 4:
-      return FloatPanel<4>(linear, tokens, count, panel, y);
+      return FloatPanel<kVectorRows>(linear, tokens, count, panel, y, GroupSum<4>);
     case 6:
-      return FloatPanel<6>(linear, tokens, count, panel, y);
+      return FloatPanel<kVectorRows>(linear, tokens, count, panel, y, GroupSum<6>);
     default:
-      return FloatPanel<8>(linear, tokens, count, panel, y);
+      return FloatPanel<kVectorRows>(linear, tokens, count, panel, y, GroupSum<8>);
   }
 }
 

@@ -17,18 +17,28 @@ constexpr int64_t kMaxDigits = 2 * kTokensPerItem;
 constexpr int64_t kMaxSums = kPanelsForMany * kMaxDigits;
 static_assert((kPanelsForFew + 1) * 2 * kFewTokens <= kMaxSums);
 
+// Columns [begin, end) of one group.
+struct ColumnRange {
+  int64_t begin, end;
+};
+
+inline ColumnRange ColumnsOf(const Attributes& a, int64_t group) {
+  const int64_t begin = group * a.group_size;
+  int64_t end = a.in_features;
+  if (a.group_size != 0 && begin + a.group_size < end) {
+    end = begin + a.group_size;
+  }
+  return {begin, end};
+}
+
 // Units [first, last) of the columns of one group.
 struct UnitRange {
   int64_t first, last;
 };
 
 inline UnitRange UnitsOf(const Attributes& a, int64_t group) {
-  const int64_t begin = group * a.group_size;
-  int64_t end = a.in_features;
-  if (a.group_size != 0 && begin + a.group_size < end) {
-    end = begin + a.group_size;
-  }
-  return {begin / kStep, (end + kStep - 1) / kStep};
+  const ColumnRange columns = ColumnsOf(a, group);
+  return {columns.begin / kStep, (columns.end + kStep - 1) / kStep};
 }
 
 // The scales of one panel: its part of the table, or a copy with zeros for rows beyond N.
@@ -63,15 +73,9 @@ inline void ExactSums(const Linear& linear, const Token& token, int64_t group,
   }
 }
 
-// One group's part of step 5 for one token.
-inline void AddGroup(const Linear& linear, const Token& token, int64_t group, const float f[kPanelRows],
-                     const float* scale, float* y) {
-  if (linear.attributes.group_size == 0) {
-    const float factor = *token.factor;
-    for (int64_t c = 0; c < kPanelRows; ++c) {
-      y[c] = f[c] * (scale[c] / factor);
-    }
-  } else if (group == 0) {
+// One group's part of step 5 where the token's factor has no part in it.
+inline void AddTerm(int64_t group, const float f[kPanelRows], const float* scale, float* y) {
+  if (group == 0) {
     for (int64_t c = 0; c < kPanelRows; ++c) {
       y[c] = f[c] * scale[c];
     }
@@ -79,6 +83,19 @@ inline void AddGroup(const Linear& linear, const Token& token, int64_t group, co
     for (int64_t c = 0; c < kPanelRows; ++c) {
       y[c] = y[c] + f[c] * scale[c];
     }
+  }
+}
+
+// One group's part of step 5 for one token of integers.
+inline void AddGroup(const Linear& linear, const Token& token, int64_t group, const float f[kPanelRows],
+                     const float* scale, float* y) {
+  if (linear.attributes.group_size != 0) {
+    AddTerm(group, f, scale, y);
+    return;
+  }
+  const float factor = *token.factor;
+  for (int64_t c = 0; c < kPanelRows; ++c) {
+    y[c] = f[c] * (scale[c] / factor);
   }
 }
 
@@ -117,6 +134,24 @@ void IntegerPanels(const Linear& linear, const Token* tokens, int64_t count, Pan
       for (int64_t c = 0; c < kPanelRows; ++c) {
         y[i * kPanelRows + c] = y[i * kPanelRows + c] * inverse;
       }
+    }
+  }
+}
+
+// y of one panel with float activations, from sum(linear, token, words, columns, f), which gives lanes16 over
+// the columns for as many rows as `Rows`, whose words begin at `words` in the panel's first unit.
+template <int64_t Rows, typename Sum>
+void FloatPanel(const Linear& linear, const Token* tokens, int64_t count, int64_t panel, float* y, Sum sum) {
+  alignas(64) float f[kPanelRows];
+  alignas(64) float copy[kPanelRows];
+  const float* scale = PanelScales(linear, panel, copy);
+  for (int64_t t = 0; t < count; ++t) {
+    for (int64_t g = 0; g < linear.groups; ++g) {
+      for (int64_t c = 0; c < kPanelRows; c += Rows) {
+        const uint8_t* words = linear.weight + panel * linear.panel_bytes + 4 * c;
+        sum(linear, tokens[t], words, ColumnsOf(linear.attributes, g), f + c);
+      }
+      AddTerm(g, f, scale + g * kPanelRows, y + t * kPanelRows);
     }
   }
 }

@@ -1,4 +1,4 @@
-// Integer sums of one panel on x86, written once for all its vector sets.
+// Integer sums of some panels on x86, written once for all its vector sets.
 //
 // V is a vector set: its vectors (x86_256.h, x86_512.h), how long its sums last before they must be flushed
 // (`Sums16`, `Sums32`), how digits meet activations (`Dot`), and how its sums get to memory: `AddQuarter(sum,
