@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from bitnet_onnx.converters._roles import CheckpointTensors
 from bitnet_onnx.converters.checkpoints import Checkpoint, open_checkpoint
 from bitnet_onnx.converters.families import Config, find
+from bitnet_onnx.converters.ternary_scheme import ternary_scheme
 from bitnet_onnx.errors import BitnetOnnxError, PackageError
 from bitnet_onnx.json_input import load_object
 from bitnet_onnx.package_format import MANIFEST
@@ -139,7 +140,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     try:
         family = find(config)
         spec = family.spec(config)
-        CheckpointTensors(checkpoint, family, spec)
+        CheckpointTensors(checkpoint, family, spec, ternary_scheme(config))
         sizes = {name: value for name, value in asdict(spec).items() if isinstance(value, int)}
     except BitnetOnnxError as error:
         problem = str(error)

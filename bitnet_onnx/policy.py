@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from bitnet_onnx.activations import check_activation_bits
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.integer import quantize_integer
-from bitnet_onnx.quantized import GROUP_MULTIPLE, FloatArray, QuantizedTensor
+from bitnet_onnx.quantized import GROUP_MULTIPLE, FloatArray, Grid, QuantizedTensor
 from bitnet_onnx.ternary import detect, quantize_absmean
 
 
@@ -80,6 +80,10 @@ class Precision:
             case _:
                 return quantize_integer(weight, _BITS[self.weights], self.group_size)
 
+    def keeps(self, grid: Grid) -> bool:
+        """Whether a matrix that is stored in codes of `grid` stays as it is."""
+        return self.weights in (Weights.AUTO, Weights.KEEP) or (self.weights is Weights.TERNARY and grid.bits == 2)
+
     @property
     def by_rows(self) -> bool:
         """Whether a matrix may be quantized a few rows at a time with the same result."""
@@ -106,15 +110,6 @@ class Policy:
             chosen = self.precision(role).weights
             if not self.precision(role).by_rows:
                 raise InputError(f"{role} cannot be {chosen}: choose int8, int6, int4 or float32 for the head")
-
-    def for_ternary_masters(self) -> Policy:
-        """The same policy for a model that was trained to be ternary: `auto` means `ternary`."""
-
-        def settled(precision: Precision) -> Precision:
-            return replace(precision, weights=Weights.TERNARY) if precision.weights is Weights.AUTO else precision
-
-        overrides = tuple((glob, settled(precision)) for glob, precision in self.overrides)
-        return replace(self, default=settled(self.default), overrides=overrides)
 
     def precision(self, role: str) -> Precision:
         """The precision of a layer, by its role (`layers.3.attn.q_proj`, `embed_tokens`, `lm_head`)."""

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from bitnet_onnx.errors import CheckpointError
 from bitnet_onnx.json_input import shown
+from bitnet_onnx.quantized import QuantizedTensor
 
 if TYPE_CHECKING:
     from bitnet_onnx.converters.checkpoints._decode import StoredTensor
@@ -103,6 +104,17 @@ class Checkpoint(ABC):
         """
         tensor, width = self._rows_of(name, start, stop)
         return tensor.decode(start * width, stop * width).reshape(stop - start, width)
+
+    def read_quantized(self, name: str) -> QuantizedTensor | None:
+        """A matrix whose stored form holds codes and scales, without loss; None where it holds floats.
+
+        `read` of such a matrix gives its values.
+
+        Raises:
+            CheckpointError: no such tensor, or a code or a scale that cannot be.
+        """
+        self._find(name)
+        return None
 
     def read_raw(self, name: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.int8]:
         """The stored integers of a U8 or I8 tensor in its shape; any other type is a CheckpointError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from bitnet_onnx.converters.families._config import Config
+from bitnet_onnx.converters._config import Config
 
 #: Hugging Face has several names for one function.
 _ALIASES: Final = {"swish": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}

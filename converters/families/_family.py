@@ -1,21 +1,48 @@
-"""What a family contributes: how to read its configuration, and what it calls its tensors."""
+"""What a family contributes: how to read its configuration, and where its tensors lie."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bitnet_onnx.converters.families._config import Config
+from bitnet_onnx.converters._config import Config
 from bitnet_onnx.decoder import DecoderSpec
-from bitnet_onnx.errors import UnsupportedError
 
 
-def refuse_quantization(quantization: Config) -> None:
-    """What a family does with a `quantization_config` that it knows nothing of."""
-    method = quantization.string("quant_method", "unknown")
-    raise UnsupportedError(
-        f"config.json: quantization method {method!r:.60} is not supported; convert the unquantized checkpoint"
-    )
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of a tensor: `count` blocks of `block` rows, each `stride` after the one before.
+
+    Attributes:
+        start: first row.
+        block: rows of one block.
+        total: rows of the whole tensor.
+        stride: from the start of a block to that of the next.
+        count: number of blocks.
+    """
+
+    start: int
+    block: int
+    total: int
+    stride: int = 0
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the tensor of a role lies in a checkpoint.
+
+    Attributes:
+        name: of the tensor.
+        rows: those that belong to the role, where several roles share the tensor.
+        transposed: the tensor is stored `[in, out]`.
+        offset: added to every element (a norm that multiplies with `1 + weight`).
+    """
+
+    name: str
+    rows: Rows | None = None
+    transposed: bool = False
+    offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +52,30 @@ class Family:
     Attributes:
         model_type: Hugging Face `model_type`, also the file's name.
         spec: reads `config.json`.
-        tensor_name: the checkpoint's name of a role (`layers.0.attn.q_proj.weight`).
+        source: where the tensor of a role (`layers.0.attn.q_proj.weight`) lies.
         ignored: suffixes of tensors that carry nothing to convert, such as saved rotary tables.
-        check_quantization: looks at a `quantization_config` and raises where its weights are not read.
-        trained_ternary: the blocks' weights are masters of ternary ones: a policy's `auto` means `ternary`.
+        trained_ternary: the linear layers of the blocks were trained to be ternary: those that are dense are masters,
+            for which a policy's `auto` means `ternary`.
     """
 
     model_type: str
     spec: Callable[[Config], DecoderSpec]
-    tensor_name: Callable[[str], str]
+    source: Callable[[DecoderSpec, str], Source]
     ignored: tuple[str, ...] = ()
-    check_quantization: Callable[[Config], None] = refuse_quantization
     trained_ternary: bool = False
+
+
+def named(tensor_name: Callable[[str], str]) -> Callable[[DecoderSpec, str], Source]:
+    """The `source` of a family whose tensors are the roles under other names."""
+
+    def source(_: DecoderSpec, role: str) -> Source:
+        return Source(tensor_name(role))
+
+    return source
+
+
+def replaced(role: str, names: dict[str, str]) -> str:
+    """A role with parts of its name replaced, e.g. `{".attn.": ".self_attn."}`, in the order given."""
+    for ours, theirs in names.items():
+        role = role.replace(ours, theirs)
+    return role

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from bitnet_onnx.converters.families._config import Config
+from bitnet_onnx.converters._config import Config
 from bitnet_onnx.decoder import Rotary
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from bitnet_onnx.converters._config import Config
 from bitnet_onnx.converters.families import llama
-from bitnet_onnx.converters.families._config import Config
-from bitnet_onnx.converters.families._family import Family, refuse_quantization
+from bitnet_onnx.converters.families._family import Family, named
 from bitnet_onnx.decoder import DecoderSpec
-from bitnet_onnx.errors import UnsupportedError
 
 
 def spec(config: Config) -> DecoderSpec:
@@ -28,38 +27,4 @@ def tensor_name(role: str) -> str:
     return llama.tensor_name(role)
 
 
-def check_quantization(quantization: Config) -> None:
-    """Accept masters that are quantized online, with the head left alone.
-
-    Raises:
-        UnsupportedError: the weights are packed, or linear layers are not what this family emits.
-    """
-    if quantization.string("quant_method", "unknown") != "bitnet":
-        refuse_quantization(quantization)
-    linear_class = quantization.string("linear_class", "bitlinear")
-    mode = quantization.string("quantization_mode", "offline")
-    if (linear_class, mode) != ("autobitlinear", "online"):
-        raise UnsupportedError(
-            f"config.json: quantization_config: {linear_class!r:.60} {mode!r:.60} means packed ternary weights, "
-            f"which are not read; convert the checkpoint with bfloat16 masters (autobitlinear online)"
-        )
-    if quantization.boolean("use_rms_norm", False):
-        raise UnsupportedError(
-            "config.json: quantization_config: use_rms_norm is true: a norm inside every linear layer is not supported"
-        )
-    kept = quantization.strings("modules_to_not_convert")
-    if set(kept) - {"lm_head"}:
-        raise UnsupportedError(
-            f"config.json: quantization_config: modules_to_not_convert is {list(kept)!r:.60}: "
-            f"only lm_head may be left out"
-        )
-
-
-FAMILY = Family(
-    "bitnet",
-    spec,
-    tensor_name,
-    ignored=llama.FAMILY.ignored,
-    check_quantization=check_quantization,
-    trained_ternary=True,
-)
+FAMILY = Family("bitnet", spec, named(tensor_name), ignored=llama.FAMILY.ignored, trained_ternary=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from bitnet_onnx.converters._config import Config
 from bitnet_onnx.converters.families._activation import activation
-from bitnet_onnx.converters.families._config import Config
-from bitnet_onnx.converters.families._family import Family
+from bitnet_onnx.converters.families._family import Family, named, replaced
 from bitnet_onnx.converters.families._rotary import rotary
-from bitnet_onnx.decoder import DecoderSpec
+from bitnet_onnx.decoder import Attention, DecoderSpec
 from bitnet_onnx.errors import CheckpointError
 
 _NAMES = {
@@ -35,8 +35,9 @@ def spec(config: Config) -> DecoderSpec:
         context_length=config.integer("max_position_embeddings", 2048),
         norm_epsilon=config.number("rms_norm_eps", 1e-6),
         activation=activation(config),
-        rotary=rotary(config, head_dim),
-        attention_bias=config.boolean("attention_bias", False),
+        attention=(Attention(rotary(config, head_dim)),),
+        qkv_bias=config.boolean("attention_bias", False),
+        output_bias=config.boolean("attention_bias", False),
         mlp_bias=config.boolean("mlp_bias", False),
         tie_word_embeddings=config.boolean("tie_word_embeddings", False),
     )
@@ -46,9 +47,7 @@ def tensor_name(role: str) -> str:
     """`layers.0.attn.q_proj.weight` -> `model.layers.0.self_attn.q_proj.weight`."""
     if role.startswith("lm_head."):
         return role
-    for ours, theirs in _NAMES.items():
-        role = role.replace(ours, theirs)
-    return f"model.{role}"
+    return f"model.{replaced(role, _NAMES)}"
 
 
-FAMILY = Family("llama", spec, tensor_name, ignored=(".rotary_emb.inv_freq",))
+FAMILY = Family("llama", spec, named(tensor_name), ignored=(".rotary_emb.inv_freq",))

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Protocol
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
+from bitnet_onnx.converters.model import Tensors
 from bitnet_onnx.metrics import Error
 from bitnet_onnx.policy import Precision, Weights
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 
 #: Floats held at once while a matrix is quantized a few rows at a time.
 _CHUNK: Final = 1 << 22
-
-
-class Tensors(Protocol):
-    """The tensors of a decoder, by role."""
-
-    def read(self, role: str) -> FloatArray:
-        """A whole tensor as float32."""
-        ...
-
-    def read_rows(self, role: str, start: int, stop: int) -> FloatArray:
-        """Rows `start` to `stop` of a matrix as float32."""
-        ...
-
-    def shape(self, role: str) -> tuple[int, ...]:
-        """The tensor's shape."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +51,11 @@ def quantize(tensors: Tensors, role: str, precision: Precision) -> tuple[Quantiz
     rows, columns = tensors.shape(f"{role}.weight")
     if precision.weights is Weights.FLOAT32:
         return None, _float_record(role, (rows, columns))
+    stored = tensors.quantized(role)
+    if stored is not None and precision.keeps(stored.grid):
+        return stored, _record(role, stored, precision, 0.0)
+    if precision.weights is Weights.AUTO and tensors.is_master(role):
+        precision = replace(precision, weights=Weights.TERNARY)
     error = Error()
     parts: list[QuantizedTensor] = []
     step = max(1, _CHUNK // columns)
@@ -84,16 +74,19 @@ def quantize(tensors: Tensors, role: str, precision: Precision) -> tuple[Quantiz
             np.concatenate([part.scale for part in parts]),
             whole.grid,
         )
-    record = LayerRecord(
+    return whole, _record(role, whole, precision, error.relative)
+
+
+def _record(role: str, tensor: QuantizedTensor, precision: Precision, relative_error: float) -> LayerRecord:
+    return LayerRecord(
         role,
-        (rows, columns),
-        _NAMES[whole.grid.bits],
-        whole.grid.group_size,
+        tensor.shape,
+        _NAMES[tensor.grid.bits],
+        tensor.grid.group_size,
         precision.activation_bits,
-        whole.bits_per_weight(),
-        error.relative,
+        tensor.bits_per_weight(),
+        relative_error,
     )
-    return whole, record
 
 
 def _float_record(role: str, shape: tuple[int, int]) -> LayerRecord:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
 import onnx_ir as ir
 
+from bitnet_onnx.converters.model import SourceModel
 from bitnet_onnx.converters.onnx._data_file import DataFile
 from bitnet_onnx.converters.onnx._emitter import Emitter
 from bitnet_onnx.converters.onnx._engine import restrict_logits
 from bitnet_onnx.converters.onnx._genai import genai_config
-from bitnet_onnx.converters.onnx._linears import LayerRecord, Tensors
+from bitnet_onnx.converters.onnx._linears import LayerRecord
 from bitnet_onnx.converters.onnx._tokenizer_file import compact_tokenizer
 from bitnet_onnx.converters.onnx.bodies import Fallback
 from bitnet_onnx.converters.onnx.decoder import DecoderEmitter
-from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.package_format import (
     CONFIG,
     ENGINE,
@@ -46,32 +45,9 @@ _log = logging.getLogger(__name__)
 Progress = Callable[[int, int, LayerRecord], None]
 
 
-@dataclass(frozen=True, slots=True)
-class PackageSource:
-    """What a package holds besides the decoder.
-
-    Attributes:
-        name: what the checkpoint calls itself.
-        format: `safetensors` or `gguf`.
-        sha256: of the weight files.
-        config: content of config.json.
-        generation_config: content of generation_config.json, its token ids checked.
-        tokenizer: tokenizer files by name.
-    """
-
-    name: str
-    format: str
-    sha256: str
-    config: Mapping[str, object]
-    generation_config: Mapping[str, object]
-    tokenizer: Mapping[str, bytes]
-
-
 def write_package(
     work: Path,
-    spec: DecoderSpec,
-    tensors: Tensors,
-    source: PackageSource,
+    model: SourceModel,
     *,
     policy: Policy,
     fallback: Fallback,
@@ -79,7 +55,8 @@ def write_package(
 ) -> tuple[LayerRecord, ...]:
     """Write every file of a package into an empty directory and return the records of its matrices."""
     layers: list[LayerRecord] = []
-    total = sum(1 for _, shape in spec.tensors() if len(shape) == 2)
+    spec = model.spec
+    total = sum(1 for _ in spec.matrices())
 
     def record(layer: LayerRecord) -> None:
         layers.append(layer)
@@ -89,20 +66,20 @@ def write_package(
 
     with DataFile(work / MODEL_DATA) as data:
         emitter = Emitter(data, fallback)
-        hidden = DecoderEmitter(spec, tensors, policy, emitter, record).run()
-    model = emitter.model(tool_version())
-    ir.save(model, work / MODEL)
-    restrict_logits(model, hidden)
-    ir.save(model, work / ENGINE)
+        hidden = DecoderEmitter(spec, model.tensors, policy, emitter, record).run()
+    graph = emitter.model(tool_version())
+    ir.save(graph, work / MODEL)
+    restrict_logits(graph, hidden)
+    ir.save(graph, work / ENGINE)
     # The runtimes read both files; a tokenizer that is complete in the first may come without the second.
-    for name, content in {TOKENIZER_CONFIG: b"{}\n", **source.tokenizer}.items():
+    for name, content in {TOKENIZER_CONFIG: b"{}\n", **model.tokenizer}.items():
         (work / name).write_bytes(compact_tokenizer(content) if name == TOKENIZER else content)
     max_length = min(spec.context_length, _GENAI_LENGTH)
     documents: dict[str, Mapping[str, object]] = {
-        CONFIG: source.config,
-        GENERATION_CONFIG: source.generation_config,
-        GENAI_CONFIG: genai_config(spec, source.generation_config, max_length=max_length),
-        MANIFEST: _manifest(source, spec, tuple(layers), fallback),
+        CONFIG: model.config,
+        GENERATION_CONFIG: model.generation_config,
+        GENAI_CONFIG: genai_config(spec, model.generation_config, max_length=max_length),
+        MANIFEST: _manifest(model, tuple(layers), fallback),
     }
     for name, document in documents.items():
         (work / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -124,12 +101,13 @@ def tool_version() -> str:
 
 
 def _manifest(
-    source: PackageSource, spec: DecoderSpec, layers: tuple[LayerRecord, ...], fallback: Fallback
+    model: SourceModel, layers: tuple[LayerRecord, ...], fallback: Fallback
 ) -> dict[str, object]:
+    spec = model.spec
     return {
         "format_version": FORMAT_VERSION,
         "tool_version": tool_version(),
-        "source": {"name": source.name, "format": source.format, "sha256": source.sha256},
+        "source": {"name": model.name, "format": model.format, "sha256": model.sha256},
         "architecture": {
             "family": spec.family,
             "vocab_size": spec.vocab_size,

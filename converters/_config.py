@@ -81,6 +81,10 @@ class Config:
         present = {name: value for name, value in self._fields.items() if value is not None}
         return Config({**defaults, **present}, self._where)
 
+    def with_values(self, **values: object) -> Config:
+        """The same fields, with other values for some."""
+        return Config({**self._fields, **values}, self._where)
+
     def child(self, name: str) -> Config | None:
         """A nested object, or None where it is absent."""
         value = self._fields.get(name)

@@ -1,0 +1,133 @@
+"""A decoder to convert, whatever it is read from: its specification, its tensors by role, and what stands beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Protocol
+
+from bitnet_onnx.converters._config import Config
+from bitnet_onnx.converters._roles import CheckpointTensors
+from bitnet_onnx.converters.checkpoints import Checkpoint, open_checkpoint
+from bitnet_onnx.converters.families import find
+from bitnet_onnx.converters.ternary_scheme import ternary_scheme
+from bitnet_onnx.decoder import DecoderSpec
+from bitnet_onnx.errors import CheckpointError, InputError
+from bitnet_onnx.quantized import FloatArray, QuantizedTensor
+
+_TOKEN_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class Tensors(Protocol):
+    """The tensors of a decoder, by role (`layers.0.attn.q_proj.weight`)."""
+
+    def shape(self, role: str) -> tuple[int, ...]:
+        """The tensor's shape."""
+        ...
+
+    def read(self, role: str) -> FloatArray:
+        """A whole tensor as float32."""
+        ...
+
+    def read_rows(self, role: str, start: int, stop: int) -> FloatArray:
+        """Rows `start` to `stop` of a matrix as float32."""
+        ...
+
+    def quantized(self, role: str) -> QuantizedTensor | None:
+        """The codes and scales of the matrix `role` (no `.weight`), or None where it is stored as floats."""
+        ...
+
+    def is_master(self, role: str) -> bool:
+        """Whether the floats of the matrix `role` (no `.weight`) were trained to be rounded to ternary."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SourceModel:
+    """A decoder that is open for reading.
+
+    Attributes:
+        path: where it is.
+        name: what it calls itself.
+        format: `safetensors`, `gguf` or `package`.
+        spec: what the decoder is.
+        tensors: its weights.
+        config: content of config.json.
+        generation_config: content of generation_config.json, its token ids checked.
+        trained_ternary: the blocks were trained with ternary weights.
+        tokenizer: the tokenizer's files by name.
+        sha256: of the weights.
+    """
+
+    path: Path
+    name: str
+    format: str
+    spec: DecoderSpec
+    tensors: Tensors
+    config: Mapping[str, object]
+    generation_config: Mapping[str, object]
+    trained_ternary: bool
+    tokenizer: Mapping[str, bytes]
+    sha256: str
+
+
+@contextmanager
+def open_model(path: Path, *, context_length: int | None = None) -> Iterator[SourceModel]:
+    """Open a Hugging Face directory or a GGUF file.
+
+    Args:
+        path: the directory or file.
+        context_length: positions to make room for instead of those that the configuration names; with `longrope` it
+            also decides which of the two sets of factors is taken.
+
+    Raises:
+        CheckpointError: it is broken or contradicts itself.
+        UnsupportedError: it is of a kind that is not implemented.
+    """
+    with open_checkpoint(path) as checkpoint:
+        config = Config(checkpoint.config)
+        if context_length is not None:
+            config = config.with_values(context_length=context_length)
+        family, scheme = find(config), ternary_scheme(config)
+        spec = family.spec(config)
+        if context_length is not None:
+            spec = _with_context(spec, context_length)
+        if scheme is not None:
+            spec = replace(spec, linear_norm_epsilon=scheme.linear_norm_epsilon)
+        tensors = CheckpointTensors(checkpoint, family, spec, scheme)
+        yield SourceModel(
+            path=checkpoint.path,
+            name=checkpoint.name,
+            format=checkpoint.format,
+            spec=spec,
+            tensors=tensors,
+            config=checkpoint.config,
+            generation_config=_generation_config(checkpoint, spec),
+            trained_ternary=tensors.trained_ternary,
+            tokenizer=checkpoint.tokenizer().files,
+            sha256=checkpoint.sha256(),
+        )
+
+
+def _with_context(spec: DecoderSpec, context_length: int) -> DecoderSpec:
+    try:
+        return replace(spec, context_length=context_length)
+    except CheckpointError as error:
+        raise InputError(f"--context: {error}") from error
+
+
+def _generation_config(checkpoint: Checkpoint, spec: DecoderSpec) -> Mapping[str, object]:
+    """generation_config.json; where there is none, the token ids of config.json stand for it, as in transformers."""
+    config = checkpoint.generation_config or {
+        name: checkpoint.config[name] for name in _TOKEN_IDS if checkpoint.config.get(name) is not None
+    }
+    eos = config.get("eos_token_id")
+    for token in [] if eos is None else eos if isinstance(eos, list) else [eos]:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < spec.vocab_size:
+            raise CheckpointError(
+                f"{checkpoint.path.name}: eos_token_id holds {token!r:.40}: "
+                f"expected a token id from 0 to {spec.vocab_size - 1}"
+            )
+    return config
