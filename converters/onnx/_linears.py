@@ -10,7 +10,7 @@ import numpy as np
 from bitnet_onnx.converters.model import Tensors
 from bitnet_onnx.metrics import Error
 from bitnet_onnx.policy import Precision, Weights
-from bitnet_onnx.quantized import FloatArray, QuantizedTensor
+from bitnet_onnx.quantized import QuantizedTensor
 
 #: Floats held at once while a matrix is quantized a few rows at a time.
 _CHUNK: Final = 1 << 22
