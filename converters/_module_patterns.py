@@ -1,7 +1,7 @@
-"""Entries of `modules_to_not_convert`, matched as transformers matches them, in time linear in name and entry.
+r"""Entries of `modules_to_not_convert`, matched as transformers matches them, in time linear in name and entry.
 
 Each entry is a regular expression there. A file may bring one that takes a regular expression engine years, so that
-only what real lists hold is read: characters, `.`, `\\d`, `[0-9]`, each perhaps repeated, and alternatives. The states
+only what real lists hold is read: characters, `.`, `\d`, `[0-9]`, each perhaps repeated, and alternatives. The states
 of a match are the bits of one integer.
 """
 

@@ -5,15 +5,12 @@ Source: `BitNetQuantConfig`, `quantizers/quantizers_utils.py` and `integrations/
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Final
 
 from bitnet_onnx.converters._config import Config
 from bitnet_onnx.converters._module_patterns import ModulePatterns
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
-
-_log = logging.getLogger(__name__)
 
 _WHERE: Final = "config.json: quantization_config"
 _FIELDS: Final = frozenset(
@@ -36,13 +33,16 @@ class TernaryScheme:
     """A BitNet checkpoint's way to store its linear layers.
 
     Attributes:
-        packed: codes with a `weight_scale`; otherwise dense masters, rounded in every forward.
+        packed: codes with a `weight_scale`; otherwise dense masters.
+        online: masters of which the checkpoint says that every forward rounds them: one that already is ternary is
+            rounded again, which changes its scale.
         divides: the output is divided by `weight_scale` (`bitlinear`) and not multiplied with it (`autobitlinear`).
         linear_norm_epsilon: of the RMSNorm inside every linear layer, or None where there is none.
         kept: the modules that stay dense.
     """
 
     packed: bool
+    online: bool
     divides: bool
     linear_norm_epsilon: float | None
     kept: ModulePatterns
@@ -68,8 +68,10 @@ def ternary_scheme(config: Config) -> TernaryScheme | None:
     if fields is None:
         if not config.boolean("is_bitnet_config", False):
             return None
-        _log.info("config.json: is_bitnet_config without a quantization_config: the weights are masters of ternary ones")
-        return TernaryScheme(packed=False, divides=False, linear_norm_epsilon=None, kept=ModulePatterns(_HEAD, _WHERE))
+        # Masters by their makers' word alone: transformers runs them as floats.
+        return TernaryScheme(
+            packed=False, online=False, divides=False, linear_norm_epsilon=None, kept=ModulePatterns(_HEAD, _WHERE)
+        )
     method = fields.string("quant_method", "unknown")
     if method != "bitnet":
         raise UnsupportedError(
@@ -78,9 +80,7 @@ def ternary_scheme(config: Config) -> TernaryScheme | None:
         )
     unknown = sorted(name for name in fields.names() if name not in _FIELDS)
     if unknown:
-        raise UnsupportedError(
-            f"{_WHERE}: field {unknown[0]!r:.60} is not known (known: {', '.join(sorted(_FIELDS))})"
-        )
+        raise UnsupportedError(f"{_WHERE}: field {unknown[0]!r:.60} is not known (known: {', '.join(sorted(_FIELDS))})")
     linear_class = fields.string("linear_class", "bitlinear")
     mode = fields.string("quantization_mode", "offline")
     if linear_class not in {"bitlinear", "autobitlinear"}:
@@ -91,14 +91,16 @@ def ternary_scheme(config: Config) -> TernaryScheme | None:
         raise CheckpointError(f"{_WHERE}: quantization_mode is {mode!r:.60}: expected offline or online")
     # An empty list keeps nothing, null keeps the head.
     kept = fields.strings("modules_to_not_convert") if "modules_to_not_convert" in fields else _HEAD
+    # transformers reads the mode in AutoBitLinear only: a BitLinear is always packed.
+    online = linear_class == "autobitlinear" and mode == "online"
     scheme = TernaryScheme(
-        # transformers reads the mode in AutoBitLinear only: a BitLinear is always packed.
-        packed=linear_class == "bitlinear" or mode == "offline",
+        packed=not online,
+        online=online,
         divides=linear_class == "bitlinear",
         linear_norm_epsilon=fields.number("rms_norm_eps", 1e-6) if fields.boolean("use_rms_norm", False) else None,
         kept=ModulePatterns(kept, f"{_WHERE}: modules_to_not_convert"),
     )
-    if not scheme.packed and scheme.covers("lm_head"):
+    if online and scheme.covers("lm_head"):
         raise UnsupportedError(
             f"{_WHERE}: modules_to_not_convert does not name lm_head: a head that is rounded to ternary in every "
             f"forward is not supported"
