@@ -195,7 +195,7 @@ def _matrix(module: str, stored: Mapping[str, StoredTensor], scheme: TernarySche
 
 
 def _unexpected(scheme: TernaryScheme | None) -> str:
-    if scheme is None:
+    if scheme is None or not scheme.online:
         return (
             "belongs to packed weights, but config.json has no quantization_config that says how they are scaled "
             "(quant_method bitnet, linear_class bitlinear or autobitlinear)"
