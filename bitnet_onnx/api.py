@@ -22,12 +22,13 @@ __all__ = [
 ]
 
 
-def make_policy(weights: str = "auto", head: str = "int8", group_size: int | None = None) -> Policy:
+def make_policy(weights: str = "auto", head: str = "auto", group_size: int | None = None) -> Policy:
     """A policy out of the names that the command line takes.
 
     Args:
         weights: `auto`, `keep`, `ternary`, `int4`, `int6`, `int8` or `float32`, for the blocks.
-        head: `int8`, `int6`, `int4` or `float32`, for the vocabulary head and the embedding.
+        head: `auto`, `keep`, `int8`, `int6`, `int4` or `float32`, for the vocabulary head and the embedding; `auto`
+            keeps what is ternary or stored in codes and makes any other int8.
         group_size: columns that share a scale in integer weights of the blocks; 0 for one scale a row; None for
             the default of the precision.
 
@@ -36,7 +37,11 @@ def make_policy(weights: str = "auto", head: str = "int8", group_size: int | Non
     """
     body, top = _weights(weights, "weights"), _weights(head, "head")
     size = default_group_size(body) if group_size is None else group_size
-    return Policy(Precision(body, size), Precision(top, default_group_size(top), HEAD_ACTIVATION_BITS))
+    of_floats = Weights.INT8 if top is Weights.AUTO else top
+    return Policy(
+        Precision(body, size),
+        Precision(top, default_group_size(of_floats), HEAD_ACTIVATION_BITS, otherwise=Weights.INT8),
+    )
 
 
 def convert(
@@ -44,7 +49,7 @@ def convert(
     output: str | Path,
     *,
     weights: str = "auto",
-    head: str = "int8",
+    head: str = "auto",
     group_size: int | None = None,
     fallback: str = "fast",
     overwrite: bool = False,

@@ -38,10 +38,11 @@ from bitnet_onnx.policy import HEAD_ROLES, Weights
 )
 @click.option(
     "--head",
-    type=click.Choice(["int8", "int6", "int4", "float32"]),
-    default="int8",
+    type=click.Choice(["auto", "keep", "int8", "int6", "int4", "float32"]),
+    default="auto",
     show_default=True,
-    help="Precision of the vocabulary head and the embedding.",
+    help="Precision of the vocabulary head and the embedding. auto: ternary ones stay ternary without loss, others "
+    "become int8. keep: the same, but others stay float32.",
 )
 @click.option(
     "--fallback",
