@@ -9,13 +9,14 @@ from typing import Final
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from bitnet_onnx.converters.model import SourceModel
 from bitnet_onnx.converters.onnx._directory import new_directory
 from bitnet_onnx.converters.onnx.bodies import Fallback
-from bitnet_onnx.converters.onnx.package import PackageSource, write_package
+from bitnet_onnx.converters.onnx.package import write_package
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.package_format import TOKENIZER
 from bitnet_onnx.policy import HEAD_ROLES, Policy, Precision, Weights
-from bitnet_onnx.quantized import FloatArray
+from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 
 #: Ternary matrices are recognized and kept, the head becomes int8: what a real ternary checkpoint gets.
 POLICY: Final = Policy(default=Precision(Weights.KEEP))
@@ -53,19 +54,31 @@ class RandomTensors:
         step = np.float32((1.5 / size[1]) ** 0.5)
         return rng.integers(-1, 2, size, np.int8).astype(np.float32) * step
 
+    def quantized(self, _: str) -> QuantizedTensor | None:
+        """Everything is made as floats."""
+        return None
+
+    def is_master(self, _: str) -> bool:
+        """Weights are ternary, not masters of ternary ones."""
+        return False
+
 
 def write_random_package(spec: DecoderSpec, target: Path, name: str) -> None:
     """Write a package of random weights; what was there before is replaced."""
-    source = PackageSource(
+    model = SourceModel(
+        path=target,
         name=name,
         format="random weights",
-        sha256="",
+        spec=spec,
+        tensors=RandomTensors(spec),
         config={"model_type": spec.family},
         generation_config={},
+        trained_ternary=False,
         tokenizer={TOKENIZER: _tokenizer(spec.vocab_size).to_str().encode()},
+        sha256="",
     )
     with new_directory(target, overwrite=True) as work:
-        write_package(work, spec, RandomTensors(spec), source, policy=POLICY, fallback=Fallback.FAST)
+        write_package(work, model, policy=POLICY, fallback=Fallback.FAST)
 
 
 def _tokenizer(vocab_size: int) -> Tokenizer:

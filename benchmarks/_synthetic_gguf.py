@@ -99,8 +99,10 @@ def _add_metadata(writer: gguf.GGUFWriter, spec: DecoderSpec, name: str) -> None
     writer.add_key_length(spec.head_dim)
     writer.add_value_length(spec.head_dim)
     writer.add_layer_norm_rms_eps(spec.norm_epsilon)
-    writer.add_rope_dimension_count(spec.rotary.dim)
-    writer.add_rope_freq_base(spec.rotary.theta)
+    rotary = spec.layer(0).rotary
+    if rotary is not None:
+        writer.add_rope_dimension_count(rotary.dim)
+        writer.add_rope_freq_base(rotary.theta)
     writer.add_vocab_size(spec.vocab_size)
     if spec.activation != "silu":
         writer.add_string(f"{writer.arch}.hidden_activation", spec.activation)

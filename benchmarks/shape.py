@@ -13,7 +13,7 @@ from bitnet_onnx.benchmarks._synthetic_gguf import write_gguf
 from bitnet_onnx.benchmarks.model import ModelSettings, Progress
 from bitnet_onnx.benchmarks.results import Report
 from bitnet_onnx.converters.onnx.package import tool_version
-from bitnet_onnx.decoder import DecoderSpec, Rotary
+from bitnet_onnx.decoder import Attention, DecoderSpec, Rotary
 from bitnet_onnx.package_format import MANIFEST
 
 _PEER = "llama.cpp TQ2_0"
@@ -45,7 +45,7 @@ _BITNET_2B4T = ModelShape(
         context_length=4096,
         norm_epsilon=1e-5,
         activation="relu2",
-        rotary=Rotary(theta=500000.0, dim=128),
+        attention=(Attention(Rotary(theta=500000.0, dim=128)),),
         tie_word_embeddings=True,
         attention_sub_norm=True,
         mlp_sub_norm=True,
@@ -65,7 +65,7 @@ _TINY = ModelShape(
         context_length=128,
         norm_epsilon=1e-5,
         activation="relu2",
-        rotary=Rotary(theta=10000.0, dim=64),
+        attention=(Attention(Rotary(theta=10000.0, dim=64)),),
         tie_word_embeddings=True,
         attention_sub_norm=True,
         mlp_sub_norm=True,

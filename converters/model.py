@@ -1,4 +1,4 @@
-"""A decoder to convert, whatever it is read from: its specification, its tensors by role, and what stands beside them."""
+"""A decoder to convert, whatever it is read from: what it is, its tensors by role, and what stands beside them."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Tensors(Protocol):
         """Rows `start` to `stop` of a matrix as float32."""
         ...
 
-    def quantized(self, role: str) -> QuantizedTensor | None:
+    def quantized(self, role: str, /) -> QuantizedTensor | None:
         """The codes and scales of the matrix `role` (no `.weight`), or None where it is stored as floats."""
         ...
 
-    def is_master(self, role: str) -> bool:
+    def is_master(self, role: str, /) -> bool:
         """Whether the floats of the matrix `role` (no `.weight`) were trained to be rounded to ternary."""
         ...
 

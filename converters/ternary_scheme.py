@@ -5,7 +5,6 @@ Source: `BitNetQuantConfig` and `integrations/bitnet.py` of transformers 5.23.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Final
 

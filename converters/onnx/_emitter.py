@@ -205,6 +205,11 @@ class Emitter:
         normalized = self.node(f"{path}/Div", [x, root])
         return self.node(f"{path}/Mul", [normalized, self.constant(dotted(path, "weight"), weight)])
 
+    def layer_norm(self, path: str, x: ir.Value, weight: FloatArray, bias: FloatArray, epsilon: float) -> ir.Value:
+        """LayerNorm over the last axis."""
+        inputs = [x, self.constant(dotted(path, "weight"), weight), self.constant(dotted(path, "bias"), bias)]
+        return self.node(f"{path}/LayerNormalization", inputs, {"axis": -1, "epsilon": float(epsilon)})
+
     def scalar(self, name: str, value: float) -> ir.Value:
         """A float constant shared by all that ask for the same name."""
         return self.constant(f"constant.{name}", np.array(value, np.float32))
@@ -212,6 +217,10 @@ class Emitter:
     def ints(self, *values: int) -> ir.Value:
         """A shared int64 vector."""
         return self.constant("constant.ints_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def int_scalar(self, value: int) -> ir.Value:
+        """A shared int64 scalar."""
+        return self.constant(f"constant.int_{value}", np.array(value, np.int64))
 
     def model(self, producer_version: str) -> ir.Model:
         """The finished model."""

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from bitnet_onnx.decoder import DecoderSpec
+from bitnet_onnx.decoder import Rotary
 from bitnet_onnx.errors import CheckpointError
 from bitnet_onnx.quantized import FloatArray
 
@@ -14,24 +14,40 @@ from bitnet_onnx.quantized import FloatArray
 _MAX_BYTES: Final = 1 << 29
 
 
-def tables(spec: DecoderSpec) -> list[tuple[str, FloatArray]]:
-    """`cos` and `sin`, float32 `[context_length, rotary.dim / 2]`.
+def tables(rotary: Rotary, context_length: int) -> tuple[FloatArray, FloatArray]:
+    """Cosines and sines, float32 `[context_length, rotary.dim / 2]` each.
 
     Frequency i is `theta^(-2i/dim)` divided by `divisors[i]`. It is rounded to float32 before the product with the
     position, as the reference implementation does: at position 8000 a float64 frequency would differ by 5e-4.
+    With dynamic scaling the frequencies of a position are those that the reference has when the position is the last
+    of the sequence, as it is when tokens come one by one.
+
+    Raises:
+        CheckpointError: the tables would not fit into `2^29` bytes.
     """
-    rotary = spec.rotary
-    if (size := spec.context_length * rotary.dim * 4) > _MAX_BYTES:
+    if (size := context_length * rotary.dim * 4) > _MAX_BYTES:
         raise CheckpointError(
-            f"config.json: max_position_embeddings is {spec.context_length}: with {rotary.dim} rotated features the "
-            f"rotary tables have {size} bytes, more than the limit of {_MAX_BYTES}; write a shorter context into it"
+            f"config.json: max_position_embeddings is {context_length}: with {rotary.dim} rotated features the "
+            f"rotary tables have {size} bytes, more than the limit of {_MAX_BYTES}; choose a shorter --context"
         )
     exponent = np.arange(0, rotary.dim, 2, dtype=np.float32) / np.float32(rotary.dim)
     inverse = np.float32(1) / np.power(np.float32(rotary.theta), exponent, dtype=np.float32)
     if rotary.divisors:
         inverse = inverse / np.array(rotary.divisors, np.float32)
-    angles = np.outer(np.arange(spec.context_length, dtype=np.float32), inverse)
+    positions = np.arange(context_length, dtype=np.float32)
+    angles = np.outer(positions, inverse)
+    if rotary.dynamic_factor and context_length > rotary.original_context:
+        beyond = slice(rotary.original_context, None)
+        angles[beyond] = positions[beyond, None] * _dynamic(rotary, positions[beyond], exponent)
     cosine, sine = np.cos(angles), np.sin(angles, out=angles)
     for table in (cosine, sine):
         table *= np.float32(rotary.magnitude)
-    return [("cos_cache", cosine), ("sin_cache", sine)]
+    return cosine, sine
+
+
+def _dynamic(rotary: Rotary, positions: FloatArray, exponent: FloatArray) -> FloatArray:
+    """Inverse frequencies `[positions, dim / 2]` of dynamic NTK scaling."""
+    factor, dim = rotary.dynamic_factor, rotary.dim
+    growth = factor * (positions.astype(np.float64) + 1) / rotary.original_context - (factor - 1)
+    base = (rotary.theta * growth ** (dim / (dim - 2))).astype(np.float32)
+    return np.float32(1) / np.power(base[:, None], exponent, dtype=np.float32)

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
-import numpy as np
 import onnx_ir as ir
 
 from bitnet_onnx.attention import AttentionAttributes
+from bitnet_onnx.converters.model import Tensors
+from bitnet_onnx.converters.onnx._activation import emit_activation
 from bitnet_onnx.converters.onnx._emitter import Emitter, Matrix, dotted
-from bitnet_onnx.converters.onnx._linears import LayerRecord, Tensors, quantize
+from bitnet_onnx.converters.onnx._linear_layers import LayerInput, LinearLayers, module_path
+from bitnet_onnx.converters.onnx._linears import LayerRecord
+from bitnet_onnx.converters.onnx._positions import emit_positions
 from bitnet_onnx.converters.onnx._rotary import tables
-from bitnet_onnx.decoder import ATTENTION_INPUTS, MLP_INPUTS, DecoderSpec
+from bitnet_onnx.decoder import (
+    ATTENTION_INPUTS,
+    DecoderSpec,
+    MlpActivation,
+    NormPlacement,
+    QueryKeyNorm,
+    Residual,
+    Rotary,
+)
 from bitnet_onnx.errors import UnsupportedError
-from bitnet_onnx.policy import Policy, Precision
-from bitnet_onnx.quantized import FloatArray, QuantizedTensor, concatenate
+from bitnet_onnx.gated import Activation as GatedActivation
+from bitnet_onnx.policy import Policy
+from bitnet_onnx.quantized import FloatArray
 
 BATCH, SEQUENCE, TOTAL, PAST = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
 
@@ -44,9 +55,10 @@ class DecoderEmitter:
     ) -> None:
         self._spec = spec
         self._tensors = tensors
-        self._policy = policy
         self._emit = emitter
-        self._record = record
+        self._layers = LinearLayers(spec, tensors, policy, emitter, record)
+        self._rotary: dict[Rotary, list[ir.Value]] = {}
+        self._present: list[Sequence[ir.Value]] = []
 
     def run(self) -> ir.Value:
         """Emit the whole graph and return what the head reads, before its norm.
@@ -64,13 +76,11 @@ class DecoderEmitter:
         mask = emit.input("attention_mask", ir.DataType.INT64, [BATCH, TOTAL])
         cache = self._cache_inputs()
         lengths = self._lengths(mask)
-        rotary = [emit.constant(f"model.rotary.{name}", table) for name, table in tables(spec)]
-        table = self._table("embed_tokens")
-        x = self._embed(table, ids)
+        table = self._layers.table("embed_tokens")
+        x = self._embed(table, ids, mask)
         for index in range(spec.num_hidden_layers):
-            x = self._attention(index, x, cache[index], [*lengths, *rotary])
-            x = self._mlp(index, x)
-        head = table if spec.tie_word_embeddings else self._table("lm_head")
+            x = self._block(index, x, cache[index], lengths)
+        head = table if spec.tie_word_embeddings else self._layers.table("lm_head")
         emit.output(self._logits(head, x), "logits", ir.DataType.FLOAT, [BATCH, SEQUENCE, spec.vocab_size])
         for index, present in enumerate(self._present):
             for value, name in zip(present, ("key", "value"), strict=True):
@@ -81,7 +91,6 @@ class DecoderEmitter:
         return [BATCH, self._spec.num_key_value_heads, length, self._spec.head_dim]
 
     def _cache_inputs(self) -> list[tuple[ir.Value, ir.Value]]:
-        self._present: list[Sequence[ir.Value]] = []
         inputs = []
         for index in range(self._spec.num_hidden_layers):
             key, value = (
@@ -102,138 +111,148 @@ class DecoderEmitter:
         total = emit.node(f"{path}/total/Cast", [scalar], {"to": int(ir.DataType.INT32)})
         return [seqlens, total]
 
-    def _attention(self, index: int, x: ir.Value, past: tuple[ir.Value, ir.Value], rest: list[ir.Value]) -> ir.Value:
-        spec, emit, layer = self._spec, self._emit, f"/model/layers.{index}"
-        roles = [f"layers.{index}.attn.{name}" for name in ATTENTION_INPUTS]
-        norm = self._tensors.read(f"layers.{index}.input_norm.weight")
-        projected = self._linears(f"{layer}/attn", "qkv_proj", roles, x, f"{layer}/input_norm", norm)
-        qkv: list[ir.Value | None] = list(projected)
-        attributes = AttentionAttributes(spec.num_attention_heads, spec.num_key_value_heads, do_rotary=True)
-        inputs = [*(qkv if len(qkv) == 3 else [qkv[0], None, None]), *past, *rest]
-        attended = emit.attention(f"{layer}/attn", inputs, attributes)
-        self._present.append(attended[1:])
-        sub_norm = self._tensors.read(f"layers.{index}.attn.sub_norm.weight") if spec.attention_sub_norm else None
-        (output,) = self._linears(
-            f"{layer}/attn", "o_proj", [f"layers.{index}.attn.o_proj"], attended[0], f"{layer}/attn/sub_norm", sub_norm
-        )
-        return emit.node(f"{layer}/attn/Add", [x, output])
+    def _block(self, index: int, x: ir.Value, past: tuple[ir.Value, ir.Value], lengths: list[ir.Value]) -> ir.Value:
+        spec, role = self._spec, f"layers.{index}"
+        reads_norm = spec.placement in {NormPlacement.INPUT, NormPlacement.BOTH}
+        attention_input = self._layers.input(x, f"{role}.input_norm" if reads_norm else None)
+        attended = self._attention(index, attention_input, past, lengths)
+        if spec.residual is Residual.SEQUENTIAL:
+            x = self._add(f"{role}.attn", x, attended)
+            return self._add(f"{role}.mlp", x, self._mlp(index, self._mlp_input(role, x, reads_norm)))
+        mlp_input = attention_input
+        if spec.residual is Residual.PARALLEL:
+            mlp_input = self._mlp_input(role, x, reads_norm)
+        x = self._add(f"{role}.attn", x, attended)
+        return self._add(f"{role}.mlp", x, self._mlp(index, mlp_input))
 
-    def _mlp(self, index: int, x: ir.Value) -> ir.Value:
-        spec, emit, layer = self._spec, self._emit, f"/model/layers.{index}"
-        roles = [f"layers.{index}.mlp.{name}" for name in MLP_INPUTS]
-        norm = self._tensors.read(f"layers.{index}.post_attention_norm.weight")
-        parts = self._linears(f"{layer}/mlp", "gate_up_proj", roles, x, f"{layer}/post_attention_norm", norm)
-        gated = emit.gated(f"{layer}/mlp", parts, spec.activation)
-        sub_norm = self._tensors.read(f"layers.{index}.mlp.sub_norm.weight") if spec.mlp_sub_norm else None
-        (down,) = self._linears(
-            f"{layer}/mlp", "down_proj", [f"layers.{index}.mlp.down_proj"], gated, f"{layer}/mlp/sub_norm", sub_norm
-        )
-        return emit.node(f"{layer}/mlp/Add", [x, down])
+    def _mlp_input(self, role: str, x: ir.Value, reads_norm: bool) -> LayerInput:
+        return self._layers.input(x, f"{role}.post_attention_norm" if reads_norm else None)
 
-    def _linears(
-        self,
-        parent: str,
-        merged: str,
-        roles: list[str],
-        x: ir.Value,
-        norm_path: str = "",
-        norm: FloatArray | None = None,
-    ) -> Sequence[ir.Value]:
-        """Linear layers on one input: one node under the name `merged` where all share a precision, else one each.
+    def _add(self, branch: str, x: ir.Value, y: ir.Value) -> ir.Value:
+        """Add what attention or the MLP computed to the residual stream."""
+        spec, emit, path = self._spec, self._emit, module_path(branch)
+        if spec.placement in {NormPlacement.OUTPUT, NormPlacement.BOTH}:
+            y = self._layers.norm(f"{branch}.output_norm", y)
+        if spec.residual_scale != 1:
+            y = emit.node(f"{path}/scale/Mul", [y, emit.scalar("residual_scale", spec.residual_scale)])
+        x = emit.node(f"{path}/Add", [x, y])
+        if spec.placement is NormPlacement.RESIDUAL:
+            x = self._layers.norm(f"{branch}.residual_norm", x)
+        return x
 
-        Args:
-            parent: module path of the layers.
-            merged: name of the joint node, e.g. `qkv_proj`.
-            roles: the layers, in the order of the result.
-            x: their input.
-            norm_path: module path of the RMSNorm before them.
-            norm: its weight, or None where there is no norm.
-        """
-        matrices = [self._matrix(role) for role in roles]
-        biases = [self._bias(role) for role in roles]
-        # Layers that share an input all have a bias or none has.
-        joint_bias = np.concatenate([bias for bias in biases if bias is not None]) if biases[0] is not None else None
-        bits = [self._precision(role).activation_bits for role in roles]
-        quantized = [matrix for matrix in matrices if isinstance(matrix, QuantizedTensor)]
-        if len(quantized) == len(matrices) and len({matrix.grid for matrix in quantized}) == len(set(bits)) == 1:
-            joint = concatenate(quantized) if len(quantized) > 1 else quantized[0]
-            return [self._bitlinear(f"{parent}/{merged}", x, joint, bits[0], norm, joint_bias)]
-        if not quantized:
-            x = self._normalized(norm_path, x, norm)
-            weight = np.concatenate([matrix for matrix in matrices if not isinstance(matrix, QuantizedTensor)])
-            return [self._float_linear(f"{parent}/{merged}", x, weight, joint_bias)]
-        results = []
-        normalized: ir.Value | None = None
-        for role, matrix, activation_bits, bias in zip(roles, matrices, bits, biases, strict=True):
-            path = f"{parent}/{role.rsplit('.', 1)[1]}"
-            if isinstance(matrix, QuantizedTensor):
-                results.append(self._bitlinear(path, x, matrix, activation_bits, norm, bias))
-            else:
-                normalized = normalized or self._normalized(norm_path, x, norm)
-                results.append(self._float_linear(path, normalized, matrix, bias))
-        return results
-
-    def _precision(self, role: str) -> Precision:
-        chosen = self._policy.precision(role)
-        if role == "embed_tokens" and not self._spec.tie_word_embeddings:
-            # Rows that are only looked up meet no activations.
-            return replace(chosen, activation_bits=0)
-        return chosen
-
-    def _matrix(self, role: str) -> QuantizedTensor | FloatArray:
-        quantized, record = quantize(self._tensors, role, self._precision(role))
-        self._record(record)
-        return self._tensors.read(f"{role}.weight") if quantized is None else quantized
-
-    def _bias(self, role: str) -> FloatArray | None:
-        spec = self._spec
-        has_bias = spec.attention_bias if ".attn." in role else spec.mlp_bias
-        return self._tensors.read(f"{role}.bias") if has_bias else None
-
-    def _normalized(self, path: str, x: ir.Value, norm: FloatArray | None) -> ir.Value:
-        return x if norm is None else self._emit.rms_norm(path, x, norm, self._spec.norm_epsilon)
-
-    def _bitlinear(
-        self,
-        path: str,
-        x: ir.Value,
-        tensor: QuantizedTensor,
-        activation_bits: int,
-        norm: FloatArray | None,
-        bias: FloatArray | None,
+    def _attention(
+        self, index: int, x: LayerInput, past: tuple[ir.Value, ir.Value], lengths: list[ir.Value]
     ) -> ir.Value:
-        matrix = self._emit.matrix(path, tensor, activation_bits)
-        return self._emit.bitlinear(path, x, matrix, norm=norm, epsilon=self._spec.norm_epsilon, bias=bias)
+        spec, role = self._spec, f"layers.{index}.attn"
+        path, layer = module_path(role), spec.layer(index)
+        roles = [f"{role}.{name}" for name in ATTENTION_INPUTS]
+        qkv: Sequence[ir.Value] = self._layers.linears(f"{path}/qkv_proj", roles, x, bias=spec.qkv_bias)
+        if spec.query_key_norm is not QueryKeyNorm.NONE:
+            qkv = self._normed_queries(role, qkv)
+        rotary = layer.rotary
+        attributes = AttentionAttributes(
+            spec.num_attention_heads,
+            spec.num_key_value_heads,
+            do_rotary=rotary is not None,
+            rotary_interleaved=rotary is not None and rotary.interleaved,
+            scale=spec.attention_scale,
+            local_window_size=layer.window or -1,
+            softcap=spec.attention_softcap,
+        )
+        tables = [] if rotary is None else self._tables(rotary)
+        inputs = [*(qkv if len(qkv) == 3 else [qkv[0], None, None]), *past, *lengths, *tables]
+        attended = self._emit.attention(path, inputs, attributes)
+        self._present.append(attended[1:])
+        given = self._layers.input(attended[0], f"{role}.sub_norm" if spec.attention_sub_norm else None)
+        (output,) = self._layers.linears(f"{path}/o_proj", [f"{role}.o_proj"], given, bias=spec.output_bias)
+        return output
 
-    def _float_linear(self, path: str, x: ir.Value, weight: FloatArray, bias: FloatArray | None) -> ir.Value:
-        y = self._emit.node(f"{path}/MatMul", [x, self._emit.constant(dotted(path, "weight"), weight.T)])
-        if bias is None:
-            return y
-        return self._emit.node(f"{path}/Add", [y, self._emit.constant(dotted(path, "bias"), bias)])
+    def _normed_queries(self, role: str, qkv: Sequence[ir.Value]) -> Sequence[ir.Value]:
+        """Queries, keys and values as three values, the first two through their norms."""
+        spec, emit, path = self._spec, self._emit, module_path(role)
+        if len(qkv) == 1:
+            sizes = emit.ints(spec.attention_size, spec.key_value_size, spec.key_value_size)
+            qkv = emit.nodes(f"{path}/qkv/Split", [qkv[0], sizes], 3, {"axis": -1})
+        query, key, value = qkv
+        query = self._normed_heads(f"{role}.query_norm", query, spec.num_attention_heads)
+        key = self._normed_heads(f"{role}.key_norm", key, spec.num_key_value_heads)
+        return [query, key, value]
 
-    def _table(self, role: str) -> Matrix | ir.Value:
-        """Store the embedding's or the head's matrix."""
-        path = f"/{role}" if role == "lm_head" else f"/model/{role}"
-        matrix = self._matrix(role)
-        if isinstance(matrix, QuantizedTensor):
-            return self._emit.matrix(path, matrix, self._precision(role).activation_bits)
-        return self._emit.constant(dotted(path, "weight"), matrix)
+    def _normed_heads(self, role: str, x: ir.Value, heads: int) -> ir.Value:
+        spec, emit, path = self._spec, self._emit, module_path(role)
+        if spec.query_key_norm is QueryKeyNorm.ALL:
+            return self._layers.norm(role, x)
+        x = emit.node(f"{path}/heads/Reshape", [x, emit.ints(0, 0, heads, spec.head_dim)])
+        x = self._layers.norm(role, x)
+        return emit.node(f"{path}/flat/Reshape", [x, emit.ints(0, 0, heads * spec.head_dim)])
 
-    def _embed(self, table: Matrix | ir.Value, ids: ir.Value) -> ir.Value:
-        path = "/model/embed_tokens"
+    def _tables(self, rotary: Rotary) -> list[ir.Value]:
+        """Cosines and sines, stored once for all layers that rotate alike."""
+        if rotary not in self._rotary:
+            number = f".{len(self._rotary)}" if self._rotary else ""
+            names = (f"model.rotary{number}.{name}_cache" for name in ("cos", "sin"))
+            made = tables(rotary, self._spec.context_length)
+            self._rotary[rotary] = [self._emit.constant(name, table) for name, table in zip(names, made, strict=True)]
+        return self._rotary[rotary]
+
+    def _mlp(self, index: int, x: LayerInput) -> ir.Value:
+        spec, emit, role = self._spec, self._emit, f"layers.{index}.mlp"
+        path, activation = module_path(role), MlpActivation(spec.activation)
+        merged = f"{path}/gate_up_proj" if spec.gated else f"{path}/up_proj"
+        roles = [f"{role}.{name}" for name in spec.mlp_inputs]
+        parts = self._layers.linears(merged, roles, x, bias=spec.mlp_bias)
+        if not spec.gated:
+            activated = emit_activation(emit, f"{path}/act", parts[0], activation)
+        elif str(activation) in set(GatedActivation):
+            activated = emit.gated(path, parts, str(activation))
+        else:
+            if len(parts) == 1:
+                parts = emit.nodes(f"{path}/gate_up/Split", parts, 2, {"axis": -1, "num_outputs": 2})
+            activated = emit.node(f"{path}/Mul", [emit_activation(emit, f"{path}/act", parts[0], activation), parts[1]])
+        given = self._layers.input(activated, f"{role}.sub_norm" if spec.mlp_sub_norm else None)
+        (down,) = self._layers.linears(f"{path}/down_proj", [f"{role}.down_proj"], given, bias=spec.mlp_bias)
+        return down
+
+    def _embed(self, table: Matrix | ir.Value, ids: ir.Value, mask: ir.Value) -> ir.Value:
+        spec, emit, path = self._spec, self._emit, "/model/embed_tokens"
         if isinstance(table, Matrix):
-            return self._emit.bit_embedding(path, ids, table)
-        return self._emit.node(f"{path}/Gather", [table, ids])
+            x = emit.bit_embedding(path, ids, table)
+        else:
+            x = emit.node(f"{path}/Gather", [table, ids])
+        if spec.embedding_scale != 1:
+            x = emit.node(f"{path}/scale/Mul", [x, emit.scalar("embedding_scale", spec.embedding_scale)])
+        if spec.embedding_size:
+            (x,) = self._layers.linears("/model/project_in", ["project_in"], LayerInput(emit, x), bias=False)
+        if spec.learned_positions is not None:
+            rows = emit.constant("model.embed_positions.weight", self._tensors.read("embed_positions.weight"))
+            positions = emit_positions(emit, "/model/embed_positions", rows, spec.learned_positions, ids, mask)
+            x = emit.node("/model/embed_positions/Add", [x, positions])
+        return x
 
     def _logits(self, table: Matrix | ir.Value, x: ir.Value) -> ir.Value:
+        spec, emit = self._spec, self._emit
+        given = self._layers.input(x, None if spec.placement is NormPlacement.RESIDUAL else "norm")
+        if spec.embedding_size:
+            (projected,) = self._layers.linears("/model/project_out", ["project_out"], given, bias=False)
+            given = LayerInput(emit, projected)
+        bias = self._tensors.read("lm_head.bias") if spec.head_bias else None
+        logits = self._head(table, given, bias)
+        if spec.logit_scale != 1:
+            logits = emit.node("/lm_head/scale/Mul", [logits, emit.scalar("logit_scale", spec.logit_scale)])
+        if spec.logit_softcap:
+            cap = emit.scalar("logit_softcap", spec.logit_softcap)
+            logits = emit.node("/lm_head/Tanh", [emit.node("/lm_head/Div", [logits, cap])])
+            logits = emit.node("/lm_head/softcap/Mul", [logits, cap])
+        return logits
+
+    def _head(self, table: Matrix | ir.Value, x: LayerInput, bias: FloatArray | None) -> ir.Value:
         emit, spec = self._emit, self._spec
-        norm = self._tensors.read("norm.weight")
         if isinstance(table, Matrix):
-            return emit.bitlinear("/lm_head", x, table, norm=norm, epsilon=spec.norm_epsilon)
+            return emit.bitlinear("/lm_head", x.value, table, norm=x.norm, epsilon=x.epsilon, bias=bias)
         # Gemm reads the table as it is stored, rows first, so that a tied one is stored once.
-        x = emit.rms_norm("/model/norm", x, norm, spec.norm_epsilon)
-        shape = emit.node("/lm_head/Shape", [x], {"end": 2})
+        value = x.normalized()
+        shape = emit.node("/lm_head/Shape", [value], {"end": 2})
         logits_shape = emit.node("/lm_head/Concat", [shape, emit.ints(spec.vocab_size)], {"axis": 0})
-        flat = emit.node("/lm_head/flat/Reshape", [x, emit.ints(-1, spec.hidden_size)])
-        logits = emit.node("/lm_head/Gemm", [flat, table], {"transB": 1})
-        return emit.node("/lm_head/Reshape", [logits, logits_shape])
+        flat = emit.node("/lm_head/flat/Reshape", [value, emit.ints(-1, spec.embedding_width)])
+        inputs = [flat, table] if bias is None else [flat, table, emit.constant(dotted("/lm_head", "bias"), bias)]
+        return emit.node("/lm_head/Reshape", [emit.node("/lm_head/Gemm", inputs, {"transB": 1}), logits_shape])

@@ -100,9 +100,7 @@ def tool_version() -> str:
         return "0+unknown"
 
 
-def _manifest(
-    model: SourceModel, layers: tuple[LayerRecord, ...], fallback: Fallback
-) -> dict[str, object]:
+def _manifest(model: SourceModel, layers: tuple[LayerRecord, ...], fallback: Fallback) -> dict[str, object]:
     spec = model.spec
     return {
         "format_version": FORMAT_VERSION,

@@ -82,7 +82,7 @@ def test_the_sizes_of_the_real_model() -> None:
     assert dict(spec.tensors())["embed_tokens.weight"] == (128256, 2560)
     assert "lm_head.weight" not in dict(spec.tensors())
     assert (spec.activation, spec.attention_sub_norm, spec.mlp_sub_norm) == ("relu2", True, True)
-    assert (spec.rotary.theta, spec.context_length, spec.norm_epsilon) == (500000, 4096, 1e-5)
+    assert (spec.attention[0].rotary.theta, spec.context_length, spec.norm_epsilon) == (500000, 4096, 1e-5)
 
 
 def test_linear_layers_are_kept_ternary_and_the_head_is_int8(tiny_package: Path) -> None:
@@ -112,7 +112,7 @@ def test_tensors_are_the_same_in_every_run() -> None:
     assert not np.array_equal(first.read(role), first.read("layers.0.mlp.up_proj.weight"))
     assert np.unique(first.read(role)).size == 3
     assert (first.read("norm.weight") == 1).all()
-    biased = RandomTensors(replace(TINY, attention_bias=True))
+    biased = RandomTensors(replace(TINY, qkv_bias=True))
     assert (biased.read("layers.0.attn.q_proj.bias") == 0).all()
     assert first.read_rows("embed_tokens.weight", 10, 14).shape == (4, TINY.hidden_size)
 
@@ -146,7 +146,7 @@ def test_the_architecture_of_the_peer(
     write_gguf(spec, tmp_path / "peer.gguf", "tiny")
     reader = gguf.GGUFReader(tmp_path / "peer.gguf")
     assert reader.fields["general.architecture"].contents() == architecture
-    assert reader.fields[f"{architecture}.rope.freq_base"].contents() == spec.rotary.theta
+    assert reader.fields[f"{architecture}.rope.freq_base"].contents() == spec.attention[0].rotary.theta
     field = reader.fields.get(f"{architecture}.hidden_activation")
     assert (field and field.contents()) == activation
     assert any("sub_norm" in tensor.name for tensor in reader.tensors) == (architecture == "bitnet")

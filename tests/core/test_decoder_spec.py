@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bitnet_onnx.decoder import DecoderSpec, Rotary
+from bitnet_onnx.decoder import Attention, DecoderSpec, LearnedPositions, MlpActivation, Rotary
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
 
 SPEC = DecoderSpec(
@@ -21,7 +21,7 @@ SPEC = DecoderSpec(
     context_length=512,
     norm_epsilon=1e-5,
     activation="silu",
-    rotary=Rotary(10000.0, 24),
+    attention=(Attention(Rotary(10000.0, 24)),),
 )
 
 
@@ -33,10 +33,10 @@ SPEC = DecoderSpec(
         ({"context_length": 0}, "context_length is 0"),
         ({"num_key_value_heads": 3}, "num_key_value_heads is 3: it must divide num_attention_heads = 4"),
         ({"num_key_value_heads": 8}, "num_key_value_heads is 8"),
-        ({"rotary": Rotary(1e4, 23)}, "rotary dim is 23"),
-        ({"rotary": Rotary(1e4, 26)}, "rotary dim is 26: it must be even and at most head_dim = 24"),
-        ({"rotary": Rotary(1e4, 0)}, "rotary dim is 0"),
-        ({"rotary": Rotary(1e4, 24, (1.0,))}, "1 rotary divisors: expected 12"),
+        ({"attention": (Attention(Rotary(1e4, 26)),)}, "rotary dim is 26: it must be even and at most head_dim = 24"),
+        ({"attention": ()}, "0 layer types: expected one for each of 2 layers"),
+        ({"attention_scale": -1.0}, "attention scale is -1.0"),
+        ({"learned_positions": LearnedPositions(512, 2)}, "the table of positions has room for 510"),
         ({"norm_epsilon": 0.0}, "norm epsilon is 0.0"),
         ({"norm_epsilon": float("nan")}, "norm epsilon is nan"),
     ],
@@ -46,7 +46,20 @@ def test_refusals(changes: dict, message: str) -> None:
         replace(SPEC, **changes)
 
 
-@pytest.mark.parametrize("activation", ["silu", "relu2", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1e4, 23), "rotary dim is 23"),
+        ((1e4, 0), "rotary dim is 0"),
+        ((1e4, 24, (1.0,)), "1 rotary divisors: expected 12"),
+    ],
+)
+def test_rotary_refusals(arguments: tuple, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        Rotary(*arguments)
+
+
+@pytest.mark.parametrize("activation", list(MlpActivation))
 def test_known_activations(activation: str) -> None:
     assert replace(SPEC, activation=activation).activation == activation
 
@@ -54,7 +67,7 @@ def test_known_activations(activation: str) -> None:
 @pytest.mark.parametrize(
     ("activation", "message"),
     [
-        ("relu", r"hidden_act 'relu' is not supported; did you mean 'relu2'\? \(known: silu, relu2, gelu, gelu_tanh\)"),
+        ("relu6", r"hidden_act 'relu6' is not supported; did you mean 'relu'\? \(known: silu, relu, relu2, gelu, "),
         ("tanh", r"hidden_act 'tanh' is not supported; did you mean 'gelu_tanh'\?"),
         ("mish", r"hidden_act 'mish' is not supported \(known: silu"),
         ("x" * 100000, r"hidden_act 'x{1,60} is not supported"),
@@ -90,7 +103,7 @@ def test_sub_norms_have_the_width_of_what_they_norm() -> None:
 
 
 def test_tensors_of_a_tied_and_biased_decoder() -> None:
-    names = dict(replace(SPEC, tie_word_embeddings=True, attention_bias=True, mlp_bias=True).tensors())
+    names = dict(replace(SPEC, tie_word_embeddings=True, qkv_bias=True, output_bias=True, mlp_bias=True).tensors())
     assert "lm_head.weight" not in names
     assert names["layers.0.attn.k_proj.bias"] == (48,)
     assert names["layers.0.attn.o_proj.bias"] == (64,)
