@@ -75,7 +75,7 @@ def write_random_package(spec: DecoderSpec, target: Path, name: str) -> None:
         generation_config={},
         trained_ternary=False,
         tokenizer={TOKENIZER: random_tokenizer(spec.vocab_size).to_str().encode()},
-        sha256="",
+        sha256=str,
     )
     with new_directory(target, overwrite=True) as work:
         write_package(work, model, policy=POLICY, fallback=Fallback.FAST)

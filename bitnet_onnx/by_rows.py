@@ -37,13 +37,10 @@ class MatrixRows:
 
     def __init__(self, shape: tuple[int, int], read: Callable[[int, int], FloatArray]) -> None:
         self.shape = shape
+        self._read = read
         rows, columns = shape
         self._step = max(1, _PART // max(columns, 1))
-        if rows * columns <= _KEPT:
-            whole = read(0, rows)
-            self._read: Callable[[int, int], FloatArray] = lambda start, stop: whole[start:stop]
-        else:
-            self._read = read
+        self._kept: dict[int, FloatArray] | None = {} if rows * columns <= _KEPT else None
 
     def head(self) -> FloatArray:
         """The first few rows."""
@@ -54,7 +51,7 @@ class MatrixRows:
         rows = self.shape[0]
 
         def call(start: int) -> T:
-            return function(start, self._read(start, min(start + self._step, rows)))
+            return function(start, self._part(start))
 
         starts = range(0, rows, self._step)
         if len(starts) == 1 or _THREADS == 1:
@@ -68,6 +65,14 @@ class MatrixRows:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+
+    def _part(self, start: int) -> FloatArray:
+        part = None if self._kept is None else self._kept.get(start)
+        if part is None:
+            part = self._read(start, min(start + self._step, self.shape[0]))
+            if self._kept is not None:
+                self._kept[start] = part
+        return part
 
 
 def recognize(rows: MatrixRows) -> QuantizedTensor | None:

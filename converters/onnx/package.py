@@ -105,7 +105,7 @@ def _manifest(model: SourceModel, layers: tuple[LayerRecord, ...], fallback: Fal
     return {
         "format_version": FORMAT_VERSION,
         "tool_version": tool_version(),
-        "source": {"name": model.name, "format": model.format, "sha256": model.sha256},
+        "source": {"name": model.name, "format": model.format, "sha256": model.sha256()},
         "architecture": {
             "family": spec.family,
             "vocab_size": spec.vocab_size,

@@ -96,6 +96,7 @@ def test_what_is_small_is_read_once(monkeypatch: pytest.MonkeyPatch, kept: int, 
     source = Source(FLOATS)
     to_ternary(source.rows())
     assert source.read_rows == times * len(FLOATS)
+    assert_equal(recognize(Source(TRITS).rows()), detect(TRITS))
 
 
 def test_an_error_in_a_part_comes_out(division: str) -> None:
