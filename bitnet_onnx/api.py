@@ -67,7 +67,7 @@ def convert(
         fallback: function bodies for runtimes without the operator library: `fast` or `exact`.
         context_length: positions that the package has room for instead of those that the checkpoint names.
         overwrite: replace an existing package.
-        progress: called after each matrix with how many are done, how many there are, and the last one's record.
+        progress: called after each matrix with how many weights are done, how many there are, and its record.
 
     Raises:
         InputError: an argument is wrong; its subclasses tell of a broken or unsupported checkpoint, of an output that

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from bitnet_onnx.converters.onnx._directory import WriteError
+
 #: Memory alignment of a mapped tensor equals its offset's: 16 KiB is a page on Apple silicon, so that the GPU can
 #: use the mapping without a copy.
 ALIGNMENT: Final = 16 * 1024
@@ -22,6 +24,9 @@ class DataFile:
 
     Args:
         path: the file to create.
+
+    Raises:
+        WriteError: the disk is full, or whatever else the system says.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,8 +45,11 @@ class DataFile:
         if array.nbytes < INLINE_LIMIT:
             return ir.tensor(array, name=name)
         offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
-        self._file.seek(offset)
-        self._file.write(array.data.cast("B"))
+        try:
+            self._file.seek(offset)
+            self._file.write(array.data.cast("B"))
+        except OSError as error:
+            raise WriteError(self._path, error, array.nbytes) from error
         return ir.ExternalTensor(
             self._path.name,
             offset,

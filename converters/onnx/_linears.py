@@ -8,7 +8,7 @@ from typing import Final
 from bitnet_onnx.by_rows import MatrixRows
 from bitnet_onnx.converters.model import Tensors
 from bitnet_onnx.policy import Precision, Weights
-from bitnet_onnx.quantized import QuantizedTensor
+from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 
 
 @dataclass(frozen=True, slots=True)
