@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO, Final
 
@@ -36,8 +37,10 @@ class DataFile:
     def __enter__(self) -> DataFile:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # What could not be written fails once more, and would hide the first error.
+        with suppress(OSError) if kind is not None else nullcontext():
+            self._file.close()
 
     def store(self, name: str, array: npt.NDArray[np.generic]) -> ir.TensorProtocol:
         """Write an array (or keep a small one inline) and return the tensor that refers to it."""
@@ -48,6 +51,8 @@ class DataFile:
         try:
             self._file.seek(offset)
             self._file.write(array.data.cast("B"))
+            # A small rest must not fail later, at another tensor or at the end.
+            self._file.flush()
         except OSError as error:
             raise WriteError(self._path, error, array.nbytes) from error
         return ir.ExternalTensor(

@@ -38,7 +38,7 @@ def new_directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
             complete = True
         except OSError as error:
             # Free space is measured while what was written still takes its room.
-            raise PackageError(_failure(target, error)) from error
+            raise PackageError(_failure(target, error, work)) from error
         finally:
             remove(work)
     except OSError as error:
@@ -79,22 +79,23 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def _failure(target: Path, error: OSError) -> str:
-    name = Path(str(error.filename)).name if error.filename else ""
-    file = target / name if name and name != target.name and (isinstance(error, WriteError)) else target
+def _failure(target: Path, error: OSError, work: Path | None = None) -> str:
+    reason = error.strerror or str(error)
+    hint = {
+        errno.ENOSPC: "free some space, or choose another output",
+        errno.EDQUOT: "free some space, or choose another output",
+        errno.EFBIG: "raise the limit of file sizes (ulimit -f), or choose another output",
+    }.get(error.errno or 0)
+    if hint is None:
+        return f"{target}: cannot be written: {reason}"
     facts = [f"{error.needed} bytes more needed"] if isinstance(error, WriteError) else []
-    text = f"{file}: cannot be written: {error.strerror or error}"
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        with suppress(OSError):
-            facts.append(f"{free_bytes(target)} free")
-        return f"{text}{_brackets(facts)}; free some space, or choose another output"
-    if error.errno == errno.EFBIG:
-        return f"{text}{_brackets(facts)}; raise the limit of file sizes (ulimit -f), or choose another output"
-    return text
-
-
-def _brackets(facts: list[str]) -> str:
-    return f" ({', '.join(facts)})" if facts else ""
+    with suppress(OSError):
+        facts.append(f"{free_bytes(target)} free")
+        # The system does not say which file; it is the one that was written last.
+        files = list(work.iterdir()) if work is not None else []
+        if files:
+            target = target / max(files, key=lambda path: path.stat().st_mtime_ns).name
+    return f"{target}: cannot be written: {reason} ({', '.join(facts)}); {hint}"
 
 
 def _check(target: Path, overwrite: bool) -> None:

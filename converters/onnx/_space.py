@@ -42,8 +42,8 @@ def check_space(folder: Path, spec: DecoderSpec, tensors: Tensors, policy: Polic
         needed += _bytes(shape, _grid(tensors, role, precision))
         if needed > free:
             raise PackageError(
-                f"{folder.parent}: the package needs more than the {free} bytes that are free there: "
-                f"free some space, choose another output, or a smaller precision"
+                f"{folder.parent}: the package takes more than the {free} bytes that are free there; "
+                f"free some space, or choose another output or a smaller precision"
             )
 
 
