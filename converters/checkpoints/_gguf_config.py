@@ -89,7 +89,7 @@ def model_config(
     section = metadata.section(metadata.text("general.architecture") + ".")
     prefix, source = section.prefix, section.source
     known = _KNOWN_KEYS | architecture.keys | {architecture.epsilon}
-    for key in section.keys():
+    for key in section.names():
         if key not in known:
             raise UnsupportedError(
                 f"{source}: metadata {shown(prefix + key)} is not known, and may change the model"
@@ -105,10 +105,7 @@ def model_config(
 
     head_dim, rotary_dim = head_dim_of(architecture, metadata)
     heads = section.integer("attention.head_count")
-    attention, mlp = (
-        architecture.block["attn_output"].partition(".")[0],
-        architecture.block["ffn_down"].partition(".")[0],
-    )
+    attention, mlp = (architecture.block[name].partition(".")[0] for name in ("attn_output", "ffn_down"))
     common: dict[str, object] = {
         "architectures": [architecture.class_name],
         "model_type": architecture.model_type,
@@ -135,10 +132,10 @@ def model_config(
         common["rope_scaling"] = scaling
     if ROPE_FACTORS in factors:
         common["rope_factors"] = factors[ROPE_FACTORS]
-    extra = architecture.extra(section, common)
+    details = architecture.details(section, common)
     ids = {f"{key}_token_id": value for key, value in special_ids(metadata).items() if key != "unk"}
     named = ((architecture.renamed.get(key, key), value) for key, value in common.items())
-    return {key: value for key, value in named if key is not None} | extra | ids
+    return {key: value for key, value in named if key is not None} | details | ids
 
 
 def head_dim_of(architecture: Architecture, metadata: Metadata) -> tuple[int, int]:

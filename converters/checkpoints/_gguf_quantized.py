@@ -45,10 +45,10 @@ def read_ternary(tensor: StoredTensor) -> QuantizedTensor:
 
 def collapse(scale: FloatArray) -> FloatArray:
     """Scales `[N, groups]`, where 0 stands for any, as `[1]`, `[N]` or `[N, groups]` without a 0."""
-    top = scale.max() or np.float32(1)
-    high = scale.max(axis=1)
+    high: FloatArray = scale.max(axis=1)
+    top = high.max() or np.float32(1)
     high[high == 0] = top
-    filled = np.where(scale == 0, high[:, None], scale)
+    filled: FloatArray = np.where(scale == 0, high[:, None], scale)
     if (filled != high[:, None]).any():
         return filled
     # A row of zeros has got the largest scale of all, so that it stands in no one's way.

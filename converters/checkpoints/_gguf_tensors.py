@@ -80,14 +80,14 @@ def rename(
         match = _BLOCK_NAME.fullmatch(name)
         if match and match[2] in architecture.block and (kind != "scale" or architecture.scales):
             if int(match[1]) >= layers:
-                raise CheckpointError(f"{metadata.source}: tensor {shown(name)}, but block_count is {layers}")
+                raise CheckpointError(f"{tensor.file.path}: tensor {shown(name)}, but block_count is {layers}")
             stem = match[2]
             target = f"{architecture.layers}.{match[1]}.{architecture.block[stem]}"
         elif stem in architecture.top and kind in {"weight", "bias"}:
             target = architecture.top[stem]
         else:
             raise UnsupportedError(
-                f"{metadata.source}: tensor {shown(name)} is not known in a {architecture.model_type} model"
+                f"{tensor.file.path}: tensor {shown(name)} is not known in a {architecture.model_type} model"
                 f"{nearest(name, list(_known(architecture, match[1] if match else '0')))}"
             )
         if kind == "scale":
@@ -98,7 +98,7 @@ def rename(
         for letter, part in parts.items():
             own = f"{target.format(letter)}.{kind}"
             if own in stored:
-                raise CheckpointError(f"{metadata.source}: tensor {shown(name)} is {own}, which is there already")
+                raise CheckpointError(f"{tensor.file.path}: tensor {shown(name)} is {own}, which is there already")
             shape = part.info.shape[::-1] if view.transposed else part.info.shape
             stored[own] = replace(part, info=replace(part.info, name=own, shape=shape))
             views[own] = view
