@@ -75,6 +75,8 @@ def open_gguf(path: Path, opened: ExitStack, i2s_layout: str | None) -> GgufFile
         return GgufFiles(path, _stem(path), {path.name: file}, content.metadata, content.tensors)
 
     directory = path.parent
+    if path.name not in names:
+        raise CheckpointError(f"{path}: there is no such part of {len(names)}")
     files: dict[str, BinaryFile] = {}
     contents: list[GgufContent] = []
     for name in names:
