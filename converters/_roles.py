@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import threading
 from typing import Final
 
 import numpy as np
@@ -47,6 +48,8 @@ class CheckpointTensors:
             self._check(source, shape)
             self._sources[role] = source
         self._refuse_unknown(family, spec)
+        self._last: tuple[str, FloatArray] | None = None
+        self._lock = threading.Lock()
         self._masters = frozenset(
             role
             for role in self._shapes
@@ -84,12 +87,19 @@ class CheckpointTensors:
         source = self._sources[role]
         if source.transposed:
             rows = slice(start, stop) if source.rows is None else _indices(source.rows)[start:stop]
-            return np.ascontiguousarray(self._checkpoint.read(source.name)[:, rows].T)
+            return np.ascontiguousarray(self._whole(source.name)[:, rows].T)
         if source.rows is None:
             return self._checkpoint.read_rows(source.name, start, stop)
         return np.concatenate(
             [self._checkpoint.read_rows(source.name, *part) for part in _ranges(source.rows, start, stop)]
         )
+
+    def _whole(self, name: str) -> FloatArray:
+        """A tensor that is read for a few of its columns; the next ones are likely to be asked for soon."""
+        with self._lock:
+            if self._last is None or self._last[0] != name:
+                self._last = name, self._checkpoint.read(name)
+            return self._last[1]
 
     def quantized(self, role: str) -> QuantizedTensor | None:
         """The codes and scales of a matrix that is stored in them or rounded to them in every forward, or None."""
