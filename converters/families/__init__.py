@@ -32,7 +32,7 @@ def find(config: Config) -> Family:
     """The family of a configuration.
 
     Raises:
-        UnsupportedError: the `model_type` is unknown, or a field changes the arithmetic and the family does not read it.
+        UnsupportedError: the `model_type` is unknown, or the family does not read a field that changes the arithmetic.
     """
     name = config.string("model_type")
     if name not in FAMILIES:

@@ -1,7 +1,7 @@
 """Fields of config.json that change what a decoder computes: a family that does not read one refuses it.
 
-Without this a checkpoint of a relative would be converted as if the field were not there, and answer nonsense. What only
-adds tensors needs no row: a tensor without a role is refused anyway.
+Without this a checkpoint of a relative would be converted as if the field were not there, and answer nonsense. What
+only adds tensors needs no row: a tensor without a role is refused anyway.
 """
 
 from __future__ import annotations

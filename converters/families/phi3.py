@@ -54,6 +54,4 @@ def source(spec: DecoderSpec, role: str) -> Source:
     return Source(llama.tensor_name(role.replace(f".{module}.", f".{name}.")), rows)
 
 
-FAMILY = Family(
-    "phi3", spec, source, reads=("partial_rotary_factor", "sliding_window"), ignored=llama.FAMILY.ignored
-)
+FAMILY = Family("phi3", spec, source, reads=("partial_rotary_factor", "sliding_window"), ignored=llama.FAMILY.ignored)
