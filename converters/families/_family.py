@@ -53,6 +53,7 @@ class Family:
         model_type: Hugging Face `model_type`, also the file's name.
         spec: reads `config.json`.
         source: where the tensor of a role (`layers.0.attn.q_proj.weight`) lies.
+        reads: fields of `_refused.FIELDS` that `spec` reads; others are refused unless they do nothing.
         ignored: suffixes of tensors that carry nothing to convert, such as saved rotary tables.
         trained_ternary: the linear layers of the blocks were trained to be ternary: those that are dense are masters,
             for which a policy's `auto` means `ternary`.
@@ -61,6 +62,7 @@ class Family:
     model_type: str
     spec: Callable[[Config], DecoderSpec]
     source: Callable[[DecoderSpec, str], Source]
+    reads: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     trained_ternary: bool = False
 
