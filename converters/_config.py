@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from bitnet_onnx.errors import CheckpointError
+from bitnet_onnx.errors import CheckpointError, UnsupportedError
 
 #: Largest size that any field may claim; a model beyond it does not exist and would only exhaust memory.
 _LIMIT = 1 << 31
@@ -46,6 +46,18 @@ class Config:
             raise self._wrong(name, value, "a finite number greater than 0")
         return result
 
+    def optional_number(self, name: str, default: float | None) -> float | None:
+        """A number like `number`, where null does not mean the default but that there is none."""
+        if name in self._fields and self._fields[name] is None:
+            return None
+        return None if default is None and name not in self else self.number(name, default)
+
+    def optional_integer(self, name: str, default: int | None) -> int | None:
+        """A whole number like `integer`, where null does not mean the default but that there is none."""
+        if name in self._fields and self._fields[name] is None:
+            return None
+        return None if default is None and name not in self else self.integer(name, default)
+
     def boolean(self, name: str, default: bool) -> bool:
         """True or false."""
         value = self._value(name, default)
@@ -84,6 +96,15 @@ class Config:
     def with_values(self, **values: object) -> Config:
         """The same fields, with other values for some."""
         return Config({**self._fields, **values}, self._where)
+
+    def refuse(self, name: str, why: str) -> None:
+        """Refuse a switch that is on.
+
+        Raises:
+            UnsupportedError: it is; `why` says what it would do.
+        """
+        if self.boolean(name, False):
+            raise UnsupportedError(f"{self._where}: {name} is true: {why} is not supported")
 
     def child(self, name: str) -> Config | None:
         """A nested object, or None where it is absent."""
