@@ -5,11 +5,38 @@ from __future__ import annotations
 import difflib
 
 from bitnet_onnx.converters._config import Config
-from bitnet_onnx.converters.families import bitnet, llama
+from bitnet_onnx.converters.families import (
+    bitnet,
+    gemma,
+    gemma2,
+    gemma3,
+    gemma3_text,
+    gpt2,
+    gpt_neox,
+    gptj,
+    llama,
+    opt,
+    phi,
+)
 from bitnet_onnx.converters.families._family import Family
 from bitnet_onnx.errors import UnsupportedError
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (bitnet.FAMILY, llama.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        bitnet.FAMILY,
+        gemma.FAMILY,
+        gemma2.FAMILY,
+        gemma3.FAMILY,
+        gemma3_text.FAMILY,
+        gpt2.FAMILY,
+        gpt_neox.FAMILY,
+        gptj.FAMILY,
+        llama.FAMILY,
+        opt.FAMILY,
+        phi.FAMILY,
+    )
+}
 
 __all__ = ["FAMILIES", "Config", "Family", "find"]
 
