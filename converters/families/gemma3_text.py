@@ -1,5 +1,4 @@
-"""Gemma 3: Gemma 2 with norms on queries and keys instead of caps; layers with a window rotate in a base of their own.
-"""
+"""Gemma 3: Gemma 2 with norms on queries and keys instead of caps, and another rotation in layers with a window."""
 
 from __future__ import annotations
 
@@ -47,9 +46,7 @@ def spec(config: Config) -> DecoderSpec:
     }
     found = gemma2.shared(filled.with_values(rope_parameters=None, rope_scaling=None))
     pattern = filled.integer("sliding_window_pattern", 6)
-    types = layer_types(
-        filled, found.num_hidden_layers, lambda index: SLIDING if (index + 1) % pattern else FULL
-    )
+    types = layer_types(filled, found.num_hidden_layers, lambda index: SLIDING if (index + 1) % pattern else FULL)
     return replace(
         found,
         family="gemma3_text",

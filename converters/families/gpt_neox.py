@@ -1,5 +1,4 @@
-"""GPT-NeoX (Pythia, Dolly, StableLM alpha): parallel blocks, a part of each head rotated, q, k and v by heads in one.
-"""
+"""GPT-NeoX (Pythia, Dolly): parallel blocks, a part of each head is rotated, q, k and v stand head by head in one."""
 
 from __future__ import annotations
 

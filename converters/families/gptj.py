@@ -9,6 +9,7 @@ from bitnet_onnx.converters.families._activation import activation
 from bitnet_onnx.converters.families._family import Family, named, replaced
 from bitnet_onnx.converters.families._sizes import divided
 from bitnet_onnx.decoder import Attention, DecoderSpec, Norm, Residual, Rotary
+from bitnet_onnx.errors import UnsupportedError
 
 _NAMES: Final = {
     "embed_tokens.": "wte.",
@@ -23,6 +24,9 @@ _NAMES: Final = {
 def spec(config: Config) -> DecoderSpec:
     """Read a GPT-J configuration; what is absent has the value that transformers gives it."""
     hidden, heads = config.integer("n_embd", 4096), config.integer("n_head", 16)
+    rotated = config.optional_integer("rotary_dim", 64)
+    if rotated is None:
+        raise UnsupportedError("config.json: rotary_dim is null: expected the number of rotated features of a head")
     return DecoderSpec(
         family="gptj",
         vocab_size=config.integer("vocab_size", 50400),
@@ -35,7 +39,7 @@ def spec(config: Config) -> DecoderSpec:
         context_length=config.integer("n_positions", 2048),
         norm_epsilon=config.number("layer_norm_epsilon", 1e-5),
         activation=activation(config, "activation_function", "gelu_new"),
-        attention=(Attention(Rotary(10000.0, config.integer("rotary_dim", 64), interleaved=True)),),
+        attention=(Attention(Rotary(10000.0, rotated, interleaved=True)),),
         norm=Norm.LAYER,
         residual=Residual.PARALLEL_SHARED_NORM,
         gated=False,

@@ -2,8 +2,8 @@
 
 It wants heads of a multiple of 8 features, of 16 where they are rotated, and rotates a multiple of 16 of them. Other
 heads get zeros behind their features, which add nothing to scores and are cut from the result. A rotated part of
-another size is widened by pairs of angle 0: its halves move apart, and features that are not rotated, or zeros, fill the
-space between. Pairs of neighbours stay where they are.
+another size is widened by pairs of angle 0: its halves move apart, and features that are not rotated, or zeros, fill
+the space between. Pairs of neighbours stay where they are.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from bitnet_onnx.converters.onnx._emitter import Emitter
+from bitnet_onnx.converters.onnx._rotary import table_width
 from bitnet_onnx.decoder import DecoderSpec, Rotary
-from bitnet_onnx.quantized import FloatArray
 
 _SIZE: Final = 8
 _ROTATED_SIZE: Final = 16
-_TABLE_WIDTH: Final = 8
 
 
 def head_size(spec: DecoderSpec) -> int:
@@ -31,17 +30,6 @@ def head_size(spec: DecoderSpec) -> int:
     rotaries = [layer.rotary for layer in spec.attention if layer.rotary is not None]
     needed = max([spec.head_dim, *(2 * table_width(rotary) for rotary in rotaries)])
     return _up(needed, _ROTATED_SIZE if rotaries else _SIZE)
-
-
-def table_width(rotary: Rotary) -> int:
-    """Columns of the tables of cosines and sines."""
-    return _up(rotary.dim // 2, _TABLE_WIDTH)
-
-
-def widened(table: FloatArray, rotary: Rotary, angle_zero: float) -> FloatArray:
-    """A table `[positions, dim / 2]` with columns of angle 0 up to the width that is taken."""
-    missing = table_width(rotary) - table.shape[1]
-    return np.pad(table, ((0, 0), (0, missing)), constant_values=angle_zero) if missing else table
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +63,7 @@ class HeadLayout:
         Args:
             emit: where nodes go.
             path: module path.
-            qkv: float `[..., heads * D]` and twice `[..., kv_heads * D]`, or all as one `[..., (heads + 2 kv_heads) D]`.
+            qkv: float `[..., heads * D]` and twice `[..., kv_heads * D]`, or one value that holds all three.
             heads: of queries.
             kv_heads: of keys and of values.
         """

@@ -11,7 +11,7 @@ from bitnet_onnx.attention import AttentionAttributes
 from bitnet_onnx.converters.model import Tensors
 from bitnet_onnx.converters.onnx._activation import emit_activation
 from bitnet_onnx.converters.onnx._emitter import Emitter, Matrix, dotted
-from bitnet_onnx.converters.onnx._head_layout import HeadLayout, head_size, widened
+from bitnet_onnx.converters.onnx._head_layout import HeadLayout, head_size
 from bitnet_onnx.converters.onnx._linear_layers import LayerInput, LinearLayers, module_path
 from bitnet_onnx.converters.onnx._linears import LayerRecord
 from bitnet_onnx.converters.onnx._positions import emit_positions
@@ -187,8 +187,7 @@ class DecoderEmitter:
         if rotary not in self._rotary:
             number = f".{len(self._rotary)}" if self._rotary else ""
             names = (f"model.rotary{number}.{name}_cache" for name in ("cos", "sin"))
-            cosine, sine = tables(rotary, self._spec.context_length)
-            made = widened(cosine, rotary, 1.0), widened(sine, rotary, 0.0)
+            made = tables(rotary, self._spec.context_length)
             self._rotary[rotary] = [self._emit.constant(name, table) for name, table in zip(names, made, strict=True)]
         return self._rotary[rotary]
 
