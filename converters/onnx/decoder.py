@@ -30,7 +30,7 @@ from bitnet_onnx.quantized import FloatArray
 
 BATCH, SEQUENCE, TOTAL, PAST = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
 
-#: GroupQueryAttention with rotary embedding refuses other sizes, and only when it runs.
+#: GroupQueryAttention with rotary embedding refuses other sizes of a head and of its rotated part, and only when it runs.
 HEAD_MULTIPLE = 16
 
 
@@ -64,7 +64,7 @@ class DecoderEmitter:
         """Emit the whole graph and return what the head reads, before its norm.
 
         Raises:
-            UnsupportedError: ONNX Runtime has no attention for this size of a head.
+            UnsupportedError: ONNX Runtime has no attention for this size of a head or of its rotated part.
         """
         spec, emit = self._spec, self._emit
         if spec.head_dim % HEAD_MULTIPLE:
@@ -72,6 +72,12 @@ class DecoderEmitter:
                 f"config.json: head_dim is {spec.head_dim}: "
                 f"ONNX Runtime's GroupQueryAttention takes multiples of {HEAD_MULTIPLE}"
             )
+        for layer in spec.attention:
+            if layer.rotary is not None and layer.rotary.dim % HEAD_MULTIPLE:
+                raise UnsupportedError(
+                    f"config.json: {layer.rotary.dim} of {spec.head_dim} features of a head are rotated: "
+                    f"ONNX Runtime's GroupQueryAttention takes multiples of {HEAD_MULTIPLE}"
+                )
         ids = emit.input("input_ids", ir.DataType.INT64, [BATCH, SEQUENCE])
         mask = emit.input("attention_mask", ir.DataType.INT64, [BATCH, TOTAL])
         cache = self._cache_inputs()
