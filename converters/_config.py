@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from bitnet_onnx.errors import CheckpointError, UnsupportedError
+from bitnet_onnx.errors import CheckpointError
 
 #: Largest size that any field may claim; a model beyond it does not exist and would only exhaust memory.
 _LIMIT = 1 << 31
@@ -26,11 +26,23 @@ class Config:
     def __contains__(self, name: str) -> bool:
         return self._fields.get(name) is not None
 
+    @property
+    def fields(self) -> Mapping[str, object]:
+        """The fields as they are, unchecked."""
+        return self._fields
+
     def integer(self, name: str, default: int | None = None) -> int:
         """A positive whole number; absent or null gives `default`, or an error without one."""
         value = self._value(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _LIMIT:
             raise self._wrong(name, value, f"a whole number from 1 to {_LIMIT - 1}")
+        return value
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """A whole number from zero; absent or null gives `default`, or an error without one."""
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LIMIT:
+            raise self._wrong(name, value, f"a whole number from 0 to {_LIMIT - 1}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -88,6 +100,17 @@ class Config:
             raise self._wrong(name, value, "a list of strings")
         return tuple(value)
 
+    def flags(self, name: str) -> tuple[bool, ...]:
+        """A list of zeros and ones; absent gives an empty one."""
+        value = self._value(name, [])
+        if not isinstance(value, list | tuple) or not all(isinstance(item, int) and item in {0, 1} for item in value):
+            raise self._wrong(name, value, "a list of 0 and 1")
+        return tuple(bool(item) for item in value)
+
+    def with_absent(self, **defaults: object) -> Config:
+        """The same fields, with values for those that are absent; what is null stays null."""
+        return Config({**defaults, **self._fields}, self._where)
+
     def with_defaults(self, **defaults: object) -> Config:
         """The same fields, with values for those that are absent or null."""
         present = {name: value for name, value in self._fields.items() if value is not None}
@@ -96,15 +119,6 @@ class Config:
     def with_values(self, **values: object) -> Config:
         """The same fields, with other values for some."""
         return Config({**self._fields, **values}, self._where)
-
-    def refuse(self, name: str, why: str) -> None:
-        """Refuse a switch that is on.
-
-        Raises:
-            UnsupportedError: it is; `why` says what it would do.
-        """
-        if self.boolean(name, False):
-            raise UnsupportedError(f"{self._where}: {name} is true: {why} is not supported")
 
     def child(self, name: str) -> Config | None:
         """A nested object, or None where it is absent."""

@@ -14,11 +14,19 @@ from bitnet_onnx.converters.families import (
     gpt2,
     gpt_neox,
     gptj,
+    granite,
     llama,
+    mistral,
+    olmo2,
     opt,
     phi,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
 )
 from bitnet_onnx.converters.families._family import Family
+from bitnet_onnx.converters.families._refused import refuse_unread
 from bitnet_onnx.errors import UnsupportedError
 
 FAMILIES: dict[str, Family] = {
@@ -32,9 +40,16 @@ FAMILIES: dict[str, Family] = {
         gpt2.FAMILY,
         gpt_neox.FAMILY,
         gptj.FAMILY,
+        granite.FAMILY,
         llama.FAMILY,
+        mistral.FAMILY,
+        olmo2.FAMILY,
         opt.FAMILY,
         phi.FAMILY,
+        phi3.FAMILY,
+        qwen2.FAMILY,
+        qwen3.FAMILY,
+        smollm3.FAMILY,
     )
 }
 
@@ -45,7 +60,7 @@ def find(config: Config) -> Family:
     """The family of a configuration.
 
     Raises:
-        UnsupportedError: the `model_type` is unknown.
+        UnsupportedError: the `model_type` is unknown, or a field changes the arithmetic and the family does not read it.
     """
     name = config.string("model_type")
     if name not in FAMILIES:
@@ -54,4 +69,6 @@ def find(config: Config) -> Family:
         raise UnsupportedError(
             f"config.json: model_type {name!r:.60} is not supported{hint} (known: {', '.join(sorted(FAMILIES))})"
         )
-    return FAMILIES[name]
+    family = FAMILIES[name]
+    refuse_unread(config, family)
+    return family

@@ -55,6 +55,7 @@ class Family:
         model_type: Hugging Face `model_type`, also the file's name.
         spec: reads `config.json`.
         source: where the tensor of a role (`layers.0.attn.q_proj.weight`) lies.
+        reads: fields of `_refused.FIELDS` that `spec` reads; others are refused unless they do nothing.
         ignored: suffixes of tensors that carry nothing to convert, such as saved rotary tables.
         aliases: beginnings of names to other beginnings that checkpoints have instead, `{"transformer.": ("",)}`.
         left_out: beginnings of tensors of other modalities; a package of the language model goes without them.
@@ -65,6 +66,7 @@ class Family:
     model_type: str
     spec: Callable[[Config], DecoderSpec]
     source: Callable[[DecoderSpec, str], Source]
+    reads: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()

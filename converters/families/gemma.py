@@ -28,7 +28,6 @@ _DEFAULTS: Final = {
 def spec(config: Config) -> DecoderSpec:
     """Read a Gemma configuration; what is absent has the value that transformers gives it."""
     filled = config.with_defaults(**_DEFAULTS)
-    filled.refuse("use_bidirectional_attention", "attention to later tokens")
     if filled.string("hidden_act") == "gelu":
         # The first files named the wrong one of the two; transformers corrects it too.
         filled = filled.with_values(hidden_act="gelu_pytorch_tanh")

@@ -9,9 +9,9 @@ from typing import Final
 from bitnet_onnx.converters._config import Config
 from bitnet_onnx.converters.families import llama
 from bitnet_onnx.converters.families._family import Family, Source, replaced
-from bitnet_onnx.converters.families._layers import FULL, SLIDING, layer_types
+from bitnet_onnx.converters.families._layers import FULL, SLIDING, attention_layers, layer_types
 from bitnet_onnx.converters.families.gemma import norm_plus_one
-from bitnet_onnx.decoder import Attention, DecoderSpec, NormPlacement
+from bitnet_onnx.decoder import DecoderSpec, NormPlacement
 
 _DEFAULTS: Final = {
     "vocab_size": 256000,
@@ -39,12 +39,11 @@ def spec(config: Config) -> DecoderSpec:
     """Read a Gemma 2 configuration; what is absent has the value that transformers gives it."""
     found = shared(config.with_defaults(**_DEFAULTS))
     types = layer_types(config, found.num_hidden_layers, lambda index: FULL if index % 2 else SLIDING)
-    window = config.integer("sliding_window", 4096)
-    rotary = found.attention[0].rotary
+    window = config.optional_integer("sliding_window", 4096) or 0
     return replace(
         found,
         family="gemma2",
-        attention=tuple(Attention(rotary, window if name == SLIDING else 0) for name in types),
+        attention=attention_layers(types, window, (found.attention[0].rotary,)),
         attention_softcap=config.optional_number("attn_logit_softcapping", 50.0) or 0.0,
         logit_softcap=config.optional_number("final_logit_softcapping", 30.0) or 0.0,
     )
@@ -52,7 +51,6 @@ def spec(config: Config) -> DecoderSpec:
 
 def shared(filled: Config) -> DecoderSpec:
     """What Gemma 2 and 3 have in common; `filled` has the defaults."""
-    filled.refuse("use_bidirectional_attention", "attention to later tokens")
     found = llama.spec(filled.with_values(hidden_act=filled.string("hidden_activation", "gelu_pytorch_tanh")))
     return replace(
         found,
@@ -68,4 +66,17 @@ def source(_: DecoderSpec, role: str) -> Source:
     return norm_plus_one(role if role.startswith("lm_head.") else f"model.{replaced(role, _NAMES)}")
 
 
-FAMILY = Family("gemma2", spec, source, ignored=llama.FAMILY.ignored, aliases={"model.": ("",)})
+FAMILY = Family(
+    "gemma2",
+    spec,
+    source,
+    reads=(
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "layer_types",
+        "query_pre_attn_scalar",
+        "sliding_window",
+    ),
+    ignored=llama.FAMILY.ignored,
+    aliases={"model.": ("",)},
+)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from bitnet_onnx.converters._config import Config
 from bitnet_onnx.converters.families import gemma3_text
 from bitnet_onnx.converters.families._family import Family
+from bitnet_onnx.converters.families._refused import refuse_unread
 from bitnet_onnx.decoder import DecoderSpec
 
 
 def spec(config: Config) -> DecoderSpec:
     """Read the part of the configuration that describes the language model."""
     text = config.child("text_config") or Config({}, "config.json: text_config")
+    refuse_unread(text, gemma3_text.FAMILY)
     if "context_length" in config:
         text = text.with_values(context_length=config.integer("context_length"))
     return gemma3_text.spec(text.with_values(tie_word_embeddings=config.boolean("tie_word_embeddings", True)))

@@ -24,8 +24,6 @@ _NAMES: Final = {
 
 def spec(config: Config) -> DecoderSpec:
     """Read a GPT-2 configuration; what is absent has the value that transformers gives it."""
-    config.refuse("scale_attn_by_inverse_layer_idx", "another scale of the scores in each layer")
-    config.refuse("add_cross_attention", "attention to an encoder")
     hidden, heads = config.integer("n_embd", 768), config.integer("n_head", 12)
     positions = config.integer("n_positions", 1024)
     return DecoderSpec(
@@ -70,6 +68,7 @@ FAMILY = Family(
     "gpt2",
     spec,
     source,
+    reads=("scale_attn_weights",),
     # The causal mask, which older files hold in each layer.
     ignored=(".attn.bias", ".attn.masked_bias"),
     aliases={"transformer.": ("",)},

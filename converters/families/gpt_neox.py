@@ -70,6 +70,7 @@ FAMILY = Family(
     "gpt_neox",
     spec,
     source,
+    reads=("partial_rotary_factor", "rotary_pct", "use_parallel_residual"),
     ignored=(".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),
     aliases={"gpt_neox.": ("",), "embed_out.": ("lm_head.",)},
 )

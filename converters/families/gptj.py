@@ -62,6 +62,7 @@ FAMILY = Family(
     "gptj",
     spec,
     named(tensor_name),
+    reads=("rotary_dim",),
     # The causal mask, which older files hold in each layer.
     ignored=(".attn.bias", ".attn.masked_bias"),
     aliases={"transformer.": ("",)},

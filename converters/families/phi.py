@@ -61,4 +61,11 @@ def tensor_name(role: str) -> str:
     return f"model.{replaced(role, _NAMES)}"
 
 
-FAMILY = Family("phi", spec, named(tensor_name), ignored=(".rotary_emb.inv_freq",), aliases={"model.": ("",)})
+FAMILY = Family(
+    "phi",
+    spec,
+    named(tensor_name),
+    reads=("partial_rotary_factor", "qk_layernorm"),
+    ignored=(".rotary_emb.inv_freq",),
+    aliases={"model.": ("",)},
+)
