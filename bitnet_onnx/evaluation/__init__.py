@@ -1,0 +1,1 @@
+"""Measuring packages: against a forward pass that shares nothing with the emitter."""
