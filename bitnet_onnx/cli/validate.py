@@ -15,30 +15,27 @@ from rich.table import Table
 
 from bitnet_onnx import model_zoo
 from bitnet_onnx.cli._console import error_console, printable
-from bitnet_onnx.evaluation import Options, Progress, Validation, WeightCheck, validate
+from bitnet_onnx.evaluation import Measure, Options, Progress, Validation, WeightCheck, validate
 
 #: Tensors that fail are listed up to this many.
 _LISTED = 20
 _DOES_NOT_HOLD = 1
+_ALL = "all"
 
 
-class _Integers(click.ParamType[tuple[int, ...]]):
-    """Numbers with commas between them, or one word that stands for all."""
+def _layer_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Numbers with commas between them, or an empty tuple for `all`."""
+    if value is None:
+        return None
+    return () if value == _ALL else _integers(ctx, param, value)
 
-    def __init__(self, word: str = "") -> None:
-        self.name = "N,N..."
-        self._word = word
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        if self._word and value == self._word:
-            return ()
-        try:
-            return tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            expected = "numbers with commas between them" + (f", or {self._word}" if self._word else "")
-            self.fail(f"{value!r:.60} is not what is expected: {expected}", param, ctx)
+def _integers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
+    """Numbers with commas between them."""
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r:.60}: expected numbers with commas between them") from None
 
 
 @click.command()
@@ -46,7 +43,8 @@ class _Integers(click.ParamType[tuple[int, ...]]):
 @click.option("--source", required=True, help="The checkpoint that the package was made from, or its name in the zoo.")
 @click.option(
     "--tokens",
-    type=_Integers(),
+    callback=_integers,
+    metavar="N,N...",
     default="1,7,64",
     show_default=True,
     help="Lengths of the prompts that are made up.",
@@ -54,9 +52,10 @@ class _Integers(click.ParamType[tuple[int, ...]]):
 @click.option("--prompt", help="A text to read instead.")
 @click.option(
     "--layers",
-    type=_Integers("all"),
+    callback=_layer_numbers,
+    metavar="N,N...",
     is_flag=False,
-    flag_value="all",
+    flag_value=_ALL,
     help="Compare hidden states after these layers too, such as 0,15,29; without a value after all.",
 )
 @click.option("--fallback", is_flag=True, help="Run the function bodies although the operator library is there.")
@@ -85,7 +84,7 @@ def command(
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
     else:
-        _print(found)
+        _print(found, made_up=prompt is None)
     ctx.exit(0 if found.holds else _DOES_NOT_HOLD)
 
 
@@ -104,7 +103,7 @@ def _progress() -> Iterator[Progress | None]:
         yield report
 
 
-def _print(found: Validation) -> None:
+def _print(found: Validation, *, made_up: bool) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     failing = [check for check in found.weights if not check.holds]
     if failing:
@@ -112,7 +111,7 @@ def _print(found: Validation) -> None:
     held = len(found.weights) - len(failing)
     console.print(f"weights: {held} of {len(found.weights)} tensors are equal bit for bit")
     if found.logits:
-        _logits(console, found)
+        _logits(console, found, made_up)
     else:
         console.print("logits: not compared, because of the weights")
     if found.layers:
@@ -135,29 +134,33 @@ def _weights(console: Console, failing: list[WeightCheck]) -> None:
         console.print(f"... and {len(failing) - _LISTED} more")
 
 
-def _logits(console: Console, found: Validation) -> None:
-    console.print(f"logits: {found.runtime} against the reference, which moves by {found.movement:.1e} under noise")
+def _logits(console: Console, found: Validation, made_up: bool) -> None:
+    console.print(f"logits: {found.runtime} against the numpy reference")
     table = Table("tokens", "read", box=None, pad_edge=False)
-    for name in ("difference", "tolerance", "holds", "KL from source", "top-1 as source"):
-        table.add_column(name, justify="right")
+    for name in ("distance", "tolerance", "holds", "KL to source", "top-1"):
+        table.add_column(name, justify="right", no_wrap=True)
     for check in found.logits:
-        unit = " relative" if check.measure == "relative" else ""
+        unit = " %" if check.measure is Measure.RELATIVE else ""
+        value, tolerance = ((100 * part if unit else part) for part in (check.value, check.tolerance))
         table.add_row(
             str(check.tokens),
-            check.way,
-            f"{check.value:.1e}{unit}",
-            f"{check.tolerance:.1e}",
+            str(check.way),
+            f"{value:.2g}{unit}",
+            f"{tolerance:.2g}{unit}",
             "yes" if check.holds else "NO",
             f"{check.divergence:.4f}",
             f"{100 * check.agreement:.0f} %",
         )
     console.print(table)
+    if made_up:
+        console.print("KL and top-1 are on made-up tokens: --prompt TEXT shows what quantization costs on a text")
 
 
 def _layers(console: Console, found: Validation) -> None:
     table = Table(box=None, pad_edge=False)
-    for name in ("after layer", "relative error", "reference under noise"):
+    for name in ("after layer", "error", "noise alone", "error with floats"):
         table.add_column(name, justify="right")
     for check in found.layers:
-        table.add_row(str(check.layer), f"{check.error:.1e}", f"{check.movement:.1e}")
+        floats = "" if check.floats is None else f"{check.floats:.1e}"
+        table.add_row(str(check.layer), f"{check.error:.1e}", f"{check.movement:.1e}", floats)
     console.print(table)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bitnet_onnx.evaluation._report import LayerCheck, LogitCheck, Validation, WeightCheck
-from bitnet_onnx.evaluation.validation import Options, Progress, validate
+from bitnet_onnx.evaluation._logits import Progress
+from bitnet_onnx.evaluation._report import LayerCheck, LogitCheck, Measure, Validation, Way, WeightCheck
+from bitnet_onnx.evaluation.validation import Options, validate
 
-__all__ = ["LayerCheck", "LogitCheck", "Options", "Progress", "Validation", "WeightCheck", "validate"]
+__all__ = ["LayerCheck", "LogitCheck", "Measure", "Options", "Progress", "Validation", "Way", "WeightCheck", "validate"]

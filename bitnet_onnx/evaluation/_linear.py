@@ -142,12 +142,19 @@ def _integer(tokens: npt.NDArray[np.int16], token_scale: FloatArray, matrix: Qua
     width = matrix.grid.group_size or columns
     magnitude = max(matrix.grid.zero_point, matrix.grid.levels - 1 - matrix.grid.zero_point)
     # BLAS adds in any order, so every partial sum has to be exact.
-    exact = np.float32 if width * peak * magnitude < _EXACT else np.float64
+    single = width * peak * magnitude < _EXACT
     total = np.zeros((len(tokens), len(weights)), np.float32)
     for group, start in enumerate(range(0, columns, width)):
         part = slice(start, start + width)
-        sums = (tokens[:, part].astype(exact) @ weights[:, part].astype(exact).T).astype(np.float32)
+        sums = _products(tokens[:, part], weights[:, part], single)
         if not matrix.grid.group_size:
             return sums * (matrix.scale[None, :] / token_scale[:, None])
         total += sums * matrix.scale[:, group]
     return total * (np.float32(1) / token_scale)[:, None]
+
+
+def _products(tokens: npt.NDArray[np.int16], weights: npt.NDArray[np.int16], single: bool) -> FloatArray:
+    """`tokens @ weights.T` by way of float32 or float64."""
+    if single:
+        return tokens.astype(np.float32) @ weights.astype(np.float32).T
+    return (tokens.astype(np.float64) @ weights.astype(np.float64).T).astype(np.float32)

@@ -14,11 +14,16 @@ from bitnet_onnx.converters.onnx._emitter import dotted
 from bitnet_onnx.converters.onnx._linear_layers import module_path
 from bitnet_onnx.decoder import ATTENTION_INPUTS, MLP_INPUTS, DecoderSpec
 from bitnet_onnx.errors import InputError, PackageError
-from bitnet_onnx.package_format import MODEL, MODEL_DATA, OPERATOR_DOMAIN
+from bitnet_onnx.evaluation._report import WeightCheck
+from bitnet_onnx.package_format import ENGINE, MODEL, MODEL_DATA, OPERATOR_DOMAIN
 from bitnet_onnx.packing import unpack, unpack_scale
 from bitnet_onnx.quantized import FloatArray, Grid, QuantizedTensor
+from bitnet_onnx.runtime._native_errors import one_line
 
-_TYPES: Final = {onnx.TensorProto.FLOAT: np.dtype("<f4"), onnx.TensorProto.UINT8: np.dtype(np.uint8)}
+_TYPES: Final[dict[int, np.dtype[np.generic]]] = {
+    onnx.TensorProto.FLOAT: np.dtype("<f4"),
+    onnx.TensorProto.UINT8: np.dtype(np.uint8),
+}
 #: Layers on one input that may stand in one node, and the name of that node.
 _MERGED: Final = {"qkv_proj": ATTENTION_INPUTS, "gate_up_proj": MLP_INPUTS}
 _GRID: Final = ("in_features", "out_features", "bits", "zero_point", "group_size")
@@ -41,10 +46,7 @@ class PackageTensors:
         self._path = directory / MODEL
         self._spec = spec
         self._shapes = dict(spec.tensors())
-        try:
-            graph = onnx.load_model(str(self._path), load_external_data=False).graph
-        except Exception as error:
-            raise PackageError(f"{self._path}: not an ONNX graph: {' '.join(str(error).split())[:200]}") from None
+        graph = _load(self._path)
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._grids: dict[str, dict[str, int]] = {}
         for node in graph.node:
@@ -203,4 +205,25 @@ class PackageTensors:
                 raise PackageError(f"{self._path}: {name} does not lie in {MODEL_DATA}")
         if offset + count * dtype.itemsize > len(data):
             raise PackageError(f"{self._path}: {name} ends behind its data: {len(data)} bytes are there")
-        return np.frombuffer(data, dtype, count, offset).reshape(shape)
+        values: Array = np.frombuffer(data, dtype, count, offset).reshape(shape)
+        return values
+
+
+def engine_differences(directory: Path) -> list[WeightCheck]:
+    """Initializers of `engine.onnx` that are not those of `model.onnx`: small tensors stand in both files."""
+    if not (directory / ENGINE).is_file():
+        return []
+    graphs = [_load(directory / name) for name in (MODEL, ENGINE)]
+    model, engine = ({tensor.name: tensor for tensor in graph.initializer} for graph in graphs)
+    return [
+        WeightCheck(name, "", 0, problem=f"{ENGINE} and {MODEL} hold different tensors of this name")
+        for name in sorted(model.keys() | engine.keys())
+        if model.get(name) != engine.get(name)
+    ]
+
+
+def _load(path: Path) -> onnx.GraphProto:
+    try:
+        return onnx.load_model(str(path), load_external_data=False).graph
+    except Exception as error:
+        raise PackageError(f"{path}: not an ONNX graph: {one_line(error)}") from None

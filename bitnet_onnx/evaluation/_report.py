@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +34,35 @@ class WeightCheck:
         return not (self.differing or self.scales or self.problem)
 
 
+class Way(enum.StrEnum):
+    """How a prompt is read."""
+
+    #: all positions in one call of `model.onnx`, activations left as floats: where they are rounded to integers, a
+    #: unit in the last place becomes one of an integer, and what follows can only be compared loosely
+    FLOATS = "floats"
+    #: all positions in one call of `model.onnx` as it is
+    WHOLE = "whole"
+    #: the last position, in two calls of the graph that `bitnet-onnx` runs, the second behind the cache of the first
+    CACHED = "cached"
+
+
+class Measure(enum.StrEnum):
+    """How far logits are from the reference."""
+
+    #: largest difference of a logit
+    DIFFERENCE = "difference"
+    #: root of the squared error over the root of the squared reference
+    RELATIVE = "relative"
+
+
 @dataclass(frozen=True, slots=True)
 class LogitCheck:
     """One prompt through the package and through the reference.
 
     Attributes:
         tokens: of the prompt.
-        way: `whole`: every position in one call of `model.onnx`; `cached`: the last position, read in two calls of the
-            graph that `bitnet-onnx` runs, the second behind the cache of the first.
-        measure: `difference`: largest difference of a logit; `relative`: root of the squared error over the root of
-            the squared reference.
+        way: how it is read.
+        measure: what is measured.
         value: what was measured.
         tolerance: the most that it may be.
         divergence: mean Kullback-Leibler divergence from the source's own forward to the package, in nats.
@@ -51,8 +70,8 @@ class LogitCheck:
     """
 
     tokens: int
-    way: Literal["whole", "cached"]
-    measure: Literal["difference", "relative"]
+    way: Way
+    measure: Measure
     value: float
     tolerance: float
     divergence: float
@@ -72,11 +91,13 @@ class LayerCheck:
         layer: its index.
         error: root of the squared error over the root of the squared reference.
         movement: the same of the reference under noise.
+        floats: as `error`, with activations left as floats; None where no activation is rounded.
     """
 
     layer: int
     error: float
     movement: float
+    floats: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +109,8 @@ class Validation:
         source: path of the checkpoint.
         runtime: what executed the package.
         weights: every tensor.
-        logits: every prompt, both ways.
+        logits: every prompt, each way.
         layers: hidden states that were asked for.
-        movement: largest difference of a logit between the reference and itself under noise.
         warnings: what a reader should know.
     """
 
@@ -100,17 +120,15 @@ class Validation:
     weights: tuple[WeightCheck, ...]
     logits: tuple[LogitCheck, ...]
     layers: tuple[LayerCheck, ...]
-    movement: float
     warnings: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
         """Whether everything that is judged holds."""
-        return all(check.holds for check in (*self.weights, *self.logits))
+        return all(check.holds for check in self.weights) and all(check.holds for check in self.logits)
 
     def as_dict(self) -> dict[str, object]:
         """All facts as JSON values."""
-        result = asdict(self)
-        for name, checks in (("weights", self.weights), ("logits", self.logits)):
-            result[name] = [{**asdict(check), "holds": check.holds} for check in checks]
-        return {"holds": self.holds, **result}
+        weights = [{**asdict(check), "holds": check.holds} for check in self.weights]
+        logits = [{**asdict(check), "holds": check.holds} for check in self.logits]
+        return {"holds": self.holds, **asdict(self), "weights": weights, "logits": logits}

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from bitnet_onnx.converters.onnx._linear_layers import module_path
 from bitnet_onnx.decoder import DecoderSpec, Norm, NormPlacement
 from bitnet_onnx.errors import PackageError
+from bitnet_onnx.evaluation._float_graph import leave_activations
 from bitnet_onnx.package_format import ENGINE, LOGITS_START, MODEL
 from bitnet_onnx.quantized import FloatArray
 from bitnet_onnx.runtime import Device, PackageInfo
@@ -32,6 +33,8 @@ class PackageSession:
         spec: what the decoder is.
         layers: after which hidden states are wanted.
         engine: the graph of our own runtime instead of `model.onnx`.
+        floats: leave activations as they are: nothing is rounded to integers then, and results are reproducible to
+            float rounding.
 
     Raises:
         OperatorError: the operator library cannot be loaded.
@@ -46,6 +49,7 @@ class PackageSession:
         layers: Sequence[int] = (),
         *,
         engine: bool = False,
+        floats: bool = False,
     ) -> None:
         self._path = package.directory / (ENGINE if engine else MODEL)
         options = ort.SessionOptions()
@@ -54,6 +58,10 @@ class PackageSession:
             register_library(options, device.operator_library)
         # The graph is changed in memory only; its data stays where it is.
         options.add_session_config_entry(_EXTERNAL_FOLDER, str(package.directory.resolve()))
+        self._floats = floats
+        if floats and device.operator_library is None:
+            # Constant folding would hold every matrix as floats at once.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._names = [hidden_name(spec, layer) for layer in layers]
         try:
             self._session = ort.InferenceSession(self._graph(), options, providers=["CPUExecutionProvider"])
@@ -109,6 +117,8 @@ class PackageSession:
             if name not in known:
                 raise PackageError(f"{self._path}: the graph has no value {name}: convert the checkpoint again")
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        if self._floats:
+            leave_activations(model)
         graph: bytes = model.SerializeToString()
         return graph
 

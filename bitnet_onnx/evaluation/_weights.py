@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from bitnet_onnx.converters.model import Tensors
 from bitnet_onnx.converters.onnx._linears import quantize
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import CheckpointError, InputError, PackageError
 from bitnet_onnx.evaluation._linear import Linear
-from bitnet_onnx.evaluation._package_tensors import Array, PackageTensors
+from bitnet_onnx.evaluation._package_tensors import PackageTensors
 from bitnet_onnx.evaluation._report import WeightCheck
 from bitnet_onnx.policy import Precision, Weights
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 
 _BITS: Final = {Weights.TERNARY: 2, Weights.INT4: 4, Weights.INT6: 6, Weights.INT8: 8}
+Differs = npt.NDArray[np.bool_]
+
 #: Rows of float matrices compared at once.
 _CHUNK: Final = 1 << 22
 
@@ -30,15 +33,18 @@ class PackageRule:
     Attributes:
         tensors: of the package.
         precisions: by role.
+        floats: leave activations as floats whatever the manifest says.
     """
 
     tensors: PackageTensors
     precisions: Mapping[str, Precision]
+    floats: bool = False
 
     def linear(self, role: str) -> Linear:
         """The matrix out of the package."""
         quantized = self.tensors.quantized(role)
-        return Linear(quantized, 0 if quantized is None else self.precisions[role].activation_bits)
+        rounded = quantized is not None and not self.floats
+        return Linear(quantized, self.precisions[role].activation_bits if rounded else 0)
 
 
 def recorded_precisions(manifest: Mapping[str, object], spec: DecoderSpec, path: str) -> dict[str, Precision]:
@@ -146,10 +152,10 @@ def _floats(name: str, role: str, stored: str, size: int, source: Tensors, packa
     return WeightCheck(role, stored, size, differing, 0, first)
 
 
-def _bits_differ(found: FloatArray, expected: FloatArray) -> Array:
+def _bits_differ(found: FloatArray, expected: FloatArray) -> Differs:
     left, right = (np.ascontiguousarray(part, np.float32).view(np.uint32) for part in (found, expected))
-    return left != right
+    return np.not_equal(left, right)
 
 
-def _first(differs: Array) -> tuple[int, ...]:
+def _first(differs: Differs) -> tuple[int, ...]:
     return tuple(int(index) for index in np.unravel_index(int(differs.argmax()), differs.shape))
