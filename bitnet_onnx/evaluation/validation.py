@@ -81,7 +81,7 @@ def validate(
             source=model,
         )
         prompts, layers = _prompts(chosen, info, model.spec), _layers(chosen, model.spec.num_hidden_layers)
-        weights = (*_weights(subject, report), *engine_differences(info.directory))
+        weights = _weights(subject, report)
         logits: tuple[LogitCheck, ...] = ()
         states: tuple[LayerCheck, ...] = ()
         # Where tensors are missing or of a wrong kind nothing can be computed.
@@ -91,7 +91,7 @@ def validate(
             package=str(info.directory),
             source=str(model.path),
             runtime=_runtime(subject),
-            weights=weights,
+            weights=(*weights, *engine_differences(info.directory)),
             logits=logits,
             layers=states,
             warnings=_warnings(model, manifest),
