@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from bitnet_onnx.attention import AttentionAttributes
+from bitnet_onnx.attention import HEAD_MULTIPLE, MAX_HEAD_DIM, AttentionAttributes
 from bitnet_onnx.converters.model import Tensors
 from bitnet_onnx.converters.onnx._activation import emit_activation
 from bitnet_onnx.converters.onnx._emitter import Emitter, Matrix, dotted
@@ -14,6 +14,7 @@ from bitnet_onnx.converters.onnx._linear_layers import LayerInput, LinearLayers,
 from bitnet_onnx.converters.onnx._linears import LayerRecord
 from bitnet_onnx.converters.onnx._positions import emit_positions
 from bitnet_onnx.converters.onnx._rotary import tables
+from bitnet_onnx.converters.onnx._rotary_body import rotation_apart
 from bitnet_onnx.decoder import (
     ATTENTION_INPUTS,
     DecoderSpec,
@@ -29,9 +30,6 @@ from bitnet_onnx.policy import Policy
 from bitnet_onnx.quantized import FloatArray
 
 BATCH, SEQUENCE, TOTAL, PAST = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
-
-#: GroupQueryAttention with rotary embedding refuses other sizes, and only when it runs.
-HEAD_MULTIPLE = 16
 
 
 class DecoderEmitter:
@@ -64,13 +62,14 @@ class DecoderEmitter:
         """Emit the whole graph and return what the head reads, before its norm.
 
         Raises:
-            UnsupportedError: ONNX Runtime has no attention for this size of a head.
+            UnsupportedError: there is no attention for this size of a head.
         """
         spec, emit = self._spec, self._emit
-        if spec.head_dim % HEAD_MULTIPLE:
+        if spec.head_dim % HEAD_MULTIPLE or spec.head_dim > MAX_HEAD_DIM:
+            # Both operators would say so only when the package runs.
             raise UnsupportedError(
                 f"config.json: head_dim is {spec.head_dim}: "
-                f"ONNX Runtime's GroupQueryAttention takes multiples of {HEAD_MULTIPLE}"
+                f"attention takes multiples of {HEAD_MULTIPLE} up to {MAX_HEAD_DIM}"
             )
         ids = emit.input("input_ids", ir.DataType.INT64, [BATCH, SEQUENCE])
         mask = emit.input("attention_mask", ir.DataType.INT64, [BATCH, TOTAL])
@@ -161,7 +160,8 @@ class DecoderEmitter:
         )
         tables = [] if rotary is None else self._tables(rotary)
         inputs = [*(qkv if len(qkv) == 3 else [qkv[0], None, None]), *past, *lengths, *tables]
-        attended = self._emit.attention(path, inputs, attributes)
+        apart = None if rotary is None else rotation_apart(spec.head_dim, rotary.dim, spec.context_length)
+        attended = self._emit.attention(path, inputs, attributes, apart)
         self._present.append(attended[1:])
         given = self._layers.input(attended[0], f"{role}.sub_norm" if spec.attention_sub_norm else None)
         (output,) = self._layers.linears(f"{path}/o_proj", [f"{role}.o_proj"], given, bias=spec.output_bias)

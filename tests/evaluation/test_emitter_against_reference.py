@@ -48,6 +48,8 @@ def test_a_package_of_floats_computes_the_decoder(name: str, tmp_path: Path, ope
         "rotary: dynamic",
         "query and key norms: head, rms",
         "like gpt-neox",
+        "20 of 80 features rotated",
+        "rotated apart, in one layer",
     ],
 )
 def test_rows_of_different_lengths_do_not_touch_each_other(

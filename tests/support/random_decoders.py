@@ -145,9 +145,22 @@ SPECS: dict[str, DecoderSpec] = {
     ),
 }
 
-#: Sizes of a head, with how much of it is rotated.
-HEADS = [(64, 16), (64, 32), (80, 32), (80, 20), (80, 80), (96, 24), (96, 48), (128, 32), (64, 8), (64, 20), (24, 24)]
-HEADS += [(40, 40), (20, 20), (12, 8), (36, 18), (10, 4)]
+#: Sizes of a head, with how much of it is rotated: those that ONNX Runtime's attention rotates, and others.
+HEADS = [(64, 32), (80, 32), (96, 48), (80, 20), (96, 24), (64, 8), (64, 20), (24, 24), (40, 40), (24, 16), (8, 4)]
+SPECS |= {
+    f"{rotary} of {head} features rotated{', interleaved' if pairs else ''}": _head(head, rotary, interleaved=pairs)
+    for head, rotary in HEADS
+    for pairs in (False, True)
+}
+SPECS |= {
+    "small head without rotary": replace(BASE, head_dim=24, attention=(Attention(),)),
+    "rotated apart, with query and key norms": replace(
+        _head(80, 20), query_key_norm=QueryKeyNorm.HEAD, num_key_value_heads=4, num_attention_heads=4
+    ),
+    "rotated apart, in one layer": replace(
+        BASE, head_dim=24, attention=(Attention(replace(_ROTARY, dim=24), window=6), Attention())
+    ),
+}
 
 
 class RandomDecoder:
