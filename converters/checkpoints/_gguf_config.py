@@ -89,7 +89,7 @@ def model_config(
     section = metadata.section(metadata.text("general.architecture") + ".")
     prefix, source = section.prefix, section.source
     known = _KNOWN_KEYS | architecture.keys | {architecture.epsilon}
-    for key in section.fields:
+    for key in section.names():
         if key not in known:
             raise UnsupportedError(
                 f"{source}: metadata {shown(prefix + key)} is not known, and may change the model"

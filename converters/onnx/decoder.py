@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from bitnet_onnx.attention import AttentionAttributes
+from bitnet_onnx.attention import MAX_HEAD_DIM, AttentionAttributes
 from bitnet_onnx.converters.model import Tensors
 from bitnet_onnx.converters.onnx._activation import emit_activation
 from bitnet_onnx.converters.onnx._emitter import Emitter, Matrix, dotted
@@ -25,6 +25,7 @@ from bitnet_onnx.decoder import (
     Residual,
     Rotary,
 )
+from bitnet_onnx.errors import UnsupportedError
 from bitnet_onnx.gated import Activation as GatedActivation
 from bitnet_onnx.policy import Policy
 from bitnet_onnx.quantized import FloatArray
@@ -60,8 +61,16 @@ class DecoderEmitter:
         self._head_size = head_size(spec)
 
     def run(self) -> ir.Value:
-        """Emit the whole graph and return what the head reads, before its norm."""
+        """Emit the whole graph and return what the head reads, before its norm.
+
+        Raises:
+            UnsupportedError: there is no attention for heads of this size.
+        """
         spec, emit = self._spec, self._emit
+        if self._head_size > MAX_HEAD_DIM:
+            raise UnsupportedError(
+                f"config.json: head_dim is {spec.head_dim}: attention takes heads of at most {MAX_HEAD_DIM} features"
+            )
         ids = emit.input("input_ids", ir.DataType.INT64, [BATCH, SEQUENCE])
         mask = emit.input("attention_mask", ir.DataType.INT64, [BATCH, TOTAL])
         cache = self._cache_inputs()
