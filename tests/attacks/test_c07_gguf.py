@@ -95,10 +95,9 @@ CASES = {
     "partial block": (gguf_bytes([], [description("a", (48, 2), 2)], data=DATA), CheckpointError, "whole blocks of 32"),
     "type 77": (gguf_bytes([], [description("a", (32,), 77)], data=DATA), UnsupportedError, "type id 77 is not known"),
     "removed type": (gguf_bytes([], [description("a", (32,), 4)], data=DATA), UnsupportedError, "type id 4"),
-    "I2_S": (gguf_bytes([], [description("a", (32,), 36)], data=DATA), UnsupportedError, "I2_S has several"),
+    "I2_S": (gguf_bytes([], [description("a", (128,), 36)], data=DATA), UnsupportedError, "--i2s-layout x86"),
     "TL1": (gguf_bytes([], [description("a", (32,), 38)], data=DATA), UnsupportedError, "TL1"),
     "TL2 or MXFP4": (gguf_bytes([], [description("a", (32,), 39)], data=DATA), UnsupportedError, "MXFP4 and TL2"),
-    "Q2_0": (gguf_bytes([], [description("a", (64,), 42)], data=DATA), UnsupportedError, "Q2_0 has two layouts"),
     "name length": (gguf_bytes([], [description("a" * 200)], data=DATA), CheckpointError, "tensor name of 200 bytes"),
     "name twice": (
         gguf_bytes([], [description("a"), description("a", offset=128)], data=DATA),
