@@ -58,6 +58,18 @@ class Config:
             raise self._wrong(name, value, "a finite number greater than 0")
         return result
 
+    def optional_number(self, name: str, default: float | None) -> float | None:
+        """A number like `number`, where null does not mean the default but that there is none."""
+        if name in self._fields and self._fields[name] is None:
+            return None
+        return None if default is None and name not in self else self.number(name, default)
+
+    def optional_integer(self, name: str, default: int | None) -> int | None:
+        """A whole number like `integer`, where null does not mean the default but that there is none."""
+        if name in self._fields and self._fields[name] is None:
+            return None
+        return None if default is None and name not in self else self.integer(name, default)
+
     def boolean(self, name: str, default: bool) -> bool:
         """True or false."""
         value = self._value(name, default)

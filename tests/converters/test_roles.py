@@ -59,9 +59,9 @@ def test_a_wrong_shape_is_told(tmp_path: Path, weights: dict[str, np.ndarray]) -
         open_tensors(tmp_path, weights)
 
 
-def test_packed_weights_have_another_shape(tmp_path: Path, weights: dict[str, np.ndarray]) -> None:
+def test_packed_weights_without_a_scheme(tmp_path: Path, weights: dict[str, np.ndarray]) -> None:
     weights["model.layers.0.self_attn.o_proj.weight"] = np.zeros((16, 64), np.uint8)
-    message = r"o_proj.weight' has shape \[16, 64\]: the configuration demands \[64, 64\]"
+    message = r"tensor 'model.layers.0.self_attn.o_proj.weight' belongs to packed weights, but config.json has no quant"
     with pytest.raises(CheckpointError, match=message):
         open_tensors(tmp_path, weights)
 

@@ -1,8 +1,9 @@
-"""Specifications of small configurations."""
+"""Specifications of small configurations, and what a family calls its tensors."""
 
 from __future__ import annotations
 
-from bitnet_onnx.converters.families import Config, find
+from bitnet_onnx.converters.families import FAMILIES, Config, find
+from bitnet_onnx.converters.families._family import Source
 from bitnet_onnx.decoder import DecoderSpec, Rotary
 
 BASE: dict[str, object] = {
@@ -14,6 +15,14 @@ BASE: dict[str, object] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
 }
+
+
+def spec_of(model_type: str, **fields: object) -> DecoderSpec:
+    return read({"model_type": model_type, **fields})
+
+
+def source_of(spec: DecoderSpec, role: str) -> Source:
+    return FAMILIES[spec.family].source(spec, role)
 
 
 def read(fields: dict[str, object]) -> DecoderSpec:
