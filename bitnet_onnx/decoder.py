@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
 
+#: Tensors are listed layer by layer before a file is looked at: a lie must not fill the memory.
+MAX_LAYERS = 10_000
+
 #: Linear layers of one block that read the same input, by role.
 ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 MLP_INPUTS = ("gate_proj", "up_proj")
@@ -224,6 +227,8 @@ class DecoderSpec:
         ):
             if getattr(self, field) < 1:
                 raise CheckpointError(f"{field} is {getattr(self, field)}: it must be at least 1")
+        if self.num_hidden_layers > MAX_LAYERS:
+            raise CheckpointError(f"num_hidden_layers is {self.num_hidden_layers}: the limit is {MAX_LAYERS}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise CheckpointError(
                 f"num_key_value_heads is {self.num_key_value_heads}: it must divide "

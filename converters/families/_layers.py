@@ -7,14 +7,12 @@ from collections.abc import Callable
 from typing import Final
 
 from bitnet_onnx.converters._config import Config
-from bitnet_onnx.decoder import Attention, Rotary
+from bitnet_onnx.decoder import MAX_LAYERS, Attention, Rotary
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
 
 FULL: Final = "full_attention"
 SLIDING: Final = "sliding_attention"
 _KNOWN: Final = (FULL, SLIDING)
-#: Layers are listed before the tensors are looked at: a lie must not fill the memory.
-_MAX_LAYERS: Final = 10_000
 
 
 def layer_types(config: Config, count: int, default: Callable[[int], str]) -> tuple[str, ...]:
@@ -29,8 +27,8 @@ def layer_types(config: Config, count: int, default: Callable[[int], str]) -> tu
         CheckpointError: not one for each layer.
         UnsupportedError: another type of layer, by name.
     """
-    if count > _MAX_LAYERS:
-        raise CheckpointError(f"config.json: num_hidden_layers is {count}: the limit is {_MAX_LAYERS}")
+    if count > MAX_LAYERS:
+        raise CheckpointError(f"config.json: num_hidden_layers is {count}: the limit is {MAX_LAYERS}")
     types = config.strings("layer_types") or tuple(default(index) for index in range(count))
     if len(types) != count:
         raise CheckpointError(
