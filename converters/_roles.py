@@ -7,7 +7,6 @@ import difflib
 import logging
 import re
 import threading
-from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -46,13 +45,14 @@ class CheckpointTensors:
     ) -> None:
         self._checkpoint = checkpoint
         self._sources: dict[str, Source] = {}
-        self._shapes = dict(spec.tensors())
-        sources = {role: _source(family, spec, role) for role in self._shapes}
-        self._beginnings = _beginnings(family, (source.name for source in sources.values()), checkpoint)
-        for role, shape in self._shapes.items():
-            source = dataclasses.replace(sources[role], name=self._stored_name(sources[role].name))
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._beginnings = _beginnings(family, spec, checkpoint)
+        # One by one: a configuration may promise millions of layers, and the first that is missing ends it.
+        for role, shape in spec.tensors():
+            source = _source(family, spec, role)
+            source = dataclasses.replace(source, name=self._stored_name(source.name))
             self._check(source, shape)
-            self._sources[role] = source
+            self._sources[role], self._shapes[role] = source, shape
         self._refuse_unknown(family, spec)
         self._last: tuple[str, FloatArray] | None = None
         self._lock = threading.Lock()
@@ -216,12 +216,12 @@ def _module(source: Source) -> str:
     return source.name.removesuffix(".weight")
 
 
-def _beginnings(family: Family, names: Iterable[str], checkpoint: Checkpoint) -> dict[str, str]:
-    """For each beginning of names of the family, that which the checkpoint has."""
-    wanted = list(names)
+def _beginnings(family: Family, spec: DecoderSpec, checkpoint: Checkpoint) -> dict[str, str]:
+    """For each beginning of names of the family, that which the checkpoint has for the embedding or the head."""
+    names = [family.source(spec, role).name for role in ("embed_tokens.weight", "lm_head.weight")]
     found = {}
     for beginning, others in family.aliases.items():
-        rest = [name.removeprefix(beginning) for name in wanted if name.startswith(beginning)]
+        rest = [name.removeprefix(beginning) for name in names if name.startswith(beginning)]
         fitting = (other for other in (beginning, *others) if any(other + name in checkpoint.tensors for name in rest))
         found[beginning] = next(fitting, beginning)
     return found

@@ -57,7 +57,8 @@ class Family:
         source: where the tensor of a role (`layers.0.attn.q_proj.weight`) lies.
         reads: fields of `_refused.FIELDS` that `spec` reads; others are refused unless they do nothing.
         ignored: suffixes of tensors that carry nothing to convert, such as saved rotary tables.
-        aliases: beginnings of names to other beginnings that checkpoints have instead, `{"transformer.": ("",)}`.
+        aliases: beginnings of names to other beginnings that checkpoints have instead, `{"transformer.": ("",)}`;
+            the embedding, or the head, tells which.
         left_out: beginnings of tensors of other modalities; a package of the language model goes without them.
         trained_ternary: the linear layers of the blocks were trained to be ternary: those that are dense are masters,
             for which a policy's `auto` means `ternary`.
