@@ -51,9 +51,21 @@ from bitnet_onnx.policy import HEAD_ROLES, Weights
     help="What runtimes without the operator library execute: fast is within 2 %, exact is equal up to float "
     "rounding and slower.",
 )
+@click.option(
+    "--i2s-layout",
+    type=click.Choice(["x86"]),
+    help="Byte layout of I2_S matrices in a GGUF of bitnet.cpp, which the file does not tell: x86 is blocks of 128.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing package.")
 def command(
-    source: str, output: Path, weights: str, group_size: int | None, head: str, fallback: str, overwrite: bool
+    source: str,
+    output: Path,
+    weights: str,
+    group_size: int | None,
+    head: str,
+    fallback: str,
+    i2s_layout: str | None,
+    overwrite: bool,
 ) -> None:
     """Convert SOURCE into an ONNX package directory OUTPUT.
 
@@ -68,6 +80,7 @@ def command(
             head=head,
             group_size=group_size,
             fallback=fallback,
+            i2s_layout=i2s_layout,
             overwrite=overwrite,
             progress=progress,
         )
