@@ -22,12 +22,13 @@ __all__ = [
 ]
 
 
-def make_policy(weights: str = "auto", head: str = "int8", group_size: int | None = None) -> Policy:
+def make_policy(weights: str = "auto", head: str = "auto", group_size: int | None = None) -> Policy:
     """A policy out of the names that the command line takes.
 
     Args:
         weights: `auto`, `keep`, `ternary`, `int4`, `int6`, `int8` or `float32`, for the blocks.
-        head: `int8`, `int6`, `int4` or `float32`, for the vocabulary head and the embedding.
+        head: `auto`, `keep`, `int8`, `int6`, `int4` or `float32`, for the vocabulary head and the embedding; `auto`
+            keeps what is ternary or stored in codes and makes any other int8.
         group_size: columns that share a scale in integer weights of the blocks; 0 for one scale a row; None for
             the default of the precision.
 
@@ -36,7 +37,11 @@ def make_policy(weights: str = "auto", head: str = "int8", group_size: int | Non
     """
     body, top = _weights(weights, "weights"), _weights(head, "head")
     size = default_group_size(body) if group_size is None else group_size
-    return Policy(Precision(body, size), Precision(top, default_group_size(top), HEAD_ACTIVATION_BITS))
+    of_floats = Weights.INT8 if top is Weights.AUTO else top
+    return Policy(
+        Precision(body, size),
+        Precision(top, default_group_size(of_floats), HEAD_ACTIVATION_BITS, otherwise=Weights.INT8),
+    )
 
 
 def convert(
@@ -44,9 +49,10 @@ def convert(
     output: str | Path,
     *,
     weights: str = "auto",
-    head: str = "int8",
+    head: str = "auto",
     group_size: int | None = None,
     fallback: str = "fast",
+    context_length: int | None = None,
     i2s_layout: str | None = None,
     overwrite: bool = False,
     progress: converters.Progress | None = None,
@@ -60,9 +66,10 @@ def convert(
         head: precision of the head and the embedding, see `make_policy`.
         group_size: columns that share a scale, see `make_policy`.
         fallback: function bodies for runtimes without the operator library: `fast` or `exact`.
+        context_length: positions that the package has room for instead of those that the checkpoint names.
         i2s_layout: `x86` where the I2_S matrices of a GGUF file are in blocks of 128; the file does not tell.
         overwrite: replace an existing package.
-        progress: called after each matrix with how many are done, how many there are, and the last one's record.
+        progress: called after each matrix with how many weights are done, how many there are, and its record.
 
     Raises:
         InputError: an argument is wrong; its subclasses tell of a broken or unsupported checkpoint, of an output that
@@ -76,6 +83,7 @@ def convert(
         output,
         policy=policy,
         fallback=converters.Fallback(fallback),
+        context_length=context_length,
         i2s_layout=i2s_layout,
         overwrite=overwrite,
         progress=progress,

@@ -6,10 +6,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 from bitnet_onnx.api import convert
 from bitnet_onnx.cli._console import error_console, printable, size
@@ -17,6 +28,9 @@ from bitnet_onnx.converters import Conversion
 from bitnet_onnx.converters import Progress as Report
 from bitnet_onnx.converters.onnx._linears import LayerRecord
 from bitnet_onnx.policy import HEAD_ROLES, Weights
+
+#: Columns of the terminal for `layers.29.mlp.gate_proj: ternary`, so that the bar does not jump.
+_NAME_WIDTH: Final = 34
 
 
 @click.command()
@@ -38,10 +52,11 @@ from bitnet_onnx.policy import HEAD_ROLES, Weights
 )
 @click.option(
     "--head",
-    type=click.Choice(["int8", "int6", "int4", "float32"]),
-    default="int8",
+    type=click.Choice(["auto", "keep", "int8", "int6", "int4", "float32"]),
+    default="auto",
     show_default=True,
-    help="Precision of the vocabulary head and the embedding.",
+    help="Precision of the vocabulary head and the embedding. auto: ternary ones stay ternary without loss, others "
+    "become int8. keep: the same, but others stay float32.",
 )
 @click.option(
     "--fallback",
@@ -50,6 +65,11 @@ from bitnet_onnx.policy import HEAD_ROLES, Weights
     show_default=True,
     help="What runtimes without the operator library execute: fast is within 2 %, exact is equal up to float "
     "rounding and slower.",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    help="Positions that the package has room for.  [default: what the checkpoint names]",
 )
 @click.option(
     "--i2s-layout",
@@ -64,6 +84,7 @@ def command(
     group_size: int | None,
     head: str,
     fallback: str,
+    context: int | None,
     i2s_layout: str | None,
     overwrite: bool,
 ) -> None:
@@ -80,6 +101,7 @@ def command(
             head=head,
             group_size=group_size,
             fallback=fallback,
+            context_length=context,
             i2s_layout=i2s_layout,
             overwrite=overwrite,
             progress=progress,
@@ -87,12 +109,26 @@ def command(
     _report(conversion, weights, time.perf_counter() - started)
 
 
+class _Rate(ProgressColumn):
+    """Weights a second, since the beginning."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.completed / task.elapsed if task.elapsed else 0.0
+        return Text(f"{rate / 1e6:.0f} M weights/s" if rate else "")
+
+
 @contextmanager
 def _progress() -> Iterator[Report | None]:
     if not error_console().is_terminal:
         yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", table_column=Column(width=_NAME_WIDTH, no_wrap=True)),
+        BarColumn(),
+        TaskProgressColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=error_console(), transient=True) as bar:
         task = bar.add_task("reading", total=None)
 

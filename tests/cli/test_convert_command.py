@@ -77,7 +77,7 @@ def test_overwrite(run, refused, tiny_checkpoint, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--weights", "int5"], "'int5' is not one of 'auto', 'keep'"),
-        (["--head", "ternary"], "'ternary' is not one of 'int8'"),
+        (["--head", "ternary"], "'ternary' is not one of 'auto', 'keep', 'int8'"),
         (["--fallback", "slow"], "'slow' is not one of 'fast', 'exact'"),
         (["--group-size", "33"], "group size is 33: it must be 0 (one scale a row) or a multiple of 32"),
         (["--group-size", "-32"], "-32 is not in the range x>=0"),
