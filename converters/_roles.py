@@ -18,6 +18,7 @@ from bitnet_onnx.converters.families._family import Rows, Source
 from bitnet_onnx.converters.ternary_scheme import TernaryScheme
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
+from bitnet_onnx.json_input import shown
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 from bitnet_onnx.ternary import quantize_absmean
 
@@ -170,7 +171,7 @@ class CheckpointTensors:
         info = self._checkpoint.tensors.get(source.name)
         if info is None:
             near = difflib.get_close_matches(source.name, self._checkpoint.tensors, n=1)
-            hint = f"; the nearest name is {near[0]!r}" if near else ""
+            hint = f"; the nearest name is {shown(near[0])}" if near else ""
             raise CheckpointError(f"{self._checkpoint.path.name}: tensor {source.name!r} is missing{hint}")
         if source.rows is not None:
             shape = (source.rows.total, *shape[1:])
@@ -199,7 +200,7 @@ class CheckpointTensors:
         for name, info in self._checkpoint.tensors.items():
             if name not in known and not name.endswith(family.ignored):
                 raise CheckpointError(
-                    f"{info.file}: tensor {name!r} has no place in a {spec.family} decoder; "
+                    f"{info.file}: tensor {shown(name)} has no place in a {spec.family} decoder; "
                     f"is the configuration that of another model?"
                 )
 

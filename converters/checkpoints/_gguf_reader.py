@@ -131,7 +131,7 @@ class _Parser:
         return GgufContent(metadata, self._place(descriptions, data_start, alignment))
 
     def _place(self, descriptions: list[Description], data_start: int, alignment: int) -> dict[str, StoredTensor]:
-        """Turn offsets within the data into offsets within the file, and check that no two overlap."""
+        """Turn offsets within the data into offsets within the file, and check that they follow each other."""
         placed: dict[str, StoredTensor] = {}
         end = data_start
         descriptions.sort(key=lambda item: item.offset)
@@ -154,13 +154,18 @@ class _Parser:
                 raise CheckpointError(f"{where}: offset {item.offset} is not a multiple of {alignment}")
             if start < end:
                 raise CheckpointError(f"{where}: starts at byte {start}, inside the one before, which ends at {end}")
+            if start + nbytes > self._file.size:
+                raise CheckpointError(f"{where}: ends at byte {start + nbytes}, the file at {self._file.size}")
+            # Writers leave no holes. Without this check a wrong type or count would shift the data of what follows it.
+            if start - end >= alignment:
+                raise CheckpointError(f"{where}: starts at byte {start}, the one before ends at {end}")
             end = start + nbytes
-            if end > self._file.size:
-                raise CheckpointError(f"{where}: ends at byte {end}, the file at {self._file.size}")
             if item.name in placed:
                 raise CheckpointError(f"{where}: appears twice")
             info = TensorInfo(item.name, item.shape, kind.name, nbytes, self._file.name)
             placed[item.name] = StoredTensor(info=info, file=self._file, offset=start, type=kind)
+        if self._file.size - end >= alignment and placed:
+            raise CheckpointError(f"{self._file.path}: tensors end at byte {end}, the file at {self._file.size}")
         return placed
 
     def _description(self) -> Description:
