@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from bitnet_onnx.converters.checkpoints._files import BinaryFile
 from bitnet_onnx.errors import BitnetOnnxError, PackageError
@@ -31,7 +31,10 @@ _MAX_DIMENSIONS: Final = 4
 _MODEL_GRAPH, _GRAPH_NODE, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 1, 5, 9
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _OPERATORS: Final = frozenset({"BitLinear", "BitEmbedding"})
-_TYPES: Final = {onnx.TensorProto.FLOAT: np.dtype("<f4"), onnx.TensorProto.UINT8: np.dtype(np.uint8)}
+_TYPES: Final[dict[int, np.dtype[np.generic]]] = {
+    onnx.TensorProto.FLOAT: np.dtype("<f4"),
+    onnx.TensorProto.UINT8: np.dtype(np.uint8),
+}
 
 
 @dataclass(frozen=True, slots=True)
