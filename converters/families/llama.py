@@ -5,7 +5,7 @@ from __future__ import annotations
 from bitnet_onnx.converters._config import Config
 from bitnet_onnx.converters.families._activation import activation
 from bitnet_onnx.converters.families._family import Family, named, replaced
-from bitnet_onnx.converters.families._rotary import rotary
+from bitnet_onnx.converters.families._rotary import context_length, rotary
 from bitnet_onnx.decoder import Attention, DecoderSpec
 from bitnet_onnx.errors import CheckpointError
 
@@ -32,7 +32,7 @@ def spec(config: Config) -> DecoderSpec:
         num_attention_heads=heads,
         num_key_value_heads=config.integer("num_key_value_heads", heads),
         head_dim=head_dim,
-        context_length=config.integer("max_position_embeddings", 2048),
+        context_length=context_length(config, 2048),
         norm_epsilon=config.number("rms_norm_eps", 1e-6),
         activation=activation(config),
         attention=(Attention(rotary(config, head_dim)),),

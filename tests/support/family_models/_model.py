@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FamilyModel:
+    """One tiny decoder.
+
+    Attributes:
+        config: content of config.json.
+        one_by_one: the reference reads tokens one by one: dynamic scaling of rotary embeddings depends on it.
+        context: what `--context` is set to.
+        norms_add_one: norms multiply with `1 + weight`.
+        transposed: parts of the names of tensors that are stored `[in, out]`.
+        embeddings: parts of the names of tables of embeddings.
+        embedding_size: deviation of embeddings.
+    """
+
+    config: Mapping[str, object]
+    one_by_one: bool = False
+    context: int | None = None
+    norms_add_one: bool = False
+    transposed: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ("embed", "wte", "wpe")
+    embedding_size: float = 1.0
