@@ -47,6 +47,7 @@ def convert(
     head: str = "int8",
     group_size: int | None = None,
     fallback: str = "fast",
+    context_length: int | None = None,
     overwrite: bool = False,
     progress: converters.Progress | None = None,
 ) -> converters.Conversion:
@@ -59,6 +60,7 @@ def convert(
         head: precision of the head and the embedding, see `make_policy`.
         group_size: columns that share a scale, see `make_policy`.
         fallback: function bodies for runtimes without the operator library: `fast` or `exact`.
+        context_length: positions that the package has room for instead of those that the checkpoint names.
         overwrite: replace an existing package.
         progress: called after each matrix with how many are done, how many there are, and the last one's record.
 
@@ -74,6 +76,7 @@ def convert(
         output,
         policy=policy,
         fallback=converters.Fallback(fallback),
+        context_length=context_length,
         overwrite=overwrite,
         progress=progress,
     )

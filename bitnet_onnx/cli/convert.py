@@ -51,9 +51,21 @@ from bitnet_onnx.policy import HEAD_ROLES, Weights
     help="What runtimes without the operator library execute: fast is within 2 %, exact is equal up to float "
     "rounding and slower.",
 )
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    help="Positions that the package has room for.  [default: what the checkpoint names]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing package.")
 def command(
-    source: str, output: Path, weights: str, group_size: int | None, head: str, fallback: str, overwrite: bool
+    source: str,
+    output: Path,
+    weights: str,
+    group_size: int | None,
+    head: str,
+    fallback: str,
+    context: int | None,
+    overwrite: bool,
 ) -> None:
     """Convert SOURCE into an ONNX package directory OUTPUT.
 
@@ -68,6 +80,7 @@ def command(
             head=head,
             group_size=group_size,
             fallback=fallback,
+            context_length=context,
             overwrite=overwrite,
             progress=progress,
         )

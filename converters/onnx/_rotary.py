@@ -49,5 +49,5 @@ def _dynamic(rotary: Rotary, positions: FloatArray, exponent: FloatArray) -> Flo
     """Inverse frequencies `[positions, dim / 2]` of dynamic NTK scaling."""
     factor, dim = rotary.dynamic_factor, rotary.dim
     growth = factor * (positions.astype(np.float64) + 1) / rotary.original_context - (factor - 1)
-    base = (rotary.theta * growth ** (dim / (dim - 2))).astype(np.float32)
-    return np.float32(1) / np.power(base[:, None], exponent, dtype=np.float32)
+    base = rotary.theta * growth ** (dim / (dim - 2))
+    return (1 / base[:, None] ** exponent).astype(np.float32)
