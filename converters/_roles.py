@@ -43,7 +43,7 @@ class CheckpointTensors:
         self._sources: dict[str, Source] = {}
         self._shapes = dict(spec.tensors())
         for role, shape in self._shapes.items():
-            source = _source(family, spec, role)
+            source = source_of(family, spec, role)
             self._check(source, shape)
             self._sources[role] = source
         self._refuse_unknown(family, spec)
@@ -167,7 +167,7 @@ class CheckpointTensors:
                 )
 
 
-def _source(family: Family, spec: DecoderSpec, role: str) -> Source:
+def source_of(family: Family, spec: DecoderSpec, role: str) -> Source:
     """Where a tensor lies; the norm inside a linear layer, which any family may have, stands beside its weight."""
     found = _LINEAR_NORM.fullmatch(role)
     if found is None:
