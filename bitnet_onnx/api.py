@@ -48,6 +48,7 @@ def convert(
     group_size: int | None = None,
     fallback: str = "fast",
     context_length: int | None = None,
+    i2s_layout: str | None = None,
     overwrite: bool = False,
     progress: converters.Progress | None = None,
 ) -> converters.Conversion:
@@ -61,6 +62,7 @@ def convert(
         group_size: columns that share a scale, see `make_policy`.
         fallback: function bodies for runtimes without the operator library: `fast` or `exact`.
         context_length: positions that the package has room for instead of those that the checkpoint names.
+        i2s_layout: `x86` where the I2_S matrices of a GGUF file are in blocks of 128; the file does not tell.
         overwrite: replace an existing package.
         progress: called after each matrix with how many are done, how many there are, and the last one's record.
 
@@ -77,6 +79,7 @@ def convert(
         policy=policy,
         fallback=converters.Fallback(fallback),
         context_length=context_length,
+        i2s_layout=i2s_layout,
         overwrite=overwrite,
         progress=progress,
     )

@@ -75,13 +75,16 @@ class SourceModel:
 
 
 @contextmanager
-def open_model(path: Path, *, context_length: int | None = None) -> Iterator[SourceModel]:
+def open_model(
+    path: Path, *, context_length: int | None = None, i2s_layout: str | None = None
+) -> Iterator[SourceModel]:
     """Open a Hugging Face directory, a GGUF file or a package of ours.
 
     Args:
         path: the directory or file.
         context_length: positions to make room for instead of those that the configuration names; with `longrope` it
             also decides which of the two sets of factors is taken.
+        i2s_layout: how the I2_S matrices of a GGUF file are laid out.
 
     Raises:
         CheckpointError: it is broken or contradicts itself.
@@ -93,7 +96,7 @@ def open_model(path: Path, *, context_length: int | None = None) -> Iterator[Sou
         with open_package(path, context_length=context_length) as package:
             yield package
         return
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path, i2s_layout=i2s_layout) as checkpoint:
         config = Config(checkpoint.config)
         if context_length is not None:
             config = config.with_values(context_length=context_length)

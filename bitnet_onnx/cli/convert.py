@@ -56,6 +56,11 @@ from bitnet_onnx.policy import HEAD_ROLES, Weights
     type=click.IntRange(min=1),
     help="Positions that the package has room for.  [default: what the checkpoint names]",
 )
+@click.option(
+    "--i2s-layout",
+    type=click.Choice(["x86"]),
+    help="Byte layout of I2_S matrices in a GGUF of bitnet.cpp, which the file does not tell: x86 is blocks of 128.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing package.")
 def command(
     source: str,
@@ -65,6 +70,7 @@ def command(
     head: str,
     fallback: str,
     context: int | None,
+    i2s_layout: str | None,
     overwrite: bool,
 ) -> None:
     """Convert SOURCE into an ONNX package directory OUTPUT.
@@ -81,6 +87,7 @@ def command(
             group_size=group_size,
             fallback=fallback,
             context_length=context,
+            i2s_layout=i2s_layout,
             overwrite=overwrite,
             progress=progress,
         )
