@@ -74,7 +74,7 @@ class CheckpointTensors:
         if source.transposed:
             values = np.ascontiguousarray(values.T)
         if source.rows is not None:
-            values = values[_indices(source.rows)]
+            values = values[row_indices(source.rows)]
         if source.offset:
             values += np.float32(source.offset)
         return values
@@ -83,7 +83,7 @@ class CheckpointTensors:
         """Rows `start` to `stop` of a matrix as float32."""
         source = self._sources[role]
         if source.transposed:
-            rows = slice(start, stop) if source.rows is None else _indices(source.rows)[start:stop]
+            rows = slice(start, stop) if source.rows is None else row_indices(source.rows)[start:stop]
             return np.ascontiguousarray(self._checkpoint.read(source.name)[:, rows].T)
         if source.rows is None:
             return self._checkpoint.read_rows(source.name, start, stop)
@@ -100,7 +100,7 @@ class CheckpointTensors:
             tensor = quantize_absmean(self._checkpoint.read(source.name))
         if tensor is None or source.rows is None:
             return tensor
-        rows = _indices(source.rows)
+        rows = row_indices(source.rows)
         scale = tensor.scale if tensor.scale.shape == (1,) and not tensor.grid.group_size else tensor.scale[rows]
         return dataclasses.replace(tensor, raw=tensor.raw[rows], scale=scale)
 
@@ -179,7 +179,7 @@ def _module(source: Source) -> str:
     return source.name.removesuffix(".weight")
 
 
-def _indices(rows: Rows) -> npt.NDArray[np.intp]:
+def row_indices(rows: Rows) -> npt.NDArray[np.intp]:
     """The numbers of the rows, in their order."""
     blocks = rows.start + rows.stride * np.arange(rows.count)
     return (blocks[:, None] + np.arange(rows.block)).ravel()
