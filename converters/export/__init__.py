@@ -67,6 +67,7 @@ def export(
     options: SafetensorsOptions | GgufOptions,
     *,
     context_length: int | None = None,
+    i2s_layout: str | None = None,
     overwrite: bool = False,
     written: Written | None = None,
 ) -> Export:
@@ -77,6 +78,7 @@ def export(
         output: the directory or, for GGUF, the file to create; it appears only when it is complete.
         options: say which format, and how.
         context_length: positions that the model has room for instead of those that the source names.
+        i2s_layout: how I2_S matrices of a GGUF file are laid out (`x86`), which the file does not tell.
         overwrite: replace what was written here before.
         written: called after each tensor.
 
@@ -90,7 +92,7 @@ def export(
     if isinstance(options, SafetensorsOptions):
         with (
             new_directory(output, overwrite=overwrite, kind=_DIRECTORY) as work,
-            open_model(source, context_length=context_length) as model,
+            open_model(source, context_length=context_length, i2s_layout=i2s_layout) as model,
         ):
             layout, losses = write_directory(
                 work,
@@ -106,7 +108,7 @@ def export(
         raise InputError(f"{output}: the name of a GGUF file ends in .gguf")
     with (
         new_file(output, overwrite=overwrite, kind=_FILE) as path,
-        open_model(source, context_length=context_length) as model,
+        open_model(source, context_length=context_length, i2s_layout=i2s_layout) as model,
     ):
         layout, losses = write_gguf(
             path,

@@ -47,3 +47,10 @@ def single_scale(tensor: QuantizedTensor) -> np.float32 | None:
     """The one scale of a matrix, or None where it has several."""
     scales = tensor.scale.ravel()
     return np.float32(scales[0]) if bool(np.all(scales == scales[0])) else None
+
+
+def masters_note(tensors: Tensors, roles: list[str]) -> list[str]:
+    """What to say where masters were rounded to codes."""
+    if any(tensors.is_master(role) for role in roles):
+        return ["the masters that training rounds in every step are left out: only what they are rounded to is kept"]
+    return []

@@ -29,7 +29,7 @@ from bitnet_onnx.converters.export._gguf_ternary import GgufTernary, block_scale
 from bitnet_onnx.converters.export._gguf_tokenizer import tokenizer_metadata
 from bitnet_onnx.converters.export._result import Written
 from bitnet_onnx.converters.export._stored import StoredForm, stored_forms
-from bitnet_onnx.converters.export._ternary import single_scale
+from bitnet_onnx.converters.export._ternary import masters_note, single_scale
 from bitnet_onnx.converters.model import SourceModel
 from bitnet_onnx.errors import BitnetOnnxError, UnsupportedError
 from bitnet_onnx.json_input import shown
@@ -132,7 +132,10 @@ def write_gguf(
     ):
         sentence = rounding.sentence(what, kind)
         losses += [sentence] if sentence else []
-    return planner.words(), tuple(losses + planner.notes)
+    losses += masters_note(model.tensors, planner.ternary_roles) + planner.notes
+    # Upstream has the same tensors under another activation, and would not know that this is another model.
+    readers = ", read by bitnet.cpp and not by llama.cpp" if architecture.name in _LISTED else ""
+    return f"architecture {architecture.name}{readers}; {planner.words()}", tuple(losses)
 
 
 def is_gguf_export(path: Path) -> bool:
@@ -167,6 +170,7 @@ class _Planner:
         self.notes: list[str] = []
         #: How many matrices got which type.
         self.ternary = Counter[GgufTernary]()
+        self.ternary_roles: list[str] = []
         self._float_linears = 0
 
     def words(self) -> str:
@@ -217,6 +221,7 @@ class _Planner:
         rows, columns = tensor.shape
         nbytes = rows * columns // kind.block * kind.block_bytes
         self.ternary[kind] += 1
+        self.ternary_roles += [role.removesuffix(".weight") for role, _ in form.parts]
 
         def content() -> Bytes:
             again = form.ternary(self._model.tensors)

@@ -21,7 +21,7 @@ from bitnet_onnx.converters.export._floats import FloatType, Rounding, encode
 from bitnet_onnx.converters.export._result import Written
 from bitnet_onnx.converters.export._safetensors_file import SHARD_BYTES, Tensor, write_safetensors
 from bitnet_onnx.converters.export._stored import StoredForm, stored_forms
-from bitnet_onnx.converters.export._ternary import single_scale
+from bitnet_onnx.converters.export._ternary import masters_note, single_scale
 from bitnet_onnx.converters.families import find
 from bitnet_onnx.converters.model import SourceModel
 from bitnet_onnx.converters.ternary_scheme import ternary_scheme
@@ -151,7 +151,9 @@ def write_directory(
         (work / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     for name, content in model.tokenizer.items():
         (work / name).write_bytes(content)
+    packed = [role.removesuffix(".weight") for form in forms if form.module in scales for role, _ in form.parts]
     losses = (
+        *masters_note(model.tensors, packed),
         writer.rounding.sentence("floats", str(dtype)),
         writer.biases.sentence("biases", "multiples of a scale"),
     )
