@@ -1,21 +1,26 @@
-"""The three verbs as Python functions: `convert`, `inspect`, `load`."""
+"""The verbs as Python functions: `convert`, `export`, `inspect`, `load`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from bitnet_onnx import converters, model_zoo
+from bitnet_onnx.converters import GgufOptions, SafetensorsOptions
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.inspection import Inspection, inspect
+from bitnet_onnx.package_format import MANIFEST
 from bitnet_onnx.policy import HEAD_ACTIVATION_BITS, Policy, Precision, Weights, default_group_size
 from bitnet_onnx.runtime import Generation, Model, SamplingParameters, load
 
 __all__ = [
     "Generation",
+    "GgufOptions",
     "Inspection",
     "Model",
+    "SafetensorsOptions",
     "SamplingParameters",
     "convert",
+    "export",
     "inspect",
     "load",
     "make_policy",
@@ -27,7 +32,7 @@ def make_policy(weights: str = "auto", head: str = "int8", group_size: int | Non
 
     Args:
         weights: `auto`, `keep`, `ternary`, `int4`, `int6`, `int8` or `float32`, for the blocks.
-        head: `int8`, `int6`, `int4` or `float32`, for the vocabulary head and the embedding.
+        head: `int8`, `int6`, `int4`, `float32` or `keep` (as it is stored), for the vocabulary head and the embedding.
         group_size: columns that share a scale in integer weights of the blocks; 0 for one scale a row; None for
             the default of the precision.
 
@@ -44,23 +49,25 @@ def convert(
     output: str | Path,
     *,
     weights: str = "auto",
-    head: str = "int8",
+    head: str | None = None,
     group_size: int | None = None,
     fallback: str = "fast",
     context_length: int | None = None,
+    i2s_layout: str | None = None,
     overwrite: bool = False,
     progress: converters.Progress | None = None,
 ) -> converters.Conversion:
     """Convert a checkpoint into an ONNX package directory.
 
     Args:
-        source: a Hugging Face directory, a GGUF file, or the name of a model of the zoo.
+        source: a Hugging Face directory, a GGUF file, a package, or the name of a model of the zoo.
         output: the directory to create; it appears only when it is complete.
         weights: precision of the blocks, see `make_policy`.
-        head: precision of the head and the embedding, see `make_policy`.
+        head: precision of the head and the embedding, see `make_policy`; by default int8, and that of a package.
         group_size: columns that share a scale, see `make_policy`.
         fallback: function bodies for runtimes without the operator library: `fast` or `exact`.
         context_length: positions that the package has room for instead of those that the checkpoint names.
+        i2s_layout: `x86` where the I2_S matrices of a GGUF file are in blocks of 128; the file does not tell.
         overwrite: replace an existing package.
         progress: called after each matrix with how many are done, how many there are, and the last one's record.
 
@@ -68,17 +75,57 @@ def convert(
         InputError: an argument is wrong; its subclasses tell of a broken or unsupported checkpoint, of an output that
             exists, and of a model of the zoo that cannot be fetched.
     """
+    resolved = Path(model_zoo.resolve(source))
+    if head is None:
+        head = str(Weights.KEEP if (resolved / MANIFEST).exists() else Weights.INT8)
     policy = make_policy(weights, head, group_size)
     if fallback not in list(converters.Fallback):
         raise InputError(f"fallback is {fallback!r}: choose fast or exact")
     return converters.convert(
-        model_zoo.resolve(source),
+        resolved,
         output,
         policy=policy,
         fallback=converters.Fallback(fallback),
         context_length=context_length,
+        i2s_layout=i2s_layout,
         overwrite=overwrite,
         progress=progress,
+    )
+
+
+def export(
+    source: str | Path,
+    output: str | Path,
+    options: SafetensorsOptions | GgufOptions,
+    *,
+    context_length: int | None = None,
+    i2s_layout: str | None = None,
+    overwrite: bool = False,
+    written: converters.Written | None = None,
+) -> converters.Export:
+    """Write a model in a format that others read.
+
+    Args:
+        source: a Hugging Face directory, a GGUF file, a package, or the name of a model of the zoo.
+        output: the directory or the `.gguf` file to create; it appears only when it is complete.
+        options: say which format, and how: `SafetensorsOptions` or `GgufOptions`.
+        context_length: positions that the model has room for instead of those that the source names.
+        i2s_layout: see `convert`.
+        overwrite: replace what was written here before.
+        written: called after each tensor with how many are written, how many there are, and the name of the last.
+
+    Raises:
+        InputError: an argument is wrong; its subclasses tell of a broken or unsupported source, of an output that
+            exists, and of what the format has no room for.
+    """
+    return converters.export(
+        model_zoo.resolve(source),
+        output,
+        options,
+        context_length=context_length,
+        i2s_layout=i2s_layout,
+        overwrite=overwrite,
+        written=written,
     )
 
 

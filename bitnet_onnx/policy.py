@@ -81,8 +81,12 @@ class Precision:
                 return quantize_integer(weight, _BITS[self.weights], self.group_size)
 
     def keeps(self, grid: Grid) -> bool:
-        """Whether a matrix that is stored in codes of `grid` stays as it is."""
-        return self.weights in (Weights.AUTO, Weights.KEEP) or (self.weights is Weights.TERNARY and grid.bits == 2)
+        """Whether a matrix that is stored in codes of `grid` stays as it is: what is asked for, or any with `auto`."""
+        if self.weights in (Weights.AUTO, Weights.KEEP):
+            return True
+        if self.weights is Weights.TERNARY:
+            return grid.bits == 2
+        return (_BITS.get(self.weights), self.group_size) == (grid.bits, grid.group_size)
 
     @property
     def by_rows(self) -> bool:
@@ -107,9 +111,9 @@ class Policy:
 
     def __post_init__(self) -> None:
         for role in HEAD_ROLES:
-            chosen = self.precision(role).weights
-            if not self.precision(role).by_rows:
-                raise InputError(f"{role} cannot be {chosen}: choose int8, int6, int4 or float32 for the head")
+            chosen = self.precision(role)
+            if not chosen.by_rows and chosen.weights is not Weights.KEEP:
+                raise InputError(f"{role} cannot be {chosen.weights}: choose int8, int6, int4, float32 or keep for it")
 
     def precision(self, role: str) -> Precision:
         """The precision of a layer, by its role (`layers.3.attn.q_proj`, `embed_tokens`, `lm_head`)."""

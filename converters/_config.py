@@ -26,6 +26,10 @@ class Config:
     def __contains__(self, name: str) -> bool:
         return self._fields.get(name) is not None
 
+    def names(self) -> frozenset[str]:
+        """The fields that are present, null or not."""
+        return frozenset(self._fields)
+
     def integer(self, name: str, default: int | None = None) -> int:
         """A positive whole number; absent or null gives `default`, or an error without one."""
         value = self._value(name, default)

@@ -10,15 +10,17 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_onnx.converters.checkpoints import Checkpoint
+from bitnet_onnx.converters.checkpoints import BITNET, Checkpoint
 from bitnet_onnx.converters.families import Family
 from bitnet_onnx.converters.families._family import Rows, Source
 from bitnet_onnx.converters.ternary_scheme import TernaryScheme
 from bitnet_onnx.decoder import DecoderSpec
-from bitnet_onnx.errors import CheckpointError
+from bitnet_onnx.errors import CheckpointError, UnsupportedError
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
+from bitnet_onnx.ternary import quantize_absmean
 
 _LINEAR: Final = re.compile(r"layers\.\d+\.(attn|mlp)\.[a-z]+_proj")
+_LINEAR_NORM: Final = re.compile(rf"({_LINEAR.pattern})\.norm\.weight")
 
 
 class CheckpointTensors:
@@ -41,7 +43,7 @@ class CheckpointTensors:
         self._sources: dict[str, Source] = {}
         self._shapes = dict(spec.tensors())
         for role, shape in self._shapes.items():
-            source = family.source(spec, role)
+            source = source_of(family, spec, role)
             self._check(source, shape)
             self._sources[role] = source
         self._refuse_unknown(family, spec)
@@ -50,6 +52,9 @@ class CheckpointTensors:
             for role in self._shapes
             if _LINEAR.fullmatch(role.removesuffix(".weight")) and self._is_master(role, family, scheme)
         )
+        self._online = scheme is not None and scheme.online
+        if scheme is not None:
+            self._check_scheme(scheme)
 
     def shape(self, role: str) -> tuple[int, ...]:
         """The tensor's shape."""
@@ -69,7 +74,7 @@ class CheckpointTensors:
         if source.transposed:
             values = np.ascontiguousarray(values.T)
         if source.rows is not None:
-            values = values[_indices(source.rows)]
+            values = values[row_indices(source.rows)]
         if source.offset:
             values += np.float32(source.offset)
         return values
@@ -78,7 +83,7 @@ class CheckpointTensors:
         """Rows `start` to `stop` of a matrix as float32."""
         source = self._sources[role]
         if source.transposed:
-            rows = slice(start, stop) if source.rows is None else _indices(source.rows)[start:stop]
+            rows = slice(start, stop) if source.rows is None else row_indices(source.rows)[start:stop]
             return np.ascontiguousarray(self._checkpoint.read(source.name)[:, rows].T)
         if source.rows is None:
             return self._checkpoint.read_rows(source.name, start, stop)
@@ -87,12 +92,15 @@ class CheckpointTensors:
         )
 
     def quantized(self, role: str) -> QuantizedTensor | None:
-        """The codes and scales of a matrix that is stored in them, or None."""
+        """The codes and scales of a matrix that is stored in them or rounded to them in every forward, or None."""
         source = self._sources[f"{role}.weight"]
         tensor = self._checkpoint.read_quantized(source.name)
+        if tensor is None and self._online and self.is_master(role):
+            # Of the stored matrix: where several roles share one, they share its mean.
+            tensor = quantize_absmean(self._checkpoint.read(source.name))
         if tensor is None or source.rows is None:
             return tensor
-        rows = _indices(source.rows)
+        rows = row_indices(source.rows)
         scale = tensor.scale if tensor.scale.shape == (1,) and not tensor.grid.group_size else tensor.scale[rows]
         return dataclasses.replace(tensor, raw=tensor.raw[rows], scale=scale)
 
@@ -110,7 +118,26 @@ class CheckpointTensors:
             return False
         if scheme is None:
             return family.trained_ternary
-        return scheme.covers(self._sources[role].name.removesuffix(".weight"))
+        # transformers replaces linear layers, and none that stores its weight transposed.
+        return not self._sources[role].transposed and scheme.covers(_module(self._sources[role]))
+
+    def _check_scheme(self, scheme: TernaryScheme) -> None:
+        """What `quantization_config` promises of the linear layers."""
+        heads = [role for role in ("lm_head.weight",) if role in self._sources and scheme.covers("lm_head")]
+        for role in [*sorted(self._masters), *heads]:
+            info = self._checkpoint.tensors[self._sources[role].name]
+            if scheme.packed and info.dtype != BITNET:
+                raise CheckpointError(
+                    f"{info.file}: tensor {info.name!r} is {info.dtype} without a weight_scale: quantization_config "
+                    f"says that it is packed (linear_class {scheme.linear_class}, offline)"
+                )
+        if scheme.linear_norm_epsilon is not None:
+            for role, source in self._sources.items():
+                if _LINEAR.fullmatch(role.removesuffix(".weight")) and role not in self._masters:
+                    raise UnsupportedError(
+                        f"config.json: quantization_config: use_rms_norm with {_module(source)!r} in "
+                        f"modules_to_not_convert: a norm inside some linear layers of a block only is not supported"
+                    )
 
     def _check(self, source: Source, shape: tuple[int, ...]) -> None:
         info = self._checkpoint.tensors.get(source.name)
@@ -140,7 +167,19 @@ class CheckpointTensors:
                 )
 
 
-def _indices(rows: Rows) -> npt.NDArray[np.intp]:
+def source_of(family: Family, spec: DecoderSpec, role: str) -> Source:
+    """Where a tensor lies; the norm inside a linear layer, which any family may have, stands beside its weight."""
+    found = _LINEAR_NORM.fullmatch(role)
+    if found is None:
+        return family.source(spec, role)
+    return Source(f"{_module(family.source(spec, f'{found[1]}.weight'))}.rms_norm.weight")
+
+
+def _module(source: Source) -> str:
+    return source.name.removesuffix(".weight")
+
+
+def row_indices(rows: Rows) -> npt.NDArray[np.intp]:
     """The numbers of the rows, in their order."""
     blocks = rows.start + rows.stride * np.arange(rows.count)
     return (blocks[:, None] + np.arange(rows.block)).ravel()

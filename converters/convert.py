@@ -49,6 +49,7 @@ def convert(
     policy: Policy | None = None,
     fallback: Fallback = Fallback.FAST,
     context_length: int | None = None,
+    i2s_layout: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -61,6 +62,7 @@ def convert(
             by absmean where the family was trained for it), the head int8.
         fallback: the function bodies that runtimes without the operator library execute: `fast` or `exact`.
         context_length: positions that the package has room for instead of those that the checkpoint names.
+        i2s_layout: `x86` where the I2_S matrices of a GGUF file are in blocks of 128; the file does not tell.
         overwrite: replace an existing package.
         progress: called after each matrix.
 
@@ -76,7 +78,7 @@ def convert(
         raise PackageError(f"{output} holds the checkpoint {source}: choose another output")
     with (
         new_directory(Path(output), overwrite=overwrite) as work,
-        open_model(Path(source), context_length=context_length) as model,
+        open_model(Path(source), context_length=context_length, i2s_layout=i2s_layout) as model,
     ):
         layers = write_package(work, model, policy=policy or Policy(), fallback=fallback, progress=progress)
         graph_bytes, data_bytes = ((work / name).stat().st_size for name in (MODEL, MODEL_DATA))

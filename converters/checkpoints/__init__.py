@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bitnet_onnx.converters.checkpoints._base import Checkpoint, TensorInfo, TokenizerFiles
+from bitnet_onnx.converters.checkpoints._bitnet_packed import BITNET
 from bitnet_onnx.converters.checkpoints._open import open_checkpoint
 
-__all__ = ["Checkpoint", "TensorInfo", "TokenizerFiles", "open_checkpoint"]
+__all__ = ["BITNET", "Checkpoint", "TensorInfo", "TokenizerFiles", "open_checkpoint"]

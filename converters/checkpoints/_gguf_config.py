@@ -2,61 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from bitnet_onnx.converters.checkpoints._base import TensorInfo
+from bitnet_onnx.converters.checkpoints._gguf_architectures import (
+    LONG_FACTORS,
+    ROPE_FACTORS,
+    SHORT_FACTORS,
+    Architecture,
+    nearest,
+)
 from bitnet_onnx.converters.checkpoints._gguf_metadata import Metadata
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
 from bitnet_onnx.json_input import shown
 
-#: Divisors of the rotary inverse frequencies, one for each pair of a head.
-ROPE_FACTORS = "rope_freqs.weight"
-
-_BLOCK_TENSORS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """How one `general.architecture` of GGUF maps to Hugging Face."""
-
-    #: `model_type` and `architectures[0]` of config.json.
-    model_type: str
-    class_name: str
-    hidden_act: str
-    #: Tensor names without `blk.N.` and `.weight` or `.bias`, to the names below `model.layers.N.`.
-    block_tensors: Mapping[str, str]
-    #: Those whose rows stand in rotary pairs (0, half, 1, half + 1, ...) within each head.
-    paired: frozenset[str]
-
-
-ARCHITECTURES = {
-    "llama": Architecture(
-        model_type="llama",
-        class_name="LlamaForCausalLM",
-        hidden_act="silu",
-        block_tensors=_BLOCK_TENSORS,
-        paired=frozenset({"attn_q", "attn_k"}),
-    ),
-}
-
 # Keys below the architecture's name that are read here, or that say nothing about the arithmetic.
 _KNOWN_KEYS = frozenset(
     {
+        "attention.causal",
         "attention.head_count",
         "attention.head_count_kv",
         "attention.key_length",
-        "attention.layer_norm_rms_epsilon",
         "attention.value_length",
         "block_count",
         "context_length",
@@ -72,12 +39,15 @@ _KNOWN_KEYS = frozenset(
         "rope.scaling.finetuned",
         "rope.scaling.original_context_length",
         "rope.scaling.type",
+        "rope.scaling.yarn_attn_factor",
         "rope.scaling.yarn_beta_fast",
         "rope.scaling.yarn_beta_slow",
         "tensor_data_layout",
         "vocab_size",
     }
 )
+#: Layers that a file may claim; the deepest models of today have 130.
+_MAX_LAYERS = 10_000
 
 # Control tokens that end a turn or a text. Chat models learn to end with the first kind and base models with
 # the second; a GGUF names only one of them as eos_token_id, and a model that utters another would run on for ever.
@@ -98,104 +68,120 @@ _CONTROL = 3
 _LONG_NAMES = {"pad": "padding", "unk": "unknown"}
 
 
-def architecture_of(metadata: Metadata) -> Architecture:
-    """The architecture's row of the table.
-
-    Raises:
-        UnsupportedError: it has none, or the file is one part of several.
-    """
-    if metadata.integer("split.count", 1) > 1:
-        raise UnsupportedError(
-            f"{metadata.source}: one of {metadata.integer('split.count')} parts of a split GGUF; "
-            "merge them first (llama-gguf-split --merge)"
-        )
-    name = metadata.text("general.architecture")
-    if name not in ARCHITECTURES:
-        raise UnsupportedError(
-            f"{metadata.source}: architecture {shown(name)} is not read from GGUF, only {', '.join(ARCHITECTURES)}"
-        )
-    return ARCHITECTURES[name]
-
-
 def model_config(
-    architecture: Architecture, metadata: Metadata, tensors: Mapping[str, TensorInfo]
+    architecture: Architecture,
+    metadata: Metadata,
+    tensors: Mapping[str, TensorInfo],
+    factors: Mapping[str, list[float]],
 ) -> dict[str, object]:
-    """The content of config.json; `tensors` have their Hugging Face names.
+    """The content of config.json.
+
+    Args:
+        architecture: the row of the table.
+        metadata: of the file.
+        tensors: by their Hugging Face names.
+        factors: the contents of the tensors that are `architecture.factors`.
 
     Raises:
         CheckpointError: a value is missing, of a wrong type, or contradicts another.
         UnsupportedError: a key that changes the arithmetic in a way that is not known.
     """
-    prefix = metadata.text("general.architecture") + "."
-    for key in metadata.values:
-        if key.startswith(prefix) and key.removeprefix(prefix) not in _KNOWN_KEYS:
-            raise UnsupportedError(f"{metadata.source}: metadata {shown(key)} is not known, and may change the model")
-    if metadata.integer(prefix + "expert_count", 0):
-        raise UnsupportedError(f"{metadata.source}: mixtures of experts ({prefix}expert_count) are not read")
+    section = metadata.section(metadata.text("general.architecture") + ".")
+    prefix, source = section.prefix, section.source
+    known = _KNOWN_KEYS | architecture.keys | {architecture.epsilon}
+    for key in section.names():
+        if key not in known:
+            raise UnsupportedError(
+                f"{source}: metadata {shown(prefix + key)} is not known, and may change the model"
+                f"{nearest(prefix + key, [prefix + name for name in known])}"
+            )
+    if section.integer("expert_count", 0):
+        raise UnsupportedError(f"{source}: mixtures of experts ({prefix}expert_count) are not read")
+    if not section.flag("attention.causal", True):
+        raise UnsupportedError(f"{source}: {prefix}attention.causal is false: not a decoder")
+    layers = section.integer("block_count")
+    if layers > _MAX_LAYERS:
+        raise CheckpointError(f"{source}: {prefix}block_count is {layers}, the limit is {_MAX_LAYERS}")
 
-    hidden = metadata.integer(prefix + "embedding_length")
-    heads = metadata.integer(prefix + "attention.head_count")
-    context = metadata.integer(prefix + "context_length")
-    config: dict[str, object] = {
+    head_dim, rotary_dim = head_dim_of(architecture, metadata)
+    heads = section.integer("attention.head_count")
+    attention, mlp = (architecture.block[name].partition(".")[0] for name in ("attn_output", "ffn_down"))
+    common: dict[str, object] = {
         "architectures": [architecture.class_name],
         "model_type": architecture.model_type,
         "hidden_act": architecture.hidden_act,
-        "hidden_size": hidden,
-        "intermediate_size": metadata.integer(prefix + "feed_forward_length"),
-        "num_hidden_layers": metadata.integer(prefix + "block_count"),
+        "hidden_size": section.integer("embedding_length"),
+        "intermediate_size": section.integer("feed_forward_length"),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": metadata.integer(prefix + "attention.head_count_kv", heads),
-        "head_dim": head_dim_of(metadata),
-        "vocab_size": _vocab_size(metadata, prefix, tensors),
-        "rms_norm_eps": metadata.number(prefix + "attention.layer_norm_rms_epsilon"),
-        "rope_theta": metadata.number(prefix + "rope.freq_base", 10000.0),
-        "max_position_embeddings": context,
-        "tie_word_embeddings": "lm_head.weight" not in tensors,
-        "attention_bias": any(name.endswith(".bias") and ".self_attn." in name for name in tensors),
-        "mlp_bias": any(name.endswith(".bias") and ".mlp." in name for name in tensors),
+        "num_key_value_heads": section.integer("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "vocab_size": _vocab_size(architecture, metadata, tensors),
+        "rms_norm_eps": section.number(architecture.epsilon),
+        "rope_theta": section.number("rope.freq_base", 10000.0),
+        "max_position_embeddings": section.integer("context_length"),
+        "tie_word_embeddings": architecture.top["output"] + ".weight" not in tensors,
+        "attention_bias": any(name.endswith(".bias") and f".{attention}." in name for name in tensors),
+        "mlp_bias": any(name.endswith(".bias") and f".{mlp}." in name for name in tensors),
         "torch_dtype": "float32",
     }
-    scaling = _rope_scaling(metadata, prefix, context)
+    if architecture.partial_rotary:
+        common["partial_rotary_factor"] = _fraction(rotary_dim, head_dim)
+    scaling = _rope_scaling(section, factors)
     if scaling is not None:
-        config["rope_scaling"] = scaling
-    return config | {f"{key}_token_id": value for key, value in special_ids(metadata).items() if key != "unk"}
+        common["rope_scaling"] = scaling
+    if ROPE_FACTORS in factors:
+        common["rope_factors"] = factors[ROPE_FACTORS]
+    details = architecture.details(section, common)
+    ids = {f"{key}_token_id": value for key, value in special_ids(metadata).items() if key != "unk"}
+    named = ((architecture.renamed.get(key, key), value) for key, value in common.items())
+    return {key: value for key, value in named if key is not None} | details | ids
 
 
-def head_dim_of(metadata: Metadata) -> int:
-    """Elements of one attention head, all of them rotary.
+def head_dim_of(architecture: Architecture, metadata: Metadata) -> tuple[int, int]:
+    """Elements of one attention head, and how many of them are rotary.
 
     Raises:
         CheckpointError: the heads do not divide the hidden size, or are odd.
         UnsupportedError: values differ from keys in size, or only a part of the head is rotary.
     """
-    prefix = metadata.text("general.architecture") + "."
-    hidden = metadata.integer(prefix + "embedding_length")
-    heads = metadata.integer(prefix + "attention.head_count")
+    section = metadata.section(metadata.text("general.architecture") + ".")
+    hidden = section.integer("embedding_length")
+    heads = section.integer("attention.head_count")
     if heads == 0:
-        raise CheckpointError(f"{metadata.source}: {prefix}attention.head_count is 0")
-    key = prefix + "attention.key_length"
-    if key not in metadata.values and hidden % heads:
-        raise CheckpointError(f"{metadata.source}: {heads} heads do not divide an embedding_length of {hidden}")
-    head_dim = metadata.integer(key, hidden // heads)
+        raise CheckpointError(f"{section.source}: {section.prefix}attention.head_count is 0")
+    key = "attention.key_length"
+    if key not in section and hidden % heads:
+        raise CheckpointError(f"{section.source}: {heads} heads do not divide an embedding_length of {hidden}")
+    head_dim = section.integer(key, hidden // heads)
     if head_dim == 0 or head_dim % 2:
-        raise CheckpointError(f"{metadata.source}: heads of {head_dim} elements; rotary heads are even")
-    if metadata.integer(prefix + "attention.value_length", head_dim) != head_dim:
-        raise UnsupportedError(f"{metadata.source}: {prefix}attention.value_length differs from the key length")
-    rotary = metadata.integer(prefix + "rope.dimension_count", head_dim)
-    if rotary != head_dim:
-        raise UnsupportedError(f"{metadata.source}: {prefix}rope.dimension_count {rotary}, but heads of {head_dim}")
-    return head_dim
+        raise CheckpointError(f"{section.source}: heads of {head_dim} elements; rotary heads are even")
+    if section.integer("attention.value_length", head_dim) != head_dim:
+        raise UnsupportedError(f"{section.source}: {section.prefix}attention.value_length differs from the key length")
+    rotary = section.integer("rope.dimension_count", head_dim)
+    where = f"{section.source}: {section.prefix}rope.dimension_count {rotary}, but heads of {head_dim}"
+    if rotary != head_dim and not architecture.partial_rotary:
+        raise UnsupportedError(where)
+    if not 0 < rotary <= head_dim or rotary % 2:
+        raise CheckpointError(where)
+    return head_dim, rotary
+
+
+def _fraction(part: int, whole: int) -> float:
+    """`part / whole` such that `int(whole * fraction)` is `part` again, as transformers computes it."""
+    fraction = part / whole
+    return fraction if int(whole * fraction) == part else math.nextafter(fraction, 1.0)
 
 
 def generation_config(metadata: Metadata) -> dict[str, object]:
     """The content of generation_config.json: `eos_token_id` lists every token that ends a turn or a text."""
-    if "tokenizer.ggml.tokens" not in metadata.values:
+    if "tokenizer.ggml.tokens" not in metadata:
         return {}
     tokens = metadata.texts("tokenizer.ggml.tokens")
     special = special_ids(metadata)
     ends = [special["eos"]] if "eos" in special else []
-    ends += [_token_id(metadata, key, len(tokens)) for key in ("eot", "eom") if _id_key(key) in metadata.values]
-    if "tokenizer.ggml.token_type" in metadata.values:
+    ends += [_token_id(metadata, key, len(tokens)) for key in ("eot", "eom") if _id_key(key) in metadata]
+    if "tokenizer.ggml.token_type" in metadata:
         types = metadata.integers("tokenizer.ggml.token_type")
         ends += [
             index
@@ -208,12 +194,10 @@ def generation_config(metadata: Metadata) -> dict[str, object]:
 
 def special_ids(metadata: Metadata) -> dict[str, int]:
     """The ids of bos, eos, pad and unk, as far as the file names them."""
-    if "tokenizer.ggml.tokens" not in metadata.values:
+    if "tokenizer.ggml.tokens" not in metadata:
         return {}
     count = len(metadata.texts("tokenizer.ggml.tokens"))
-    return {
-        key: _token_id(metadata, key, count) for key in ("bos", "eos", "pad", "unk") if _id_key(key) in metadata.values
-    }
+    return {key: _token_id(metadata, key, count) for key in ("bos", "eos", "pad", "unk") if _id_key(key) in metadata}
 
 
 def _id_key(name: str) -> str:
@@ -227,13 +211,14 @@ def _token_id(metadata: Metadata, name: str, count: int) -> int:
     return value
 
 
-def _vocab_size(metadata: Metadata, prefix: str, tensors: Mapping[str, TensorInfo]) -> int:
-    embedding = tensors.get("model.embed_tokens.weight")
+def _vocab_size(architecture: Architecture, metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> int:
+    embedding = tensors.get(architecture.top["token_embd"] + ".weight")
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError(f"{metadata.source}: there is no matrix token_embd.weight")
     rows = embedding.shape[0]
-    counts = {prefix + "vocab_size": metadata.integer(prefix + "vocab_size", rows)}
-    if "tokenizer.ggml.tokens" in metadata.values:
+    key = metadata.text("general.architecture") + ".vocab_size"
+    counts = {key: metadata.integer(key, rows)}
+    if "tokenizer.ggml.tokens" in metadata:
         counts["tokenizer.ggml.tokens"] = len(metadata.texts("tokenizer.ggml.tokens"))
     for key, count in counts.items():
         if count != rows:
@@ -241,24 +226,56 @@ def _vocab_size(metadata: Metadata, prefix: str, tensors: Mapping[str, TensorInf
     return rows
 
 
-def _rope_scaling(metadata: Metadata, prefix: str, context: int) -> dict[str, object] | None:
-    if prefix + "rope.scale_linear" in metadata.values:  # the key before scaling had a type
-        return {"rope_type": "linear", "factor": metadata.number(prefix + "rope.scale_linear")}
-    scaling = prefix + "rope.scaling."
-    kind = metadata.text(scaling + "type", "none")
+def _rope_scaling(section: Metadata, factors: Mapping[str, list[float]]) -> dict[str, object] | None:
+    """`rope_scaling` of config.json."""
+    if LONG_FACTORS in factors or SHORT_FACTORS in factors:
+        return _longrope(section, factors)
+    if "rope.scale_linear" in section:  # the key before scaling had a type
+        return _linear(section.number("rope.scale_linear"))
+    kind = section.text("rope.scaling.type", "none")
     if kind == "none":
         return None
+    factor = section.number("rope.scaling.factor") if kind in {"linear", "yarn"} else 1.0
     if kind == "linear":
-        return {"rope_type": "linear", "factor": metadata.number(scaling + "factor")}
+        return _linear(factor)
     if kind == "yarn":
         result: dict[str, object] = {
             "rope_type": "yarn",
-            "factor": metadata.number(scaling + "factor"),
-            "original_max_position_embeddings": metadata.integer(scaling + "original_context_length", context),
+            "factor": factor,
+            "original_max_position_embeddings": section.integer(
+                "rope.scaling.original_context_length", section.integer("context_length")
+            ),
         }
-        names = {"attn_factor": "attention_factor", "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
+        names = {"yarn_attn_factor": "attention_factor", "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
         for key, name in names.items():
-            if scaling + key in metadata.values:
-                result[name] = metadata.number(scaling + key)
+            if f"rope.scaling.{key}" in section:
+                result[name] = section.number(f"rope.scaling.{key}")
+        if "rope.scaling.attn_factor" in section:
+            # In llama.cpp this one is a factor on YaRN's own, in transformers the product of both.
+            result["attention_factor"] = section.number("rope.scaling.attn_factor") * (0.1 * math.log(factor) + 1)
         return result
-    raise UnsupportedError(f"{metadata.source}: {scaling}type {shown(kind)} is not one of none, linear, yarn")
+    raise UnsupportedError(
+        f"{section.source}: {section.prefix}rope.scaling.type {shown(kind)} is not one of none, linear, yarn"
+    )
+
+
+def _linear(factor: float) -> dict[str, object] | None:
+    return None if factor == 1 else {"rope_type": "linear", "factor": factor}
+
+
+def _longrope(section: Metadata, factors: Mapping[str, list[float]]) -> dict[str, object]:
+    if section.text("rope.scaling.type", "longrope") != "longrope":
+        raise CheckpointError(
+            f"{section.source}: {section.prefix}rope.scaling.type is not longrope, but there is {LONG_FACTORS}.weight"
+        )
+    for name in (LONG_FACTORS, SHORT_FACTORS):
+        if name not in factors:
+            raise CheckpointError(f"{section.source}: there is no tensor {name}.weight")
+    result: dict[str, object] = {
+        "rope_type": "longrope",
+        "long_factor": factors[LONG_FACTORS],
+        "short_factor": factors[SHORT_FACTORS],
+    }
+    if "rope.scaling.attn_factor" in section:
+        result["attention_factor"] = section.number("rope.scaling.attn_factor")
+    return result

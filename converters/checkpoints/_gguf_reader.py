@@ -7,7 +7,6 @@ element type, a u64 count and the elements. Source: the GGUF specification in th
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from dataclasses import dataclass
 from bitnet_onnx.converters.checkpoints._base import TensorInfo
 from bitnet_onnx.converters.checkpoints._decode import StoredTensor
 from bitnet_onnx.converters.checkpoints._files import BinaryFile
+from bitnet_onnx.converters.checkpoints._gguf_layouts import Description, storage_types
 from bitnet_onnx.converters.checkpoints._gguf_metadata import Metadata, Value
-from bitnet_onnx.converters.checkpoints._types import GGUF_REFUSED, GGUF_TYPES
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
 from bitnet_onnx.json_input import shown
 
@@ -60,23 +59,28 @@ class GgufContent:
     tensors: Mapping[str, StoredTensor]
 
 
-def read_gguf(file: BinaryFile) -> GgufContent:
+def read_gguf(file: BinaryFile, i2s_layout: str | None = None) -> GgufContent:
     """Read metadata and tensor descriptions of a GGUF file.
 
     Shapes are turned round: GGUF counts the fastest dimension first, `TensorInfo` last.
+
+    Args:
+        file: the open file.
+        i2s_layout: how I2_S tensors are laid out, a key of `I2_S_LAYOUTS`; they are refused without it.
 
     Raises:
         CheckpointError: the file contradicts itself, or a count exceeds its limit.
         UnsupportedError: version, byte order, nested array or tensor type that is not read.
     """
-    return _Parser(file).parse()
+    return _Parser(file, i2s_layout).parse()
 
 
 class _Parser:
     """A cursor over the header; every read is checked against the end of the file and `MAX_HEADER`."""
 
-    def __init__(self, file: BinaryFile) -> None:
+    def __init__(self, file: BinaryFile, i2s_layout: str | None) -> None:
         self._file = file
+        self._i2s_layout = i2s_layout
         self._end = min(file.size, MAX_HEADER)
         self._window = b""
         self._window_start = 0
@@ -112,27 +116,40 @@ class _Parser:
         data_start = -(-self._position // alignment) * alignment
         return GgufContent(metadata, self._place(descriptions, data_start, alignment))
 
-    def _place(self, descriptions: list[StoredTensor], data_start: int, alignment: int) -> dict[str, StoredTensor]:
+    def _place(self, descriptions: list[Description], data_start: int, alignment: int) -> dict[str, StoredTensor]:
         """Turn offsets within the data into offsets within the file, and check that no two overlap."""
         placed: dict[str, StoredTensor] = {}
         end = data_start
-        for tensor in sorted(descriptions, key=lambda item: item.offset):
-            info = tensor.info
-            where = f"{self._file.path}: tensor {shown(info.name)}"
-            start = data_start + tensor.offset
-            if tensor.offset % alignment:
-                raise CheckpointError(f"{where}: offset {tensor.offset} is not a multiple of {alignment}")
+        descriptions.sort(key=lambda item: item.offset)
+        kinds = storage_types(
+            descriptions,
+            data_size=self._file.size - data_start,
+            alignment=alignment,
+            i2s_layout=self._i2s_layout,
+            source=str(self._file.path),
+        )
+        for item, kind in zip(descriptions, kinds, strict=True):
+            where = f"{self._file.path}: tensor {shown(item.name)}"
+            start = data_start + item.offset
+            nbytes = kind.size(item.elements)
+            if nbytes > self._file.size:
+                raise CheckpointError(
+                    f"{where}: {kind.name} {list(item.shape)} takes {nbytes} bytes, more than the file has"
+                )
+            if item.offset % alignment:
+                raise CheckpointError(f"{where}: offset {item.offset} is not a multiple of {alignment}")
             if start < end:
                 raise CheckpointError(f"{where}: starts at byte {start}, inside the one before, which ends at {end}")
-            end = start + info.nbytes
+            end = start + nbytes
             if end > self._file.size:
                 raise CheckpointError(f"{where}: ends at byte {end}, the file at {self._file.size}")
-            if info.name in placed:
+            if item.name in placed:
                 raise CheckpointError(f"{where}: appears twice")
-            placed[info.name] = StoredTensor(info=info, file=self._file, offset=start, type=tensor.type)
+            info = TensorInfo(item.name, item.shape, kind.name, nbytes, self._file.name)
+            placed[item.name] = StoredTensor(info=info, file=self._file, offset=start, type=kind)
         return placed
 
-    def _description(self) -> StoredTensor:
+    def _description(self) -> Description:
         name = self._text("tensor name", MAX_NAME_LENGTH)
         where = f"{self._file.path}: tensor {shown(name)}"
         dimensions = self._unsigned(4, "dimension count")
@@ -141,20 +158,9 @@ class _Parser:
         shape = tuple(self._unsigned(8, "dimension") for _ in range(dimensions))[::-1]
         type_id = self._unsigned(4, "tensor type")
         offset = self._unsigned(8, "tensor offset")
-        if type_id in GGUF_REFUSED:
-            raise UnsupportedError(f"{where}: type id {type_id}: {GGUF_REFUSED[type_id]}")
-        if type_id not in GGUF_TYPES:
-            raise UnsupportedError(f"{where}: type id {type_id} is not known")
-        kind = GGUF_TYPES[type_id]
         if min(shape) < 1:
             raise CheckpointError(f"{where}: shape {list(shape)} has an empty dimension")
-        if shape[-1] % kind.block:
-            raise CheckpointError(f"{where}: rows of {shape[-1]} are not whole blocks of {kind.block} ({kind.name})")
-        nbytes = math.prod(shape) // kind.block * kind.nbytes
-        if nbytes > self._file.size:
-            raise CheckpointError(f"{where}: {kind.name} {list(shape)} takes {nbytes} bytes, more than the file has")
-        info = TensorInfo(name=name, shape=shape, dtype=kind.name, nbytes=nbytes, file=self._file.name)
-        return StoredTensor(info=info, file=self._file, offset=offset, type=kind)
+        return Description(name, shape, type_id, offset)
 
     def _scalar(self, kind: int, key: str) -> str | int | float | bool:
         if kind == _STRING:

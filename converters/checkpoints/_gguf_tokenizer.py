@@ -10,6 +10,7 @@ import json
 import logging
 
 from bitnet_onnx.converters.checkpoints._base import TokenizerFiles
+from bitnet_onnx.converters.checkpoints._gguf_architectures import nearest
 from bitnet_onnx.converters.checkpoints._gguf_config import special_ids
 from bitnet_onnx.converters.checkpoints._gguf_metadata import Metadata
 from bitnet_onnx.converters.checkpoints._gguf_pretokenizers import PRE_TOKENIZERS, PreTokenizer
@@ -65,7 +66,7 @@ def tokenizer_files(metadata: Metadata) -> TokenizerFiles:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _added_tokens(tokens, types),
+        "added_tokens": _added_tokens(tokens, types, marked=rule is None and not _space_prefix(metadata)),
         "post_processor": _template(metadata, tokens, special, add_bos=add_bos, add_eos=add_eos),
         **parts,
     }
@@ -81,6 +82,8 @@ def tokenizer_files(metadata: Metadata) -> TokenizerFiles:
         **names,
     }
     files = {"tokenizer.json": data, "special_tokens_map.json": _dump(names)}
+    if others := [key for key in metadata.values if key.startswith("tokenizer.chat_template.")]:
+        _log.info("%s: chat templates beside the main one are left out: %s", metadata.source, shown(", ".join(others)))
     template = metadata.text("tokenizer.chat_template", None)
     if template is not None:
         if len(template) > _MAX_TEMPLATE:
@@ -115,11 +118,22 @@ def _rule(metadata: Metadata) -> PreTokenizer:
     if name not in PRE_TOKENIZERS:
         raise UnsupportedError(
             f"{metadata.source}: tokenizer.ggml.pre {shown(name)} is not one of {', '.join(sorted(PRE_TOKENIZERS))}"
+            f"{nearest(name, list(PRE_TOKENIZERS))}"
         )
     return PRE_TOKENIZERS[name]
 
 
-def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, object]]:
+def _space_prefix(metadata: Metadata) -> bool:
+    """Whether a space stands in front of every piece of text between special tokens (SentencePiece)."""
+    return metadata.flag("tokenizer.ggml.add_space_prefix", True)
+
+
+def _added_tokens(tokens: list[str], types: list[int], *, marked: bool) -> list[dict[str, object]]:
+    """Tokens that are found before the text is cut.
+
+    `marked`: those with a space mark are found in text whose spaces are marks by then, as SentencePiece does it (the
+    runs of spaces of Gemma). Where a prefix is put before the text it would be put before such a token too.
+    """
     return [
         {
             "id": index,
@@ -127,7 +141,7 @@ def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, object]
             "single_word": False,
             "lstrip": False,
             "rstrip": False,
-            "normalized": False,
+            "normalized": marked and kind == _USER_DEFINED and _SPACE in token,
             "special": kind != _USER_DEFINED,
         }
         for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
@@ -197,9 +211,8 @@ def _byte_level(metadata: Metadata, vocabulary: dict[str, int], rule: PreTokeniz
 def _sentencepiece(
     metadata: Metadata, vocabulary: dict[str, int], types: list[int], unknown: int | None
 ) -> dict[str, object]:
-    # The space goes in front of every piece of text between special tokens, as llama.cpp and the original
-    # tokenizer.json of Llama 2 do it.
-    prefix = metadata.flag("tokenizer.ggml.add_space_prefix", True)
+    # As llama.cpp and the original tokenizer.json of Llama 2 do it.
+    prefix = _space_prefix(metadata)
     to_marks: list[dict[str, object]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
     from_marks: list[dict[str, object]] = [
         {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StorageType:
-    """How a type is stored: `block` elements in `nbytes` bytes."""
+    """How a type is stored: `block` elements in `nbytes` bytes, and `tail` bytes once after all of them."""
 
     name: str
     block: int
     nbytes: int
+    tail: int = 0
+
+    def size(self, elements: int) -> int:
+        """Stored bytes of a tensor of whole blocks."""
+        return elements // self.block * self.nbytes + self.tail
 
 
 _SAFETENSORS = (
@@ -68,14 +73,24 @@ GGUF_TYPES = {
     35: StorageType("TQ2_0", 256, 66),
 }
 
+#: Types whose blocks hold codes for -1, 0, 1 (and 2) and no floats.
+TERNARY_TYPES = frozenset({"TQ1_0", "TQ2_0", "Q2_0", "I2_S"})
+
+Q2_0 = 42
+#: The two layouts under id 42, upstream's and that of the fork that had the id first; never told apart by a guess.
+Q2_0_LAYOUTS = (StorageType("Q2_0", 64, 18), StorageType("Q2_0", 128, 34))
+
+I2_S = 36
+#: The layouts under id 36 that are read, by the name that a user gives. The float32 scale of the whole tensor begins
+#: the tail. Source: bitnet.cpp, `quantize_i2_s` as built for AVX2 with ACT_PARALLEL, and its converter.
+I2_S_LAYOUTS = {"x86": StorageType("I2_S", 128, 32, tail=32)}
+
 #: Ids that are known and not read, with the reason and the way out.
 GGUF_REFUSED = {
     9: "Q8_1 is a type of intermediate results, not of weights",
     15: "Q8_K is a type of intermediate results, not of weights",
-    36: "I2_S has several byte layouts under this id; use the original checkpoint, or TQ1_0 or TQ2_0",
     38: "TL1 is laid out for one machine; use the original checkpoint, or TQ1_0 or TQ2_0",
     39: "MXFP4 and TL2 share this id; use the original checkpoint, or TQ1_0 or TQ2_0",
     40: "NVFP4 is not read; use the original checkpoint",
     41: "Q1_0 is not read; use the original checkpoint",
-    42: "Q2_0 has two layouts under this id; use the original checkpoint, or TQ1_0 or TQ2_0",
 }

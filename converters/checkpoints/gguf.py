@@ -1,143 +1,129 @@
-"""GGUF files: one file with weights, metadata and tokenizer, shown in Hugging Face terms."""
+"""GGUF files: weights, metadata and tokenizer in one file or in several, shown in Hugging Face terms."""
 
 from __future__ import annotations
 
-import re
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from bitnet_onnx.converters.checkpoints._base import Checkpoint, TokenizerFiles
-from bitnet_onnx.converters.checkpoints._decode import StoredTensor
-from bitnet_onnx.converters.checkpoints._files import BinaryFile
-from bitnet_onnx.converters.checkpoints._gguf_config import (
-    ROPE_FACTORS,
-    Architecture,
-    architecture_of,
-    generation_config,
-    head_dim_of,
-    model_config,
-)
-from bitnet_onnx.converters.checkpoints._gguf_reader import GgufContent, read_gguf
+from bitnet_onnx.converters.checkpoints._gguf_architectures import architecture_of
+from bitnet_onnx.converters.checkpoints._gguf_config import generation_config, head_dim_of, model_config
+from bitnet_onnx.converters.checkpoints._gguf_quantized import read_ternary
+from bitnet_onnx.converters.checkpoints._gguf_shards import open_gguf
+from bitnet_onnx.converters.checkpoints._gguf_tensors import Heads, View, read_factors, rename
 from bitnet_onnx.converters.checkpoints._gguf_tokenizer import tokenizer_files
-from bitnet_onnx.errors import CheckpointError, UnsupportedError
-from bitnet_onnx.json_input import shown
+from bitnet_onnx.converters.checkpoints._types import TERNARY_TYPES
+from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 
-_TOP_TENSORS = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_MAX_DISPLAY_NAME = 120
-_BLOCK_NAME = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z_]+)\.(weight|bias)")
+_MAX_DISPLAY_NAME: Final = 120
+#: Rows between wanted ones that are read along rather than skipped.
+_GAP: Final = 64
 
 
 class GgufCheckpoint(Checkpoint):
-    """A GGUF file of a known architecture.
+    """GGUF files of a known architecture.
 
     `config` has one key beyond Hugging Face's: `rope_factors`, a list of floats that divide the rotary inverse
     frequencies (this is how a GGUF stores the rope scaling of Llama 3).
+
+    Args:
+        path: the file, or any one of the parts of a model.
+        i2s_layout: how I2_S tensors are laid out, a key of `I2_S_LAYOUTS`; they are refused without it.
     """
 
     format = "gguf"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, i2s_layout: str | None = None) -> None:
         with ExitStack() as opened:
-            file = opened.enter_context(BinaryFile(path))
-            content = read_gguf(file)
+            content = open_gguf(path, opened, i2s_layout)
             metadata = content.metadata
             architecture = architecture_of(metadata)
-            stored, paired = _rename(architecture, content)
-            head_dim = head_dim_of(metadata)
-            config = model_config(architecture, metadata, {name: tensor.info for name, tensor in stored.items()})
-            for name in paired:
-                if stored[name].info.shape[0] % head_dim:
-                    raise CheckpointError(
-                        f"{path}: tensor {shown(name)} of shape {list(stored[name].info.shape)} is not whole heads of "
-                        f"{head_dim} rows"
-                    )
-            if ROPE_FACTORS in content.tensors:
-                config["rope_factors"] = _rope_factors(content.tensors[ROPE_FACTORS], head_dim)
+            head_dim, rotary_dim = head_dim_of(architecture, metadata)
+            section = metadata.section(metadata.text("general.architecture") + ".")
+            query = section.integer("attention.head_count")
+            heads = Heads(query, section.integer("attention.head_count_kv", query), head_dim, rotary_dim)
+            renamed = rename(architecture, metadata, content.tensors, heads)
+            infos = {name: tensor.info for name, tensor in renamed.stored.items()}
+            factors = read_factors(architecture, content.tensors, rotary_dim)
+            config = model_config(architecture, metadata, infos, factors)
             generation = generation_config(metadata)
             opened.pop_all()
         super().__init__(
-            path=path,
-            name=_display_name(metadata.text("general.name", "")) or path.stem,
+            path=content.path,
+            name=_display_name(metadata.text("general.name", "")) or content.stem,
             config=config,
             generation_config=generation,
-            stored=stored,
-            files={path.name: file},
+            stored=renamed.stored,
+            files=content.files,
         )
         self._metadata = metadata
-        self._paired = paired
-        self._head_dim = head_dim
+        self._views = renamed.views
 
-    def read(self, name: str) -> npt.NDArray[np.float32]:
-        """A whole tensor; rows of q and k stand as Hugging Face has them."""
-        array = super().read(name)
-        return _unpair(array, self._head_dim) if name in self._paired else array
+    def read(self, name: str) -> FloatArray:
+        """A whole tensor as transformers has it."""
+        tensor = self._find(name)
+        view = self._views.get(name)
+        shape = tensor.info.shape
+        if view is None:
+            return super().read(name)
+        if view.transposed:
+            return np.ascontiguousarray(tensor.decode(0, tensor.size).reshape(shape[::-1]).T)
+        values = tensor.decode(0, tensor.size).reshape(shape)
+        if view.axes:
+            values = values[view.order()]
+        return _scaled(values, view)
 
-    def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Rows of a matrix; rows of q and k stand as Hugging Face has them, whole heads are read for them."""
-        if name not in self._paired:
+    def read_rows(self, name: str, start: int, stop: int) -> FloatArray:
+        """Rows of a matrix as transformers has them; those between that the file has elsewhere are read along."""
+        view = self._views.get(name)
+        if view is None:
             return super().read_rows(name, start, stop)
         self._rows_of(name, start, stop)
-        first = start // self._head_dim * self._head_dim
-        last = -(-stop // self._head_dim) * self._head_dim
-        heads = _unpair(super().read_rows(name, first, last), self._head_dim)
-        return heads[start - first : stop - first].copy()
+        if view.transposed:
+            return self.read(name)[start:stop].copy()
+        if not view.axes:
+            return _scaled(super().read_rows(name, start, stop), view)
+        wanted = view.order()[start:stop]
+        out = np.empty((stop - start, self.tensors[name].shape[1]), np.float32)
+        places = np.argsort(wanted)
+        for part in np.split(places, np.flatnonzero(np.diff(wanted[places]) > _GAP) + 1):
+            if part.size:
+                first, last = int(wanted[part[0]]), int(wanted[part[-1]]) + 1
+                out[part] = super().read_rows(name, first, last)[wanted[part] - first]
+        return _scaled(out, view)
+
+    def read_quantized(self, name: str) -> QuantizedTensor | None:
+        """The codes and scales of a ternary matrix, its rows as transformers has them."""
+        tensor = self._find(name)
+        view = self._views.get(name, View())
+        if tensor.type.name not in TERNARY_TYPES or len(tensor.info.shape) != 2 or view.transposed:
+            return None
+        codes = read_ternary(tensor)
+        if view.axes:
+            order = view.order()
+            by_row = codes.scale.shape[0] == len(order)
+            codes = replace(codes, raw=codes.raw[order], scale=codes.scale[order] if by_row else codes.scale)
+        return replace(codes, scale=_scaled(codes.scale, view))
 
     def tokenizer(self) -> TokenizerFiles:
         """A tokenizer.json, tokenizer_config.json and special_tokens_map.json made from the metadata."""
         return tokenizer_files(self._metadata)
 
 
+def _scaled(values: npt.NDArray[np.float32], view: View) -> FloatArray:
+    """Factor and offset of a view, in place."""
+    if view.factor != 1:
+        values *= np.float32(view.factor)
+    if view.offset:
+        values += np.float32(view.offset)
+    return values
+
+
 def _display_name(text: str) -> str:
     """A name for terminals and manifests: one line without control characters."""
     return "".join(character for character in text if character.isprintable())[:_MAX_DISPLAY_NAME].strip()
-
-
-def _rename(architecture: Architecture, content: GgufContent) -> tuple[dict[str, StoredTensor], frozenset[str]]:
-    """The tensors under their Hugging Face names, and the names of those with rows in rotary pairs."""
-    source = content.metadata.source
-    layers = content.metadata.integer(content.metadata.text("general.architecture") + ".block_count")
-    stored: dict[str, StoredTensor] = {}
-    paired: set[str] = set()
-    for name, tensor in content.tensors.items():
-        if name == ROPE_FACTORS:
-            continue
-        target = _TOP_TENSORS.get(name)
-        match = _BLOCK_NAME.fullmatch(name)
-        if match and match[2] in architecture.block_tensors:
-            if int(match[1]) >= layers:
-                raise CheckpointError(f"{source}: tensor {shown(name)}, but block_count is {layers}")
-            target = f"model.layers.{match[1]}.{architecture.block_tensors[match[2]]}.{match[3]}"
-            if match[2] in architecture.paired:
-                paired.add(target)
-        if target is None:
-            raise UnsupportedError(f"{source}: tensor {shown(name)} is not known in a {architecture.model_type} model")
-        stored[target] = replace(tensor, info=replace(tensor.info, name=target))
-    return stored, frozenset(paired)
-
-
-def _rope_factors(tensor: StoredTensor, head_dim: int) -> list[float]:
-    where = f"{tensor.file.path}: tensor {ROPE_FACTORS!r}"
-    if tensor.info.shape != (head_dim // 2,):
-        raise CheckpointError(f"{where} has shape {list(tensor.info.shape)}, expected [{head_dim // 2}]")
-    factors: list[float] = tensor.decode(0, tensor.size).tolist()
-    if min(factors) <= 0:
-        raise CheckpointError(f"{where} holds {min(factors)}, expected above zero")
-    return factors
-
-
-def _unpair(array: npt.NDArray[np.float32], head_dim: int) -> npt.NDArray[np.float32]:
-    """Rows in rotary pairs to rows in halves, head by head.
-
-    llama.cpp rotates neighbours (0, 1), (2, 3), ...; Hugging Face rotates (0, half), (1, half + 1), ... The rows
-    of q and k are stored so that each is right for its reader.
-    """
-    pairs = array.reshape(-1, head_dim // 2, 2, *array.shape[1:])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(array.shape)

@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from bitnet_onnx.converters._config import Config
 from bitnet_onnx.converters.checkpoints._base import Checkpoint, TokenizerFiles
+from bitnet_onnx.converters.checkpoints._bitnet_packed import BitNetMatrix, with_bitnet
 from bitnet_onnx.converters.checkpoints._decode import StoredTensor
 from bitnet_onnx.converters.checkpoints._files import BinaryFile, cache_entry, member, read_small
 from bitnet_onnx.converters.checkpoints._safetensors_reader import read_header
 from bitnet_onnx.converters.checkpoints._tokenizer_check import check_tokenizer
+from bitnet_onnx.converters.ternary_scheme import ternary_scheme
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
 from bitnet_onnx.json_input import load_object, shown
+from bitnet_onnx.quantized import QuantizedTensor
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +33,11 @@ _MAX_TEMPLATE = 1_000_000
 
 
 class HuggingFaceCheckpoint(Checkpoint):
-    """A directory as `save_pretrained` writes it, or a snapshot in the Hugging Face cache."""
+    """A directory as `save_pretrained` writes it, or a snapshot in the Hugging Face cache.
+
+    Packed ternary matrices look like any other: under their name, as `[out, in]`, with the type `BITNET`; their scales
+    are part of them.
+    """
 
     format = "safetensors"
 
@@ -40,8 +48,10 @@ class HuggingFaceCheckpoint(Checkpoint):
         if "auto_map" in config:
             _log.info("%s: auto_map names code for this checkpoint; it is never run", directory)
         generation_config = _read_object(directory, "generation_config.json", _MAX_CONFIG) or {}
+        scheme = ternary_scheme(Config(config))
         with ExitStack() as opened:
             files, stored = _open_weights(directory, opened)
+            stored = with_bitnet(stored, scheme)
             opened.pop_all()
         super().__init__(
             path=directory,
@@ -52,32 +62,47 @@ class HuggingFaceCheckpoint(Checkpoint):
             files=files,
         )
 
+    def read_quantized(self, name: str) -> QuantizedTensor | None:
+        """Codes and scale of a ternary matrix, None for any other tensor."""
+        tensor = self._find(name)
+        return tensor.quantized() if isinstance(tensor, BitNetMatrix) else None
+
     def tokenizer(self) -> TokenizerFiles:
         """The tokenizer's files as they are in the directory, `tokenizer.json` checked by loading it."""
-        data = read_small(self.path, "tokenizer.json", max_bytes=_MAX_TOKENIZER)
-        if data is None:
-            if member(self.path, "tokenizer.model") is not None:
-                raise UnsupportedError(
-                    f"{self.path}: tokenizer.model without tokenizer.json; save it once as a fast tokenizer "
-                    "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
-                )
-            raise CheckpointError(f"{self.path}: there is no tokenizer.json")
-        check_tokenizer(data, str(self.path / "tokenizer.json"), self.config.get("vocab_size"))
-        files = {"tokenizer.json": data}
-        for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            data = read_small(self.path, name, max_bytes=_MAX_TOKENIZER_CONFIG)
-            if data is not None:
-                load_object(data, str(self.path / name), max_bytes=_MAX_TOKENIZER_CONFIG, error=CheckpointError)
-                files[name] = data
-        template = read_small(self.path, "chat_template.jinja", max_bytes=_MAX_TEMPLATE)
-        if template is not None:
-            try:
-                template.decode("utf-8")
-            except UnicodeDecodeError as error:
-                path = self.path / "chat_template.jinja"
-                raise CheckpointError(f"{path}: byte {error.start} is not UTF-8") from error
-            files["chat_template.jinja"] = template
-        return TokenizerFiles(files)
+        return directory_tokenizer(self.path, self.config.get("vocab_size"))
+
+
+def directory_tokenizer(directory: Path, vocab_size: object) -> TokenizerFiles:
+    """The tokenizer's files as they are in a directory, `tokenizer.json` checked by loading it.
+
+    Raises:
+        CheckpointError: a file is missing, too large or broken, or has ids of `vocab_size` and more.
+        UnsupportedError: only a tokenizer.model is there.
+    """
+    data = read_small(directory, "tokenizer.json", max_bytes=_MAX_TOKENIZER)
+    if data is None:
+        if member(directory, "tokenizer.model") is not None:
+            raise UnsupportedError(
+                f"{directory}: tokenizer.model without tokenizer.json; save it once as a fast tokenizer "
+                "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
+            )
+        raise CheckpointError(f"{directory}: there is no tokenizer.json")
+    check_tokenizer(data, str(directory / "tokenizer.json"), vocab_size)
+    files = {"tokenizer.json": data}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        data = read_small(directory, name, max_bytes=_MAX_TOKENIZER_CONFIG)
+        if data is not None:
+            load_object(data, str(directory / name), max_bytes=_MAX_TOKENIZER_CONFIG, error=CheckpointError)
+            files[name] = data
+    template = read_small(directory, "chat_template.jinja", max_bytes=_MAX_TEMPLATE)
+    if template is not None:
+        try:
+            template.decode("utf-8")
+        except UnicodeDecodeError as error:
+            path = directory / "chat_template.jinja"
+            raise CheckpointError(f"{path}: byte {error.start} is not UTF-8") from error
+        files["chat_template.jinja"] = template
+    return TokenizerFiles(files)
 
 
 def _name(directory: Path) -> str:

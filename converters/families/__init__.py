@@ -21,6 +21,8 @@ def find(config: Config) -> Family:
         UnsupportedError: the `model_type` is unknown.
     """
     name = config.string("model_type")
+    if name in {"bitnet", "llama"} and bitnet.ORIGINAL_ARCHITECTURE in config.strings("architectures"):
+        return bitnet.ORIGINAL  # its configurations call themselves llama
     if name not in FAMILIES:
         near = difflib.get_close_matches(name[:60], FAMILIES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
