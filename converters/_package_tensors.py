@@ -70,8 +70,12 @@ class PackageTensors:
         shape = self._shapes[role]
         if len(shape) == 2:
             return self.read_rows(role, 0, shape[0])
-        array, start = self._vectors[role]
-        return array.floats(start, start + shape[0])
+        return self.copies(role)[0]
+
+    def copies(self, role: str) -> list[FloatArray]:
+        """A vector as often as the package holds it: each layer that took over a norm has that norm's weight."""
+        size = self._shapes[role][0]
+        return [array.floats(start, start + size) for array, start in self._vectors[role]]
 
     def read_rows(self, role: str, start: int, stop: int) -> FloatArray:
         """Rows `start` to `stop` of a matrix as float32, dequantized if need be."""
@@ -165,21 +169,23 @@ class PackageTensors:
         elif self._find(scale).shape != (1,):
             self._demand(scale, (place.total,), np.float32)
 
-    def _vector(self, role: str, size: int) -> tuple[StoredArray, int]:
-        """The array that holds a norm's weight or a bias, and the element at which it starts."""
+    def _vector(self, role: str, size: int) -> list[tuple[StoredArray, int]]:
+        """The arrays that hold a norm's weight or a bias, and the element at which it starts."""
         module, _, kind = role.rpartition(".")
         place = self._places.get(module)
         if kind == "bias" and place is not None:
             name = dotted(place.path, "bias")
             self._demand(name, (place.total,), np.float32)
-            return self._find(name), place.start
+            return [(self._find(name), place.start)]
         own = dotted(module_path(module), kind)
-        names = [own, *(dotted(user, "norm_weight") for user in self._users(module))]
-        for name in names:
-            if name in self._graph.arrays:
-                self._demand(name, (size,), np.float32)
-                return self._find(name), 0
-        raise PackageError(f"{self._directory}: tensor {shown(own)} is missing")
+        users = self._users(module) if kind == "weight" else ()
+        names = dict.fromkeys([own, *(dotted(user, "norm_weight") for user in users)])
+        found = [name for name in names if name in self._graph.arrays]
+        for name in found:
+            self._demand(name, (size,), np.float32)
+        if not found:
+            raise PackageError(f"{self._directory}: tensor {shown(own)} is missing")
+        return [(self._find(name), 0) for name in found]
 
     def _users(self, norm: str) -> Iterator[str]:
         """Paths of the nodes that may have taken the norm over."""
@@ -188,9 +194,15 @@ class PackageTensors:
             # The head's node has the head's name, even on the embedding's matrix.
             yield from (module_path("project_out"), module_path("lm_head"))
             return
+        attention, mlp = (
+            [f"{branch}.attn.{part}" for part in ATTENTION_INPUTS],
+            [f"{branch}.mlp.{part}" for part in MLP_INPUTS],
+        )
+        # A block without a norm of the MLP's own gives it that of attention.
+        shared = f"{branch}.post_attention_norm.weight" not in self._shapes
         users = {
-            "input_norm": [f"{branch}.attn.{part}" for part in ATTENTION_INPUTS],
-            "post_attention_norm": [f"{branch}.mlp.{part}" for part in MLP_INPUTS],
+            "input_norm": attention + mlp if shared else attention,
+            "post_attention_norm": mlp,
             "sub_norm": [f"{branch}.o_proj", f"{branch}.down_proj"],
             "norm": [branch],
         }
