@@ -1,6 +1,6 @@
 """Ternary and low-bit decoders as ONNX packages: convert, inspect, run.
 
-The three verbs are loaded on first use, so that importing the core costs no more than numpy.
+The verbs are loaded on first use, so that importing the core costs no more than numpy.
 """
 
 from __future__ import annotations
@@ -11,19 +11,34 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from bitnet_onnx.api import convert
+    from bitnet_onnx.api import GgufOptions, SafetensorsOptions, convert, export
     from bitnet_onnx.inspection import Inspection, inspect
     from bitnet_onnx.runtime import Generation, Model, SamplingParameters, load
 
-__all__ = ["Generation", "Inspection", "Model", "SamplingParameters", "__version__", "convert", "inspect", "load"]
+__all__ = [
+    "Generation",
+    "GgufOptions",
+    "Inspection",
+    "Model",
+    "SafetensorsOptions",
+    "SamplingParameters",
+    "__version__",
+    "convert",
+    "export",
+    "inspect",
+    "load",
+]
 
 #: Where each name comes from: running a package must not import what converts checkpoints.
 _MODULES = {
     "Generation": "runtime",
+    "GgufOptions": "api",
     "Inspection": "inspection",
     "Model": "runtime",
+    "SafetensorsOptions": "api",
     "SamplingParameters": "runtime",
     "convert": "api",
+    "export": "api",
     "inspect": "inspection",
     "load": "runtime",
 }

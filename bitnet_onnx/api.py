@@ -1,10 +1,11 @@
-"""The three verbs as Python functions: `convert`, `inspect`, `load`."""
+"""The verbs as Python functions: `convert`, `export`, `inspect`, `load`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from bitnet_onnx import converters, model_zoo
+from bitnet_onnx.converters import GgufOptions, SafetensorsOptions
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.inspection import Inspection, inspect
 from bitnet_onnx.policy import HEAD_ACTIVATION_BITS, Policy, Precision, Weights, default_group_size
@@ -12,10 +13,13 @@ from bitnet_onnx.runtime import Generation, Model, SamplingParameters, load
 
 __all__ = [
     "Generation",
+    "GgufOptions",
     "Inspection",
     "Model",
+    "SafetensorsOptions",
     "SamplingParameters",
     "convert",
+    "export",
     "inspect",
     "load",
     "make_policy",
@@ -60,7 +64,7 @@ def convert(
     """Convert a checkpoint into an ONNX package directory.
 
     Args:
-        source: a Hugging Face directory, a GGUF file, or the name of a model of the zoo.
+        source: a Hugging Face directory, a GGUF file, a package, or the name of a model of the zoo.
         output: the directory to create; it appears only when it is complete.
         weights: precision of the blocks, see `make_policy`.
         head: precision of the head and the embedding, see `make_policy`.
@@ -87,6 +91,42 @@ def convert(
         i2s_layout=i2s_layout,
         overwrite=overwrite,
         progress=progress,
+    )
+
+
+def export(
+    source: str | Path,
+    output: str | Path,
+    options: SafetensorsOptions | GgufOptions,
+    *,
+    context_length: int | None = None,
+    i2s_layout: str | None = None,
+    overwrite: bool = False,
+    written: converters.Written | None = None,
+) -> converters.Export:
+    """Write a model in a format that others read.
+
+    Args:
+        source: a Hugging Face directory, a GGUF file, a package, or the name of a model of the zoo.
+        output: the directory or the `.gguf` file to create; it appears only when it is complete.
+        options: say which format, and how: `SafetensorsOptions` or `GgufOptions`.
+        context_length: positions that the model has room for instead of those that the source names.
+        i2s_layout: see `convert`.
+        overwrite: replace what was written here before.
+        written: called after each tensor with how many are written, how many there are, and the name of the last.
+
+    Raises:
+        InputError: an argument is wrong; its subclasses tell of a broken or unsupported source, of an output that
+            exists, and of what the format has no room for.
+    """
+    return converters.export(
+        model_zoo.resolve(source),
+        output,
+        options,
+        context_length=context_length,
+        i2s_layout=i2s_layout,
+        overwrite=overwrite,
+        written=written,
     )
 
 

@@ -84,8 +84,12 @@ class Precision:
         return self.weights in {Weights.AUTO, Weights.KEEP, Weights.TERNARY}
 
     def keeps(self, grid: Grid) -> bool:
-        """Whether a matrix that is stored in codes of `grid` stays as it is."""
-        return self.weights in {Weights.AUTO, Weights.KEEP} or (self.weights is Weights.TERNARY and grid.bits == 2)
+        """Whether a matrix that is stored in codes of `grid` stays as it is: what is asked for, or any with `auto`."""
+        if self.weights in (Weights.AUTO, Weights.KEEP):
+            return True
+        if self.weights is Weights.TERNARY:
+            return grid.bits == 2
+        return (_BITS.get(self.weights), self.group_size) == (grid.bits, grid.group_size)
 
     def quantize(self, weight: FloatArray) -> QuantizedTensor | None:
         """Quantize a float32 matrix `[N, K]`, or return None where it stays float32."""

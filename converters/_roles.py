@@ -50,7 +50,7 @@ class CheckpointTensors:
         self._beginnings = _beginnings(family, spec, checkpoint)
         # One by one: a configuration may promise millions of layers, and the first that is missing ends it.
         for role, shape in spec.tensors():
-            source = _source(family, spec, role)
+            source = source_of(family, spec, role)
             source = dataclasses.replace(source, name=self._stored_name(source.name))
             self._check(source, shape)
             self._sources[role], self._shapes[role] = source, shape
@@ -86,7 +86,7 @@ class CheckpointTensors:
         if source.transposed:
             values = np.ascontiguousarray(values.T)
         if source.rows is not None:
-            values = values[_indices(source.rows)]
+            values = values[row_indices(source.rows)]
         if source.offset:
             values += np.float32(source.offset)
         return values
@@ -95,7 +95,7 @@ class CheckpointTensors:
         """Rows `start` to `stop` of a matrix as float32."""
         source = self._sources[role]
         if source.transposed:
-            rows = slice(start, stop) if source.rows is None else _indices(source.rows)[start:stop]
+            rows = slice(start, stop) if source.rows is None else row_indices(source.rows)[start:stop]
             return np.ascontiguousarray(self._whole(source.name)[:, rows].T)
         if source.rows is None:
             return self._checkpoint.read_rows(source.name, start, stop)
@@ -119,7 +119,7 @@ class CheckpointTensors:
             tensor = quantize_absmean(self._checkpoint.read(source.name))
         if tensor is None or source.rows is None:
             return tensor
-        rows = _indices(source.rows)
+        rows = row_indices(source.rows)
         scale = tensor.scale if tensor.scale.shape == (1,) and not tensor.grid.group_size else tensor.scale[rows]
         return dataclasses.replace(tensor, raw=tensor.raw[rows], scale=scale)
 
@@ -205,7 +205,7 @@ class CheckpointTensors:
                 )
 
 
-def _source(family: Family, spec: DecoderSpec, role: str) -> Source:
+def source_of(family: Family, spec: DecoderSpec, role: str) -> Source:
     """Where a tensor lies; the norm inside a linear layer, which any family may have, stands beside its weight."""
     found = _LINEAR_NORM.fullmatch(role)
     if found is None:
@@ -237,7 +237,7 @@ def _other_names(family: Family, name: str) -> set[str]:
     return names
 
 
-def _indices(rows: Rows) -> npt.NDArray[np.intp]:
+def row_indices(rows: Rows) -> npt.NDArray[np.intp]:
     """The numbers of the rows, in their order."""
     blocks = rows.start + rows.stride * np.arange(rows.count)
     return (blocks[:, None] + np.arange(rows.block)).ravel()

@@ -10,11 +10,12 @@ from typing import Final, Protocol
 
 from bitnet_onnx.converters._config import Config
 from bitnet_onnx.converters._roles import CheckpointTensors
-from bitnet_onnx.converters.checkpoints import Checkpoint, open_checkpoint
+from bitnet_onnx.converters.checkpoints import open_checkpoint
 from bitnet_onnx.converters.families import find
 from bitnet_onnx.converters.ternary_scheme import ternary_scheme
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import CheckpointError, InputError
+from bitnet_onnx.package_format import MANIFEST
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 
 _TOKEN_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -77,7 +78,7 @@ class SourceModel:
 def open_model(
     path: Path, *, context_length: int | None = None, i2s_layout: str | None = None
 ) -> Iterator[SourceModel]:
-    """Open a Hugging Face directory or a GGUF file.
+    """Open a Hugging Face directory, a GGUF file or a package of ours.
 
     Args:
         path: the directory or file.
@@ -89,6 +90,12 @@ def open_model(
         CheckpointError: it is broken or contradicts itself.
         UnsupportedError: it is of a kind that is not implemented.
     """
+    if (path / MANIFEST).exists():
+        from bitnet_onnx.converters.package_model import open_package  # it gives what is defined here
+
+        with open_package(path, context_length=context_length) as package:
+            yield package
+        return
     with open_checkpoint(path, i2s_layout=i2s_layout) as checkpoint, checkpoint.hashing() as sha256:
         config = Config(checkpoint.config)
         if context_length is not None:
@@ -96,7 +103,7 @@ def open_model(
         family, scheme = find(config), ternary_scheme(config)
         spec = family.spec(config)
         if context_length is not None:
-            spec = _with_context(spec, context_length)
+            spec = with_context(spec, context_length)
         if scheme is not None:
             spec = replace(spec, linear_norm_epsilon=scheme.linear_norm_epsilon)
         tensors = CheckpointTensors(checkpoint, family, spec, scheme)
@@ -107,30 +114,32 @@ def open_model(
             spec=spec,
             tensors=tensors,
             config=checkpoint.config,
-            generation_config=_generation_config(checkpoint, spec),
+            generation_config=generation_config_of(
+                checkpoint.path, checkpoint.config, checkpoint.generation_config, spec
+            ),
             trained_ternary=tensors.trained_ternary,
             tokenizer=checkpoint.tokenizer().files,
             sha256=sha256,
         )
 
 
-def _with_context(spec: DecoderSpec, context_length: int) -> DecoderSpec:
+def with_context(spec: DecoderSpec, context_length: int) -> DecoderSpec:
+    """The same decoder with room for another number of positions, as the user asked for."""
     try:
         return replace(spec, context_length=context_length)
     except CheckpointError as error:
         raise InputError(f"--context: {error}") from error
 
 
-def _generation_config(checkpoint: Checkpoint, spec: DecoderSpec) -> Mapping[str, object]:
+def generation_config_of(
+    path: Path, config: Mapping[str, object], generation: Mapping[str, object], spec: DecoderSpec
+) -> Mapping[str, object]:
     """generation_config.json; where there is none, the token ids of config.json stand for it, as in transformers."""
-    config = checkpoint.generation_config or {
-        name: checkpoint.config[name] for name in _TOKEN_IDS if checkpoint.config.get(name) is not None
-    }
+    config = generation or {name: config[name] for name in _TOKEN_IDS if config.get(name) is not None}
     eos = config.get("eos_token_id")
     for token in [] if eos is None else eos if isinstance(eos, list) else [eos]:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < spec.vocab_size:
             raise CheckpointError(
-                f"{checkpoint.path.name}: eos_token_id holds {token!r:.40}: "
-                f"expected a token id from 0 to {spec.vocab_size - 1}"
+                f"{path.name}: eos_token_id holds {token!r:.40}: expected a token id from 0 to {spec.vocab_size - 1}"
             )
     return config

@@ -9,24 +9,56 @@ from pathlib import Path
 from typing import Final
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Column
 
-from bitnet_onnx.api import convert
+from bitnet_onnx.api import convert, export
 from bitnet_onnx.cli._console import error_console, printable, size
-from bitnet_onnx.converters import Conversion
+from bitnet_onnx.converters import (
+    Conversion,
+    Export,
+    FloatType,
+    GgufOptions,
+    GgufTernary,
+    Layout,
+    SafetensorsOptions,
+    Target,
+    Written,
+)
 from bitnet_onnx.converters import Progress as Report
 from bitnet_onnx.converters.onnx._linears import LayerRecord
 from bitnet_onnx.policy import HEAD_ROLES, Weights
 
 #: Columns of the terminal for `layers.29.mlp.gate_proj: ternary`, so that the bar does not jump.
 _NAME_WIDTH: Final = 34
+#: Options that only some targets have.
+_TARGETS = {
+    "weights": ("onnx",),
+    "group_size": ("onnx",),
+    "head": ("onnx",),
+    "fallback": ("onnx",),
+    "layout": ("safetensors",),
+    "dtype": ("safetensors", "gguf"),
+    "ternary": ("gguf",),
+    "no_tokenizer": ("gguf",),
+}
 
 
 @click.command()
 @click.argument("source")
 @click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "target",
+    type=click.Choice(["onnx", *map(str, Target)]),
+    default="onnx",
+    show_default=True,
+    help="onnx: our package. safetensors: a Hugging Face directory. gguf: a file for llama.cpp and its like. The last "
+    "two keep the codes of ternary matrices, and say what else they had to round.",
+)
 @click.option(
     "--weights",
     type=click.Choice([str(name) for name in Weights]),
@@ -67,23 +99,77 @@ _NAME_WIDTH: Final = 34
     type=click.Choice(["x86"]),
     help="Byte layout of I2_S matrices in a GGUF of bitnet.cpp, which the file does not tell: x86 is blocks of 128.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an existing package.")
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice([str(name) for name in Layout]),
+    default="auto",
+    show_default=True,
+    help="--to safetensors: packed stores ternary matrices of one scale in 2 bits, as transformers' bitnet "
+    "quantization reads them; dense stores floats; auto is packed where every matrix of the blocks can be.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice([str(name) for name in FloatType]),
+    help="--to safetensors, gguf: type of what is not ternary.  [default: float32; gguf: float16]",
+)
+@click.option(
+    "--ternary",
+    type=click.Choice([str(name) for name in GgufTernary]),
+    default="tq2_0",
+    show_default=True,
+    help="--to gguf: type of ternary matrices; those whose rows are not whole blocks of 256 become q4_0, with the "
+    "same codes.",
+)
+@click.option(
+    "--no-tokenizer",
+    is_flag=True,
+    help="--to gguf: write no tokenizer, for one that GGUF has no word for; readers of the file then take token ids.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier conversion wrote.")
+@click.pass_context
 def command(
+    click_context: click.Context,
     source: str,
     output: Path,
+    target: str,
     weights: str,
     group_size: int | None,
     head: str,
     fallback: str,
     context: int | None,
     i2s_layout: str | None,
+    layout: str,
+    dtype: str | None,
+    ternary: str,
+    no_tokenizer: bool,
     overwrite: bool,
 ) -> None:
-    """Convert SOURCE into an ONNX package directory OUTPUT.
+    """Convert SOURCE into an ONNX package directory OUTPUT, or into a format of others.
 
-    SOURCE is a Hugging Face directory with safetensors, a GGUF file, or a name of `bitnet-onnx zoo list`.
+    SOURCE is a Hugging Face directory with safetensors, a GGUF file, a package of ours, or a name of `bitnet-onnx zoo
+    list`. Of a package nothing is lost: what it stores stays as it is unless another precision is asked for.
     """
     started = time.perf_counter()
+    _check_target(click_context, target)
+    if target != "onnx":
+        options: SafetensorsOptions | GgufOptions
+        if target == Target.GGUF:
+            options = GgufOptions(GgufTernary(ternary), FloatType(dtype or "float16"), tokenizer=not no_tokenizer)
+        else:
+            options = SafetensorsOptions(Layout(layout), FloatType(dtype or "float32"))
+        with _bar() as bar:
+            written = export(
+                source,
+                output,
+                options,
+                context_length=context,
+                i2s_layout=i2s_layout,
+                overwrite=overwrite,
+                written=bar,
+            )
+        _report_export(written, time.perf_counter() - started)
+        return
     with _progress() as progress:
         conversion = convert(
             source,
@@ -100,8 +186,17 @@ def command(
     _report(conversion, weights, time.perf_counter() - started)
 
 
+def _check_target(context: click.Context, target: str) -> None:
+    """Refuse an option of another target than the one asked for: it would silently do nothing."""
+    for name, targets in _TARGETS.items():
+        if target not in targets and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
+            raise click.UsageError(f"{option} belongs to --to {' or '.join(targets)}, not to {target}", context)
+
+
 @contextmanager
-def _progress() -> Iterator[Report | None]:
+def _bar() -> Iterator[Written | None]:
+    """A progress bar on a terminal: a function that takes how many are done, how many there are, and the last."""
     if not error_console().is_terminal:
         yield None
         return
@@ -115,11 +210,33 @@ def _progress() -> Iterator[Report | None]:
     with Progress(*columns, console=error_console(), transient=True) as bar:
         task = bar.add_task("reading", total=None, pace="")
 
-        def report(done: int, total: int, layer: LayerRecord) -> None:
+        def report(done: int, total: int, last: str) -> None:
             pace = _pace(done, total, time.perf_counter() - started)
-            bar.update(task, completed=done, total=total, description=f"{layer.role}: {layer.weights}", pace=pace)
+            bar.update(task, completed=done, total=total, description=escape(last), pace=pace)
 
         yield report
+
+
+@contextmanager
+def _progress() -> Iterator[Report | None]:
+    with _bar() as bar:
+        if bar is None:
+            yield None
+        else:
+            yield lambda done, total, layer: bar(done, total, f"{layer.role}: {layer.weights}")
+
+
+def _report_export(written: Export, seconds: float) -> None:
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(printable(str(written.path)), style="bold", soft_wrap=True)
+    spec = written.spec
+    console.print(
+        f"  {spec.family}, {spec.num_hidden_layers} layers, hidden {spec.hidden_size}, vocabulary {spec.vocab_size}"
+        f"; {size(written.total_bytes)} in {seconds:.1f} s"
+    )
+    console.print(f"  {written.target}: {written.layout}", soft_wrap=True)
+    for loss in written.losses or ("nothing was lost",):
+        console.print(f"  {printable(loss)}", soft_wrap=True)
 
 
 def _pace(done: int, total: int, seconds: float) -> str:

@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_onnx.converters._package_tensors import PackageTensors
 from bitnet_onnx.converters.model import SourceModel
 from bitnet_onnx.evaluation._linear import SourceRule
-from bitnet_onnx.evaluation._package_tensors import PackageTensors
 from bitnet_onnx.evaluation._report import LayerCheck, LogitCheck, Measure, Way
 from bitnet_onnx.evaluation._session import PackageSession
 from bitnet_onnx.evaluation._weights import PackageRule

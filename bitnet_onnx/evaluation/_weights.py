@@ -9,12 +9,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_onnx.converters._package_tensors import PackageTensors
 from bitnet_onnx.converters.model import Tensors
 from bitnet_onnx.converters.onnx._linears import quantize
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import CheckpointError, InputError, PackageError
 from bitnet_onnx.evaluation._linear import Linear
-from bitnet_onnx.evaluation._package_tensors import PackageTensors
 from bitnet_onnx.evaluation._report import WeightCheck
 from bitnet_onnx.policy import Precision, Weights
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
@@ -136,14 +136,15 @@ def _compared(role: str, stored: str, found: QuantizedTensor, expected: Quantize
 
 def _floats(name: str, role: str, stored: str, size: int, source: Tensors, package: PackageTensors) -> WeightCheck:
     differing, first = 0, None
-    copies = package.copies(name)
     rows, *rest = source.shape(name)
-    step = max(1, _CHUNK // (rest[0] if rest else 1))
+    if rest and package.quantized(role) is not None:
+        return WeightCheck(role, stored, size, problem="the package holds codes")
+    step = max(1, _CHUNK // rest[0]) if rest else rows
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        expected = source.read_rows(name, start, stop) if rest else source.read(name)[start:stop]
-        for copy in copies:
-            wrong = _bits_differ(copy[start:stop], expected)
+        expected = source.read_rows(name, start, stop) if rest else source.read(name)
+        for copy in [package.read_rows(name, start, stop)] if rest else package.copies(name):
+            wrong = _bits_differ(copy, expected)
             count = int(np.count_nonzero(wrong))
             if count and first is None:
                 row, *column = _first(wrong)

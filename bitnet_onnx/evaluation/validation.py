@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bitnet_onnx.converters._package_graph import read_graph
+from bitnet_onnx.converters._package_tensors import PackageTensors
+from bitnet_onnx.converters.checkpoints._files import BinaryFile
 from bitnet_onnx.converters.model import SourceModel, open_model
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import InputError, PackageError
+from bitnet_onnx.evaluation._engine import engine_differences
 from bitnet_onnx.evaluation._logits import Ids, Progress, Subject, check_logits
-from bitnet_onnx.evaluation._package_tensors import PackageTensors, engine_differences
 from bitnet_onnx.evaluation._report import LayerCheck, LogitCheck, Validation, WeightCheck
 from bitnet_onnx.evaluation._weights import check_weights, recorded_precisions
-from bitnet_onnx.package_format import MANIFEST
+from bitnet_onnx.package_format import MANIFEST, MODEL, MODEL_DATA
 from bitnet_onnx.runtime import Device, PackageInfo, auto_select_device
 from bitnet_onnx.runtime._json import read_object
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
@@ -70,11 +73,15 @@ def validate(
     info = PackageInfo.open(package)
     path = str(info.directory / MANIFEST)
     manifest = read_object(info.directory / MANIFEST)
-    with open_model(Path(source), context_length=_context(Path(source), info)) as model:
+    with (
+        open_model(Path(source), context_length=_context(Path(source), info)) as model,
+        BinaryFile(info.directory / MODEL) as graph,
+        BinaryFile(info.directory / MODEL_DATA) as data,
+    ):
         _check_sizes(model.spec, manifest, path)
         subject = Subject(
             info=info,
-            tensors=PackageTensors(info.directory, model.spec),
+            tensors=PackageTensors(str(info.directory), read_graph(graph, data), model.spec),
             precisions=recorded_precisions(manifest, model.spec, path),
             fallback=_fallback(manifest),
             device=Device() if chosen.fallback else auto_select_device(),
@@ -170,9 +177,8 @@ def _fallback(manifest: Mapping[str, object]) -> str:
 def _warnings(model: SourceModel, manifest: Mapping[str, object]) -> tuple[str, ...]:
     source = manifest.get("source")
     recorded = source.get("sha256") if isinstance(source, dict) else None
-    if recorded == model.sha256:
+    digest = model.sha256()
+    if recorded == digest:
         return ()
-    line = (
-        f"the package was made from weights with the sha256 {recorded!s:.64}, those of {model.path} have {model.sha256}"
-    )
+    line = f"the package was made from weights with the sha256 {recorded!s:.64}, those of {model.path} have {digest}"
     return (line,)

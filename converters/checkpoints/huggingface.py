@@ -71,30 +71,40 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     def tokenizer(self) -> TokenizerFiles:
         """The tokenizer's files as they are in the directory, `tokenizer.json` checked by loading it."""
-        data = read_small(self.path, "tokenizer.json", max_bytes=_MAX_TOKENIZER)
-        if data is None:
-            if member(self.path, "tokenizer.model") is not None:
-                raise UnsupportedError(
-                    f"{self.path}: tokenizer.model without tokenizer.json; save it once as a fast tokenizer "
-                    "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
-                )
-            raise CheckpointError(f"{self.path}: there is no tokenizer.json")
-        check_foreign_tokenizer(data, str(self.path / "tokenizer.json"), self.config.get("vocab_size"))
-        files = {"tokenizer.json": data}
-        for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            data = read_small(self.path, name, max_bytes=_MAX_TOKENIZER_CONFIG)
-            if data is not None:
-                load_object(data, str(self.path / name), max_bytes=_MAX_TOKENIZER_CONFIG, error=CheckpointError)
-                files[name] = data
-        template = read_small(self.path, "chat_template.jinja", max_bytes=_MAX_TEMPLATE)
-        if template is not None:
-            try:
-                template.decode("utf-8")
-            except UnicodeDecodeError as error:
-                path = self.path / "chat_template.jinja"
-                raise CheckpointError(f"{path}: byte {error.start} is not UTF-8") from error
-            files["chat_template.jinja"] = template
-        return TokenizerFiles(files)
+        return directory_tokenizer(self.path, self.config.get("vocab_size"))
+
+
+def directory_tokenizer(directory: Path, vocab_size: object) -> TokenizerFiles:
+    """The tokenizer's files as they are in a directory, `tokenizer.json` checked by loading it.
+
+    Raises:
+        CheckpointError: a file is missing, too large or broken, or has ids of `vocab_size` and more.
+        UnsupportedError: only a tokenizer.model is there.
+    """
+    data = read_small(directory, "tokenizer.json", max_bytes=_MAX_TOKENIZER)
+    if data is None:
+        if member(directory, "tokenizer.model") is not None:
+            raise UnsupportedError(
+                f"{directory}: tokenizer.model without tokenizer.json; save it once as a fast tokenizer "
+                "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
+            )
+        raise CheckpointError(f"{directory}: there is no tokenizer.json")
+    check_foreign_tokenizer(data, str(directory / "tokenizer.json"), vocab_size)
+    files = {"tokenizer.json": data}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        data = read_small(directory, name, max_bytes=_MAX_TOKENIZER_CONFIG)
+        if data is not None:
+            load_object(data, str(directory / name), max_bytes=_MAX_TOKENIZER_CONFIG, error=CheckpointError)
+            files[name] = data
+    template = read_small(directory, "chat_template.jinja", max_bytes=_MAX_TEMPLATE)
+    if template is not None:
+        try:
+            template.decode("utf-8")
+        except UnicodeDecodeError as error:
+            path = directory / "chat_template.jinja"
+            raise CheckpointError(f"{path}: byte {error.start} is not UTF-8") from error
+        files["chat_template.jinja"] = template
+    return TokenizerFiles(files)
 
 
 def _name(directory: Path) -> str:

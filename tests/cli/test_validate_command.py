@@ -64,11 +64,10 @@ def test_bad_input(refused, tiny_package: Path, tiny_checkpoint: Callable[[str],
     assert "model.onnx is missing" in refused("validate", broken, "--source", source)
 
 
-def test_a_truncated_data_file(run, tiny_package: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_truncated_data_file(
+    refused, tiny_package: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
     broken = Path(shutil.copytree(tiny_package, tmp_path / "broken"))
     with (broken / "model.onnx.data").open("r+b") as file:
         file.truncate(1000)
-    result = run("validate", broken, "--source", tiny_checkpoint("untied_gqa"))
-    assert result.status == 1
-    assert "ends behind its data" in " ".join(result.out.split())
-    assert "logits: not compared" in result.out
+    assert "which has 1000" in refused("validate", broken, "--source", tiny_checkpoint("untied_gqa"))

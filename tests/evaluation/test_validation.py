@@ -234,14 +234,25 @@ def test_the_package_of_another_checkpoint(package: Path, tmp_path: Path) -> Non
     assert "sha256" in warning
 
 
-def test_a_missing_tensor_is_named_and_nothing_is_computed(package: Path, check: Callable[..., Validation]) -> None:
+def test_a_missing_tensor_is_named(package: Path, check: Callable[..., Validation]) -> None:
     model = onnx.load_model(package / MODEL, load_external_data=False)
     for tensor in model.graph.initializer:
         if tensor.name == "model.layers.0.mlp.down_proj.weight":
             tensor.name = "model.layers.0.mlp.down_proj.weights"
     (package / MODEL).write_bytes(model.SerializeToString())
+    with pytest.raises(PackageError, match=r"model\.layers\.0\.mlp\.down_proj\.weight' is missing"):
+        check()
+
+
+def test_a_weight_that_is_not_finite(package: Path, check: Callable[..., Validation]) -> None:
+    def edit(values: bytearray) -> None:
+        values[:4] = np.float32("nan").tobytes()
+
+    change(package, "lm_head.norm_weight", edit)
     found = check()
-    assert failing(found)[0] == "layers.0.mlp.down_proj"
+    (wrong,) = (one for one in found.weights if not one.holds)
+    assert wrong.role == "norm"
+    assert "not finite" in wrong.problem
     assert found.logits == ()
     assert not found.holds
 
