@@ -8,6 +8,7 @@ import logging
 import re
 import threading
 from collections.abc import Iterable
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -25,6 +26,8 @@ from bitnet_onnx.ternary import quantize_absmean
 _log = logging.getLogger(__name__)
 
 _LINEAR: Final = re.compile(r"layers\.\d+\.(attn|mlp)\.[a-z]+_proj")
+#: More than any family has: q, k and v are three.
+_ROLES_OF_A_TENSOR: Final = 8
 _LINEAR_NORM: Final = re.compile(rf"({_LINEAR.pattern})\.norm\.weight")
 
 
@@ -46,7 +49,8 @@ class CheckpointTensors:
     ) -> None:
         self._checkpoint = checkpoint
         self._sources: dict[str, Source] = {}
-        self._shapes = dict(spec.tensors())
+        # A configuration may claim any number of layers: with more roles than the tensors can serve, one is missing.
+        self._shapes = dict(islice(spec.tensors(), _ROLES_OF_A_TENSOR * (1 + len(checkpoint.tensors))))
         sources = {role: _source(family, spec, role) for role in self._shapes}
         self._beginnings = _beginnings(family, (source.name for source in sources.values()), checkpoint)
         for role, shape in self._shapes.items():
