@@ -23,6 +23,7 @@ from bitnet_onnx.converters.families import (
     phi3,
     qwen2,
     qwen3,
+    seed_oss,
     smollm3,
 )
 from bitnet_onnx.converters.families._family import Family
@@ -49,6 +50,7 @@ FAMILIES: dict[str, Family] = {
         phi3.FAMILY,
         qwen2.FAMILY,
         qwen3.FAMILY,
+        seed_oss.FAMILY,
         smollm3.FAMILY,
     )
 }

@@ -93,6 +93,17 @@ DEFAULTS = {
     ),
     "qwen2": QWEN2,
     "qwen3": replace(QWEN2, family="qwen3", qkv_bias=False, query_key_norm=QueryKeyNorm.HEAD),
+    "seed_oss": replace(
+        LLAMA,
+        family="seed_oss",
+        vocab_size=155136,
+        intermediate_size=27648,
+        num_hidden_layers=64,
+        num_attention_heads=80,
+        num_key_value_heads=8,
+        context_length=524288,
+        qkv_bias=True,
+    ),
     "smollm3": SMOLLM3,
 }
 

@@ -10,7 +10,7 @@ from bitnet_onnx.decoder import Rotary
 
 
 @pytest.mark.parametrize(
-    "family", ["bitnet", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"]
+    "family", ["bitnet", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3"]
 )
 def test_defaults(family: str) -> None:
     found, config = read({"model_type": family}), CONFIG_MAPPING[family]()
@@ -27,7 +27,7 @@ def test_defaults(family: str) -> None:
     assert found.activation == config.hidden_act
     assert found.tie_word_embeddings == config.tie_word_embeddings
     assert found.qkv_bias == getattr(config, "attention_bias", family == "qwen2")
-    assert found.output_bias == getattr(config, "attention_bias", False)
+    assert found.output_bias == getattr(config, "attention_out_bias", getattr(config, "attention_bias", False))
     assert found.mlp_bias == getattr(config, "mlp_bias", False)
     assert found.embedding_scale == getattr(config, "embedding_multiplier", 1.0)
     assert found.residual_scale == getattr(config, "residual_multiplier", 1.0)
