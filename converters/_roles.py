@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import re
 import threading
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -19,6 +21,8 @@ from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 from bitnet_onnx.ternary import quantize_absmean
+
+_log = logging.getLogger(__name__)
 
 _LINEAR: Final = re.compile(r"layers\.\d+\.(attn|mlp)\.[a-z]+_proj")
 _LINEAR_NORM: Final = re.compile(rf"({_LINEAR.pattern})\.norm\.weight")
@@ -43,8 +47,10 @@ class CheckpointTensors:
         self._checkpoint = checkpoint
         self._sources: dict[str, Source] = {}
         self._shapes = dict(spec.tensors())
+        sources = {role: _source(family, spec, role) for role in self._shapes}
+        self._beginnings = _beginnings(family, (source.name for source in sources.values()), checkpoint)
         for role, shape in self._shapes.items():
-            source = _source(family, spec, role)
+            source = dataclasses.replace(sources[role], name=self._stored_name(sources[role].name))
             self._check(source, shape)
             self._sources[role] = source
         self._refuse_unknown(family, spec)
@@ -71,6 +77,8 @@ class CheckpointTensors:
     def read(self, role: str) -> FloatArray:
         """A whole tensor as float32."""
         source, shape = self._sources[role], self._shapes[role]
+        if source.constant is not None:
+            return np.full(shape, source.constant, np.float32)
         if source.rows is not None and len(shape) == 2:
             return self.read_rows(role, 0, shape[0])
         values = self._checkpoint.read(source.name)
@@ -149,7 +157,16 @@ class CheckpointTensors:
                         f"modules_to_not_convert: a norm inside some linear layers of a block only is not supported"
                     )
 
+    def _stored_name(self, name: str) -> str:
+        """A family's name for a tensor as this checkpoint has it."""
+        for beginning, other in self._beginnings.items():
+            if name.startswith(beginning):
+                return other + name.removeprefix(beginning)
+        return name
+
     def _check(self, source: Source, shape: tuple[int, ...]) -> None:
+        if source.constant is not None:
+            return
         info = self._checkpoint.tensors.get(source.name)
         if info is None:
             near = difflib.get_close_matches(source.name, self._checkpoint.tensors, n=1)
@@ -168,7 +185,17 @@ class CheckpointTensors:
     def _refuse_unknown(self, family: Family, spec: DecoderSpec) -> None:
         known = {source.name for source in self._sources.values()}
         if spec.tie_word_embeddings:
-            known.add(family.source(spec, "lm_head.weight").name)
+            head = family.source(spec, "lm_head.weight").name
+            known |= _other_names(family, head)
+        left_out = [name for name in self._checkpoint.tensors if name.startswith(family.left_out) and name not in known]
+        if left_out:
+            _log.warning(
+                "%s: %d tensors that are not of the language model are left out: %s; the package reads text only",
+                self._checkpoint.path.name,
+                len(left_out),
+                ", ".join(part for part in family.left_out if any(name.startswith(part) for name in left_out)),
+            )
+        known.update(left_out)
         for name, info in self._checkpoint.tensors.items():
             if name not in known and not name.endswith(family.ignored):
                 raise CheckpointError(
@@ -187,6 +214,26 @@ def _source(family: Family, spec: DecoderSpec, role: str) -> Source:
 
 def _module(source: Source) -> str:
     return source.name.removesuffix(".weight")
+
+
+def _beginnings(family: Family, names: Iterable[str], checkpoint: Checkpoint) -> dict[str, str]:
+    """For each beginning of names of the family, that which the checkpoint has."""
+    wanted = list(names)
+    found = {}
+    for beginning, others in family.aliases.items():
+        rest = [name.removeprefix(beginning) for name in wanted if name.startswith(beginning)]
+        fitting = (other for other in (beginning, *others) if any(other + name in checkpoint.tensors for name in rest))
+        found[beginning] = next(fitting, beginning)
+    return found
+
+
+def _other_names(family: Family, name: str) -> set[str]:
+    """All names that a tensor may have."""
+    names = {name}
+    for beginning, others in family.aliases.items():
+        if name.startswith(beginning):
+            names |= {other + name.removeprefix(beginning) for other in others}
+    return names
 
 
 def _indices(rows: Rows) -> npt.NDArray[np.intp]:

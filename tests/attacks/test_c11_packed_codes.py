@@ -171,13 +171,14 @@ def test_the_original_has_eight_bits_and_one(tmp_path: Path) -> None:
 
 def test_many_matrices_against_many_entries(tmp_path: Path) -> None:
     """Neither the list nor the names that are asked for can make matching slow."""
-    entries = [".*a" * 100 + "b"] * 13
-    names = [f"{'a' * 60}{index}" for index in range(5000)]
-    parts = {}
-    for name in names:
-        parts |= {f"{name}.weight": stored(np.zeros((1, 1)), "U8"), f"{name}.weight_scale": stored(np.ones(1))}
+    entries = [".*a" * 42 + "b"] * 2 + [f"{'a' * 60}{index}" for index in range(10, 66)]
+    names = [f"{'a' * 60}{index}" for index in range(100, 10100)]
+    weight, scale = stored(np.zeros((1, 1)), "U8"), stored(np.ones(1))
+    parts = {f"{name}.{kind}": part for name in names for kind, part in (("weight", weight), ("weight_scale", scale))}
     content = Packed({**FALCON.config, "quantization_config": {**DIVIDES, "modules_to_not_convert": entries}}, parts)
     refuse(tmp_path, content, "is missing")
+    parts |= {"one.weight": stored(np.zeros((1, 1)), "U8")}
+    refuse(tmp_path, content, "is one of 10001 packed matrices: the limit is 10000")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 2 * BYTES
 
 

@@ -85,6 +85,7 @@ SHAPES: Mapping[str, tuple[Shapes, str, Shapes]] = {
     "llama": (_TOP | _HEAD, "model.layers", _LLAMA),
     "qwen2": (_TOP, "model.layers", _biased(_LLAMA, of=("q_proj", "k_proj", "v_proj"))),
     "qwen3": (_TOP, "model.layers", _LLAMA | _HEAD_NORMS),
+    "gemma": (_TOP, "model.layers", _LLAMA),
     "gemma2": (_TOP, "model.layers", _LLAMA | _FEEDFORWARD_NORMS),
     "gemma3": (_TOP, "model.layers", _LLAMA | _FEEDFORWARD_NORMS | _HEAD_NORMS),
     "phi3": (_TOP | _HEAD, "model.layers", _PHI3 | _NORMS),
@@ -144,6 +145,7 @@ KEYS: Mapping[str, dict[str, Any]] = {
     "llama": _RMS | {"rope.dimension_count": HEAD_DIM, "vocab_size": ROWS},
     "qwen2": _RMS | {"rope.freq_base": 1000000.0},
     "qwen3": _RMS | {"attention.key_length": HEAD_DIM, "attention.value_length": HEAD_DIM},
+    "gemma": _RMS | {"attention.key_length": HEAD_DIM, "attention.value_length": HEAD_DIM},
     "gemma2": _RMS
     | {
         "attention.key_length": HEAD_DIM,
@@ -228,7 +230,7 @@ def _stored(architecture: str, name: str, array: np.ndarray[Any, Any]) -> np.nda
     if architecture in {"llama", "granite", "smollm3"} and (".q_proj." in name or ".k_proj." in name):
         dim = HEAD_DIM
         return np.concatenate([to_pairs(array[start : start + dim]) for start in range(0, len(array), dim)])
-    if architecture in {"gemma2", "gemma3"} and name.endswith("norm.weight"):
+    if architecture in {"gemma", "gemma2", "gemma3"} and name.endswith("norm.weight"):
         return array + np.float32(1)
     if architecture == "gpt2" and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
         return np.ascontiguousarray(array.T)

@@ -152,6 +152,17 @@ def test_every_block_type_decodes_or_reports_values_that_are_not_finite(opened, 
         assert checkpoint.name == kind.name
 
 
+def test_float64_and_integers(opened, tmp_path: Path) -> None:
+    values = np.random.default_rng(1).standard_normal((40, HIDDEN))
+    tensors = {"token_embd.weight": values, "output.weight": np.arange(40 * HIDDEN).reshape(40, HIDDEN).astype(np.int8)}
+    checkpoint = opened(write_gguf(tmp_path / "x.gguf", llama_metadata(), tensors))
+    assert checkpoint.tensors["model.embed_tokens.weight"].dtype == "F64"
+    np.testing.assert_array_equal(checkpoint.read("model.embed_tokens.weight"), values.astype(np.float32))
+    np.testing.assert_array_equal(checkpoint.read_raw("lm_head.weight"), tensors["output.weight"])
+    with pytest.raises(UnsupportedError, match="is I8; weights are read from"):
+        checkpoint.read("lm_head.weight")
+
+
 def test_rope_scaling(opened, tmp_path: Path) -> None:
     def scaling(**changes: Any) -> object:
         changes = {key.replace("scaling_", "scaling__"): value for key, value in changes.items()}

@@ -84,7 +84,7 @@ def test_activations(tmp_path: Path) -> None:
     assert config(tmp_path, "gpt2")["activation_function"] == "gelu_new"
     assert config(tmp_path, "phi2")["hidden_act"] == "gelu_new"
     assert config(tmp_path, "gptneox")["hidden_act"] == "gelu"
-    for architecture in ("gemma2", "gemma3"):
+    for architecture in ("gemma", "gemma2", "gemma3"):
         found = config(tmp_path, architecture)
         assert found["hidden_act"] == found["hidden_activation"] == "gelu_pytorch_tanh"
 
