@@ -20,8 +20,8 @@ from bitnet_onnx.converters import Progress as Report
 from bitnet_onnx.converters.onnx._linears import LayerRecord
 from bitnet_onnx.policy import HEAD_ROLES, Weights
 
-#: Columns of the terminal for `layers.29.mlp.gate_proj: ternary`, so that the bar does not jump.
-_NAME_WIDTH: Final = 34
+#: Columns of the terminal for `layers.100.mlp.gate_proj`, so that the bar does not jump; all fit into 80.
+_NAME_WIDTH: Final = 24
 
 
 @click.command()
@@ -107,7 +107,7 @@ def _progress() -> Iterator[Report | None]:
         return
     columns = (
         TextColumn("{task.description}", table_column=Column(width=_NAME_WIDTH, no_wrap=True)),
-        BarColumn(),
+        BarColumn(bar_width=20),
         TaskProgressColumn(),
         TextColumn("{task.fields[pace]}"),
     )
@@ -117,7 +117,7 @@ def _progress() -> Iterator[Report | None]:
 
         def report(done: int, total: int, layer: LayerRecord) -> None:
             pace = _pace(done, total, time.perf_counter() - started)
-            bar.update(task, completed=done, total=total, description=f"{layer.role}: {layer.weights}", pace=pace)
+            bar.update(task, completed=done, total=total, description=layer.role, pace=pace)
 
         yield report
 
