@@ -32,8 +32,8 @@ from bitnet_onnx.converters import Progress as Report
 from bitnet_onnx.converters.onnx._linears import LayerRecord
 from bitnet_onnx.policy import HEAD_ROLES, Weights
 
-#: Columns of the terminal for `layers.29.mlp.gate_proj: ternary`, so that the bar does not jump.
-_NAME_WIDTH: Final = 34
+#: Columns of the terminal for `layers.100.mlp.gate_proj`, so that the bar does not jump; all fit into 80.
+_NAME_WIDTH: Final = 24
 #: Options that only some targets have.
 _TARGETS = {
     "weights": ("onnx",),
@@ -202,7 +202,7 @@ def _bar() -> Iterator[Written | None]:
         return
     columns = (
         TextColumn("{task.description}", table_column=Column(width=_NAME_WIDTH, no_wrap=True)),
-        BarColumn(),
+        BarColumn(bar_width=20),
         TaskProgressColumn(),
         TextColumn("{task.fields[pace]}"),
     )
@@ -223,7 +223,7 @@ def _progress() -> Iterator[Report | None]:
         if bar is None:
             yield None
         else:
-            yield lambda done, total, layer: bar(done, total, f"{layer.role}: {layer.weights}")
+            yield lambda done, total, layer: bar(done, total, layer.role)
 
 
 def _report_export(written: Export, seconds: float) -> None:
