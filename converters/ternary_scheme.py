@@ -66,12 +66,8 @@ def ternary_scheme(config: Config) -> TernaryScheme | None:
     """
     fields = config.child("quantization_config")
     if fields is None:
-        if not config.boolean("is_bitnet_config", False):
-            return None
-        # Masters by their makers' word alone: transformers runs them as floats.
-        return TernaryScheme(
-            packed=False, online=False, divides=False, linear_norm_epsilon=None, kept=ModulePatterns(_HEAD, _WHERE)
-        )
+        # `is_bitnet_config` alone says nothing: the reference computes with the floats as they are.
+        return None
     method = fields.string("quant_method", "unknown")
     if method != "bitnet":
         raise UnsupportedError(

@@ -19,7 +19,7 @@ def test_default_precision_is_near(name: str, operator_library: Path, tmp_path: 
     source = write_family_checkpoint(tmp_path / name, model, shapes_of(name))
     vocabulary = convert(source, tmp_path / "package", context_length=model.context).spec.vocab_size
     given = prompts(vocabulary, model.prompt_lengths)
-    found = PackageLogits(tmp_path / "package", operator_library)(given[-1])[:, columns(vocabulary)]
+    found = PackageLogits(tmp_path / "package", operator_library)(given[-1])[:, columns(vocabulary)[::4]]
     with np.load(GOLDEN / f"{name}.npz") as golden:
         expected = golden[f"prompt{len(given) - 1}"]
     # Four bits of random weights cost most where layers are many or their outputs weigh much.

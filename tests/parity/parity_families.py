@@ -54,7 +54,7 @@ def test_golden(name: str, tmp_path: Path) -> None:
     loaded.eval()
     vocabulary = loaded.config.vocab_size
     logits = [reference_logits(loaded, ids, model.one_by_one) for ids in prompts(vocabulary, model.prompt_lengths)]
-    fresh = {f"prompt{index}": part[:, columns(vocabulary)] for index, part in enumerate(logits)}
+    fresh = {f"prompt{index}": part[:, columns(vocabulary)[::4]] for index, part in enumerate(logits)}
     path = GOLDEN / f"{name}.npz"
     if os.environ.get("BITNET_ONNX_WRITE_GOLDEN") == "1":
         path.parent.mkdir(exist_ok=True)

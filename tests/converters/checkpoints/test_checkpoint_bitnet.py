@@ -159,11 +159,10 @@ def test_declared_masters_are_rounded_even_where_they_are_ternary(tmp_path: Path
         np.testing.assert_allclose(found.scale, 0.25 * np.abs(codes).mean(dtype=np.float64), rtol=1e-6)
 
 
-@pytest.mark.parametrize("quantization", [None, {"is_bitnet_config": True}])
-def test_masters_that_nobody_declared_are_floats(quantization: dict[str, object] | None, tmp_path: Path) -> None:
-    model = TINY["bitnet"] if quantization is None else FALCON
+@pytest.mark.parametrize(("model", "master"), [(TINY["bitnet"], True), (FALCON, False)])
+def test_weights_that_nobody_declared_are_floats(model: TinyModel, master: bool, tmp_path: Path) -> None:
     with open_model(write(tmp_path, masters(model, None))) as opened:
-        assert opened.tensors.is_master(role(Q))
+        assert opened.tensors.is_master(role(Q)) is master
         assert opened.tensors.quantized(role(Q)) is None
 
 
