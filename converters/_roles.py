@@ -145,7 +145,7 @@ class CheckpointTensors:
         heads = [role for role in ("lm_head.weight",) if role in self._sources and scheme.covers("lm_head")]
         for role in [*sorted(self._masters), *heads]:
             info = self._checkpoint.tensors[self._sources[role].name]
-            if scheme.packed and info.dtype != BITNET:
+            if not scheme.online and info.dtype != BITNET:
                 raise CheckpointError(
                     f"{info.file}: tensor {info.name!r} is {info.dtype} without a weight_scale: quantization_config "
                     f"says that it is packed (linear_class {scheme.linear_class}, offline)"

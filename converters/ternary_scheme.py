@@ -33,15 +33,13 @@ class TernaryScheme:
     """A BitNet checkpoint's way to store its linear layers.
 
     Attributes:
-        packed: codes with a `weight_scale`; otherwise dense masters.
-        online: masters of which the checkpoint says that every forward rounds them: one that already is ternary is
-            rounded again, which changes its scale.
+        online: dense masters that every forward rounds, otherwise codes with a `weight_scale`; a master that already
+            is ternary is rounded again, which changes its scale.
         divides: the output is divided by `weight_scale` (`bitlinear`) and not multiplied with it (`autobitlinear`).
         linear_norm_epsilon: of the RMSNorm inside every linear layer, or None where there is none.
         kept: the modules that stay dense.
     """
 
-    packed: bool
     online: bool
     divides: bool
     linear_norm_epsilon: float | None
@@ -90,7 +88,6 @@ def ternary_scheme(config: Config) -> TernaryScheme | None:
     # transformers reads the mode in AutoBitLinear only: a BitLinear is always packed.
     online = linear_class == "autobitlinear" and mode == "online"
     scheme = TernaryScheme(
-        packed=not online,
         online=online,
         divides=linear_class == "bitlinear",
         linear_norm_epsilon=fields.number("rms_norm_eps", 1e-6) if fields.boolean("use_rms_norm", False) else None,

@@ -22,19 +22,19 @@ def scheme(**fields: object) -> TernaryScheme:
 
 
 @pytest.mark.parametrize(
-    ("fields", "packed", "online", "divides"),
+    ("fields", "online", "divides"),
     [
-        ({}, True, False, True),
-        ({"quantization_mode": "online"}, True, False, True),
-        ({"linear_class": "bitlinear", "bits": 2}, True, False, True),
-        ({"linear_class": "autobitlinear"}, True, False, False),
-        ({"linear_class": "autobitlinear", "quantization_mode": "offline"}, True, False, False),
-        ({"linear_class": "autobitlinear", "quantization_mode": "online"}, False, True, False),
+        ({}, False, True),
+        ({"quantization_mode": "online"}, False, True),
+        ({"linear_class": "bitlinear", "bits": 2}, False, True),
+        ({"linear_class": "autobitlinear"}, False, False),
+        ({"linear_class": "autobitlinear", "quantization_mode": "offline"}, False, False),
+        ({"linear_class": "autobitlinear", "quantization_mode": "online"}, True, False),
     ],
 )
-def test_what_is_stored(fields: dict[str, object], packed: bool, online: bool, divides: bool) -> None:
+def test_what_is_stored(fields: dict[str, object], online: bool, divides: bool) -> None:
     found = scheme(**fields)
-    assert (found.packed, found.online, found.divides) == (packed, online, divides)
+    assert (found.online, found.divides) == (online, divides)
     assert found.linear_norm_epsilon is None
 
 
