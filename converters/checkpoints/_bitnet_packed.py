@@ -160,7 +160,7 @@ def with_bitnet(stored: Mapping[str, StoredTensor], scheme: TernaryScheme | None
             f"is one of {max(len(packed), len(scaled))} packed matrices: the limit is {_MAX_MATRICES}",
         )
     for module in dict.fromkeys([*modules, *scaled]):
-        if scheme is None or not not scheme.online:
+        if scheme is None or scheme.online:
             name = f"{module}.weight" if module in packed else f"{module}.weight_scale"
             raise _error(stored[name], _unexpected(scheme))
         matrix = _matrix(module, stored, scheme)
