@@ -74,14 +74,14 @@ def write_random_package(spec: DecoderSpec, target: Path, name: str) -> None:
         config={"model_type": spec.family},
         generation_config={},
         trained_ternary=False,
-        tokenizer={TOKENIZER: _tokenizer(spec.vocab_size).to_str().encode()},
-        sha256="",
+        tokenizer={TOKENIZER: random_tokenizer(spec.vocab_size).to_str().encode()},
+        sha256=str,
     )
     with new_directory(target, overwrite=True) as work:
         write_package(work, model, policy=POLICY, fallback=Fallback.FAST)
 
 
-def _tokenizer(vocab_size: int) -> Tokenizer:
+def random_tokenizer(vocab_size: int) -> Tokenizer:
     """Bytes and random merges up to the vocabulary's size: it takes as long to load as a real one."""
     parts = sorted(pre_tokenizers.ByteLevel.alphabet())[:vocab_size]
     vocabulary = {token: index for index, token in enumerate(parts)}

@@ -8,7 +8,6 @@ from bitnet_onnx import converters, model_zoo
 from bitnet_onnx.converters import GgufOptions, SafetensorsOptions
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.inspection import Inspection, inspect
-from bitnet_onnx.package_format import MANIFEST
 from bitnet_onnx.policy import HEAD_ACTIVATION_BITS, Policy, Precision, Weights, default_group_size
 from bitnet_onnx.runtime import Generation, Model, SamplingParameters, load
 
@@ -27,12 +26,13 @@ __all__ = [
 ]
 
 
-def make_policy(weights: str = "auto", head: str = "int8", group_size: int | None = None) -> Policy:
+def make_policy(weights: str = "auto", head: str = "auto", group_size: int | None = None) -> Policy:
     """A policy out of the names that the command line takes.
 
     Args:
         weights: `auto`, `keep`, `ternary`, `int4`, `int6`, `int8` or `float32`, for the blocks.
-        head: `int8`, `int6`, `int4`, `float32` or `keep` (as it is stored), for the vocabulary head and the embedding.
+        head: `auto`, `keep`, `int8`, `int6`, `int4` or `float32`, for the vocabulary head and the embedding; `auto`
+            keeps what is ternary or stored in codes and makes any other int8.
         group_size: columns that share a scale in integer weights of the blocks; 0 for one scale a row; None for
             the default of the precision.
 
@@ -41,7 +41,11 @@ def make_policy(weights: str = "auto", head: str = "int8", group_size: int | Non
     """
     body, top = _weights(weights, "weights"), _weights(head, "head")
     size = default_group_size(body) if group_size is None else group_size
-    return Policy(Precision(body, size), Precision(top, default_group_size(top), HEAD_ACTIVATION_BITS))
+    of_floats = Weights.INT8 if top is Weights.AUTO else top
+    return Policy(
+        Precision(body, size),
+        Precision(top, default_group_size(of_floats), HEAD_ACTIVATION_BITS, otherwise=Weights.INT8),
+    )
 
 
 def convert(
@@ -49,7 +53,7 @@ def convert(
     output: str | Path,
     *,
     weights: str = "auto",
-    head: str | None = None,
+    head: str = "auto",
     group_size: int | None = None,
     fallback: str = "fast",
     context_length: int | None = None,
@@ -63,26 +67,23 @@ def convert(
         source: a Hugging Face directory, a GGUF file, a package, or the name of a model of the zoo.
         output: the directory to create; it appears only when it is complete.
         weights: precision of the blocks, see `make_policy`.
-        head: precision of the head and the embedding, see `make_policy`; by default int8, and that of a package.
+        head: precision of the head and the embedding, see `make_policy`.
         group_size: columns that share a scale, see `make_policy`.
         fallback: function bodies for runtimes without the operator library: `fast` or `exact`.
         context_length: positions that the package has room for instead of those that the checkpoint names.
         i2s_layout: `x86` where the I2_S matrices of a GGUF file are in blocks of 128; the file does not tell.
         overwrite: replace an existing package.
-        progress: called after each matrix with how many are done, how many there are, and the last one's record.
+        progress: called after each matrix with how many weights are done, how many there are, and its record.
 
     Raises:
         InputError: an argument is wrong; its subclasses tell of a broken or unsupported checkpoint, of an output that
             exists, and of a model of the zoo that cannot be fetched.
     """
-    resolved = Path(model_zoo.resolve(source))
-    if head is None:
-        head = str(Weights.KEEP if (resolved / MANIFEST).exists() else Weights.INT8)
     policy = make_policy(weights, head, group_size)
     if fallback not in list(converters.Fallback):
         raise InputError(f"fallback is {fallback!r}: choose fast or exact")
     return converters.convert(
-        resolved,
+        model_zoo.resolve(source),
         output,
         policy=policy,
         fallback=converters.Fallback(fallback),

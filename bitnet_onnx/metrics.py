@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from bitnet_onnx.quantized import FloatArray
+
+#: Numbers worked on at once: they stay in the cache.
+_CHUNK: Final = 1 << 16
 
 
 def relative_error(reference: FloatArray, other: FloatArray) -> float:
@@ -35,11 +40,18 @@ class Error:
 
     def add(self, reference: FloatArray, other: FloatArray) -> None:
         """Take one more part into the sums."""
-        # Squares of float32 values overflow from 2e19 on.
-        flat = reference.astype(np.float64).ravel()
-        difference = other.astype(np.float64).ravel() - flat
-        self._squared_error += float(np.dot(difference, difference))
-        self._squared_reference += float(np.dot(flat, flat))
+        flat, rounded = reference.reshape(-1), other.reshape(-1)
+        for start in range(0, flat.size, _CHUNK):
+            # Squares of float32 values overflow from 2e19 on.
+            exact = flat[start : start + _CHUNK].astype(np.float64)
+            difference = rounded[start : start + _CHUNK] - exact
+            self._squared_error += _squares(difference)
+            self._squared_reference += _squares(exact)
+
+    def merge(self, other: Error) -> None:
+        """Take the sums of another part."""
+        self._squared_error += other._squared_error
+        self._squared_reference += other._squared_reference
 
     @property
     def relative(self) -> float:
@@ -47,3 +59,8 @@ class Error:
         if not self._squared_reference:
             return 0.0 if not self._squared_error else math.inf
         return math.sqrt(self._squared_error / self._squared_reference)
+
+
+def _squares(values: npt.NDArray[np.float64]) -> float:
+    # `dot` would start threads of its own, and its last bits depend on how many.
+    return float(np.einsum("i,i->", values, values))

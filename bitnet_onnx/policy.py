@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from bitnet_onnx.activations import check_activation_bits
+from bitnet_onnx.by_rows import MatrixRows, recognize, to_integer, to_ternary
 from bitnet_onnx.errors import InputError
-from bitnet_onnx.integer import quantize_integer
 from bitnet_onnx.quantized import GROUP_MULTIPLE, FloatArray, Grid, QuantizedTensor
-from bitnet_onnx.ternary import detect, quantize_absmean
 
 
 class Weights(enum.StrEnum):
@@ -48,37 +47,41 @@ class Precision:
     """How the weights of one layer are stored, and what they are multiplied with.
 
     Attributes:
-        weights: `auto` keeps a matrix that already is ternary and makes any other int4; `keep` keeps a ternary
-            matrix and stores any other as float32; `ternary` keeps a ternary matrix and quantizes any other by
-            absmean; `int4`, `int6`, `int8` round to nearest; `float32` stores floats.
+        weights: `auto` keeps a matrix that already is ternary or stored in codes and makes any other what `otherwise`
+            says; `keep` is the same but stores any other as float32; `ternary` keeps a ternary matrix and quantizes any
+            other by absmean; `int4`, `int6`, `int8` round to nearest; `float32` stores floats.
         group_size: columns that share a scale, for the integer precisions; 0 for one scale a row.
         activation_bits: of the layer's input where the weights are quantized: 8 or 16, or 0 for floats.
+        otherwise: what `auto` makes of a matrix that is not ternary.
     """
 
     weights: Weights
     group_size: int = DEFAULT_GROUP_SIZE
     activation_bits: int = 8
+    otherwise: Weights = Weights.INT4
 
     def __post_init__(self) -> None:
         if self.group_size < 0 or self.group_size % GROUP_MULTIPLE:
             raise InputError(f"group size is {self.group_size}: it must be 0 (one scale a row) or a multiple of 32")
+        if self.otherwise not in {*_BITS, Weights.FLOAT32}:
+            raise InputError(f"otherwise is {self.otherwise}: it must be int4, int6, int8 or float32")
         check_activation_bits(self.activation_bits)
 
-    def quantize(self, weight: FloatArray) -> QuantizedTensor | None:
-        """Quantize a float32 matrix `[N, K]`, or return None where it stays float32."""
-        if self.weights in (Weights.AUTO, Weights.KEEP, Weights.TERNARY):
-            exact = detect(weight)
-            if exact is not None:
-                return exact
+    @property
+    def of_floats(self) -> Weights:
+        """What becomes of a matrix of floats that is not ternary."""
         match self.weights:
-            case Weights.KEEP | Weights.FLOAT32:
-                return None
-            case Weights.TERNARY:
-                return quantize_absmean(weight)
             case Weights.AUTO:
-                return quantize_integer(weight, _BITS[Weights.INT4], self.group_size)
+                return self.otherwise
+            case Weights.KEEP:
+                return Weights.FLOAT32
             case _:
-                return quantize_integer(weight, _BITS[self.weights], self.group_size)
+                return self.weights
+
+    @property
+    def keeps_ternary(self) -> bool:
+        """Whether a matrix that already is ternary stays as it is."""
+        return self.weights in {Weights.AUTO, Weights.KEEP, Weights.TERNARY}
 
     def keeps(self, grid: Grid) -> bool:
         """Whether a matrix that is stored in codes of `grid` stays as it is: what is asked for, or any with `auto`."""
@@ -88,10 +91,27 @@ class Precision:
             return grid.bits == 2
         return (_BITS.get(self.weights), self.group_size) == (grid.bits, grid.group_size)
 
-    @property
-    def by_rows(self) -> bool:
-        """Whether a matrix may be quantized a few rows at a time with the same result."""
-        return self.weights in _BITS or self.weights is Weights.FLOAT32
+    def quantize(self, weight: FloatArray) -> QuantizedTensor | None:
+        """Quantize a float32 matrix `[N, K]`, or return None where it stays float32."""
+        rows, columns = weight.shape
+        return self.quantize_rows(MatrixRows((rows, columns), lambda start, stop: weight[start:stop]))[0]
+
+    def quantize_rows(self, rows: MatrixRows) -> tuple[QuantizedTensor | None, float]:
+        """Quantize a matrix of floats that is read a few rows at a time.
+
+        Returns:
+            The matrix, or None where it stays float32; and its relative error.
+        """
+        exact = recognize(rows) if self.keeps_ternary else None
+        if exact is not None:
+            return exact, 0.0
+        match self.of_floats:
+            case Weights.FLOAT32:
+                return None, 0.0
+            case Weights.TERNARY:
+                return to_ternary(rows)
+            case chosen:
+                return to_integer(rows, _BITS[chosen], self.group_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +126,16 @@ class Policy:
     """
 
     default: Precision = Precision(Weights.AUTO)
-    head: Precision = Precision(Weights.INT8, 0, HEAD_ACTIVATION_BITS)
+    head: Precision = Precision(Weights.AUTO, 0, HEAD_ACTIVATION_BITS, otherwise=Weights.INT8)
     overrides: tuple[tuple[str, Precision], ...] = ()
 
     def __post_init__(self) -> None:
         for role in HEAD_ROLES:
-            chosen = self.precision(role)
-            if not chosen.by_rows and chosen.weights is not Weights.KEEP:
-                raise InputError(f"{role} cannot be {chosen.weights}: choose int8, int6, int4, float32 or keep for it")
+            if self.precision(role).weights is Weights.TERNARY:
+                raise InputError(
+                    f"{role} cannot be made ternary: choose auto or keep, which leave a ternary one as it is, "
+                    f"or int8, int6, int4 or float32"
+                )
 
     def precision(self, role: str) -> Precision:
         """The precision of a layer, by its role (`layers.3.attn.q_proj`, `embed_tokens`, `lm_head`)."""

@@ -99,7 +99,15 @@ class QuantizedTensor:
 
     def dequantize(self) -> FloatArray:
         """The weights as float32 `[N, K]`: `scale * (raw - zero_point)`."""
-        return self.signed().astype(np.float32) * self.step()
+        values = np.subtract(self.raw, np.float32(self.grid.zero_point))
+        rows, columns = self.shape
+        size = self.grid.group_size
+        if size and columns % size == 0:
+            grouped = values.reshape(rows, columns // size, size)
+            grouped *= self.scale[:, :, None]
+        else:
+            values *= self.step()
+        return values
 
     def rows(self, start: int, stop: int) -> QuantizedTensor:
         """Some of the rows, without a copy."""

@@ -1,8 +1,8 @@
 r"""Entries of `modules_to_not_convert`, matched as transformers matches them, in time linear in name and entry.
 
 Each entry is a regular expression there. A file may bring one that takes a regular expression engine years, so that
-only what real lists hold is read: characters, `.`, `\d`, `[0-9]`, each perhaps repeated, and alternatives. The states
-of a match are the bits of one integer.
+only what real lists hold is read: characters, `.`, `\d`, `[0-9]`, each perhaps repeated, and alternatives. Where one is
+repeated, the states of a match are the bits of an integer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from bitnet_onnx.json_input import shown
 
 #: Characters of all entries together; a list that names one module of each of a hundred layers has 3,000.
 MAX_CHARACTERS: Final = 4096
+#: Of those that repeat something, as `model.layers.*.mlp.down_proj` does.
+MAX_REPEATING: Final = 256
 
 _ANY, _DECIMAL, _DIGIT = "any", "decimal", "digit"
 _CLASSES: Final = {".": _ANY, r"\d": _DECIMAL, "[0-9]": _DIGIT}
@@ -54,15 +56,32 @@ class ModulePatterns:
         if size > MAX_CHARACTERS:
             raise UnsupportedError(f"{where} holds {size} characters: the limit is {MAX_CHARACTERS}")
         self.entries = tuple(entries)
-        self._alternatives = [_alternative(part, entry, where) for entry in self.entries for part in entry.split("|")]
+        plain: list[str] = []
+        self._repeating: list[_Alternative] = []
+        size = 0
+        for entry in self.entries:
+            for text in entry.split("|"):
+                alternative = _alternative(text, entry, where)
+                if any(element.repeats or element.optional for element in alternative.elements):
+                    self._repeating.append(alternative)
+                    size += len(text)
+                else:
+                    plain.append(text)
+        if size > MAX_REPEATING:
+            raise UnsupportedError(
+                f"{where}: entries that repeat something hold {size} characters: the limit is {MAX_REPEATING}"
+            )
+        self._plain = re.compile(rf"(?:{'|'.join(plain)})(?:(?<=\.)|(?=\.|$))") if plain else None
 
     def match(self, module: str) -> bool:
         """Whether an entry names `module`: as its end, or from its start to a dot or the end.
 
         Source: `should_convert_module` of transformers 5.23.
         """
-        if module.endswith(self.entries):
+        if module.endswith(self.entries) or (self._plain is not None and self._plain.match(module)):
             return True
+        if not self._repeating:
+            return False
         # Bit p: the first p characters have been matched, or: character p belongs to a class.
         last = 1 << len(module)
         places: dict[str, int] = {_ANY: 0, _DECIMAL: 0, _DIGIT: 0}
@@ -77,7 +96,7 @@ class ModulePatterns:
         boundary = dots | dots << 1 | end
         return any(
             _reach(alternative, places) & boundary & (end if alternative.whole else -1)
-            for alternative in self._alternatives
+            for alternative in self._repeating
         )
 
 

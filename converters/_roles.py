@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import re
+import threading
 from typing import Final
 
 import numpy as np
@@ -16,8 +18,11 @@ from bitnet_onnx.converters.families._family import Rows, Source
 from bitnet_onnx.converters.ternary_scheme import TernaryScheme
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
+from bitnet_onnx.json_input import shown
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 from bitnet_onnx.ternary import quantize_absmean
+
+_log = logging.getLogger(__name__)
 
 _LINEAR: Final = re.compile(r"layers\.\d+\.(attn|mlp)\.[a-z]+_proj")
 _LINEAR_NORM: Final = re.compile(rf"({_LINEAR.pattern})\.norm\.weight")
@@ -41,12 +46,17 @@ class CheckpointTensors:
     ) -> None:
         self._checkpoint = checkpoint
         self._sources: dict[str, Source] = {}
-        self._shapes = dict(spec.tensors())
-        for role, shape in self._shapes.items():
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._beginnings = _beginnings(family, spec, checkpoint)
+        # One by one: a configuration may promise millions of layers, and the first that is missing ends it.
+        for role, shape in spec.tensors():
             source = source_of(family, spec, role)
+            source = dataclasses.replace(source, name=self._stored_name(source.name))
             self._check(source, shape)
-            self._sources[role] = source
+            self._sources[role], self._shapes[role] = source, shape
         self._refuse_unknown(family, spec)
+        self._last: tuple[str, FloatArray] | None = None
+        self._lock = threading.Lock()
         self._masters = frozenset(
             role
             for role in self._shapes
@@ -68,6 +78,8 @@ class CheckpointTensors:
     def read(self, role: str) -> FloatArray:
         """A whole tensor as float32."""
         source, shape = self._sources[role], self._shapes[role]
+        if source.constant is not None:
+            return np.full(shape, source.constant, np.float32)
         if source.rows is not None and len(shape) == 2:
             return self.read_rows(role, 0, shape[0])
         values = self._checkpoint.read(source.name)
@@ -84,12 +96,19 @@ class CheckpointTensors:
         source = self._sources[role]
         if source.transposed:
             rows = slice(start, stop) if source.rows is None else row_indices(source.rows)[start:stop]
-            return np.ascontiguousarray(self._checkpoint.read(source.name)[:, rows].T)
+            return np.ascontiguousarray(self._whole(source.name)[:, rows].T)
         if source.rows is None:
             return self._checkpoint.read_rows(source.name, start, stop)
         return np.concatenate(
             [self._checkpoint.read_rows(source.name, *part) for part in _ranges(source.rows, start, stop)]
         )
+
+    def _whole(self, name: str) -> FloatArray:
+        """A tensor that is read for a few of its columns; the next ones are likely to be asked for soon."""
+        with self._lock:
+            if self._last is None or self._last[0] != name:
+                self._last = name, self._checkpoint.read(name)
+            return self._last[1]
 
     def quantized(self, role: str) -> QuantizedTensor | None:
         """The codes and scales of a matrix that is stored in them or rounded to them in every forward, or None."""
@@ -139,11 +158,20 @@ class CheckpointTensors:
                         f"modules_to_not_convert: a norm inside some linear layers of a block only is not supported"
                     )
 
+    def _stored_name(self, name: str) -> str:
+        """A family's name for a tensor as this checkpoint has it."""
+        for beginning, other in self._beginnings.items():
+            if name.startswith(beginning):
+                return other + name.removeprefix(beginning)
+        return name
+
     def _check(self, source: Source, shape: tuple[int, ...]) -> None:
+        if source.constant is not None:
+            return
         info = self._checkpoint.tensors.get(source.name)
         if info is None:
             near = difflib.get_close_matches(source.name, self._checkpoint.tensors, n=1)
-            hint = f"; the nearest name is {near[0]!r}" if near else ""
+            hint = f"; the nearest name is {shown(near[0])}" if near else ""
             raise CheckpointError(f"{self._checkpoint.path.name}: tensor {source.name!r} is missing{hint}")
         if source.rows is not None:
             shape = (source.rows.total, *shape[1:])
@@ -158,11 +186,21 @@ class CheckpointTensors:
     def _refuse_unknown(self, family: Family, spec: DecoderSpec) -> None:
         known = {source.name for source in self._sources.values()}
         if spec.tie_word_embeddings:
-            known.add(family.source(spec, "lm_head.weight").name)
+            head = family.source(spec, "lm_head.weight").name
+            known |= _other_names(family, head)
+        left_out = [name for name in self._checkpoint.tensors if name.startswith(family.left_out) and name not in known]
+        if left_out:
+            _log.warning(
+                "%s: %d tensors that are not of the language model are left out: %s; the package reads text only",
+                self._checkpoint.path.name,
+                len(left_out),
+                ", ".join(part for part in family.left_out if any(name.startswith(part) for name in left_out)),
+            )
+        known.update(left_out)
         for name, info in self._checkpoint.tensors.items():
             if name not in known and not name.endswith(family.ignored):
                 raise CheckpointError(
-                    f"{info.file}: tensor {name!r} has no place in a {spec.family} decoder; "
+                    f"{info.file}: tensor {shown(name)} has no place in a {spec.family} decoder; "
                     f"is the configuration that of another model?"
                 )
 
@@ -177,6 +215,26 @@ def source_of(family: Family, spec: DecoderSpec, role: str) -> Source:
 
 def _module(source: Source) -> str:
     return source.name.removesuffix(".weight")
+
+
+def _beginnings(family: Family, spec: DecoderSpec, checkpoint: Checkpoint) -> dict[str, str]:
+    """For each beginning of names of the family, that which the checkpoint has for the embedding or the head."""
+    names = [family.source(spec, role).name for role in ("embed_tokens.weight", "lm_head.weight")]
+    found = {}
+    for beginning, others in family.aliases.items():
+        rest = [name.removeprefix(beginning) for name in names if name.startswith(beginning)]
+        fitting = (other for other in (beginning, *others) if any(other + name in checkpoint.tensors for name in rest))
+        found[beginning] = next(fitting, beginning)
+    return found
+
+
+def _other_names(family: Family, name: str) -> set[str]:
+    """All names that a tensor may have."""
+    names = {name}
+    for beginning, others in family.aliases.items():
+        if name.startswith(beginning):
+            names |= {other + name.removeprefix(beginning) for other in others}
+    return names
 
 
 def row_indices(rows: Rows) -> npt.NDArray[np.intp]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,7 +59,7 @@ class SourceModel:
         generation_config: content of generation_config.json, its token ids checked.
         trained_ternary: the blocks were trained with ternary weights.
         tokenizer: the tokenizer's files by name.
-        sha256: of the weights.
+        sha256: waits for that of the weights, which is computed meanwhile.
     """
 
     path: Path
@@ -71,7 +71,7 @@ class SourceModel:
     generation_config: Mapping[str, object]
     trained_ternary: bool
     tokenizer: Mapping[str, bytes]
-    sha256: str
+    sha256: Callable[[], str]
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def open_model(
         with open_package(path, context_length=context_length) as package:
             yield package
         return
-    with open_checkpoint(path, i2s_layout=i2s_layout) as checkpoint:
+    with open_checkpoint(path, i2s_layout=i2s_layout) as checkpoint, checkpoint.hashing() as sha256:
         config = Config(checkpoint.config)
         if context_length is not None:
             config = config.with_values(context_length=context_length)
@@ -119,7 +119,7 @@ def open_model(
             ),
             trained_ternary=tensors.trained_ternary,
             tokenizer=checkpoint.tokenizer().files,
-            sha256=checkpoint.sha256(),
+            sha256=sha256,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Final
 from bitnet_onnx.converters._config import Config
 from bitnet_onnx.converters._package_graph import read_graph
 from bitnet_onnx.converters._package_tensors import PackageTensors
-from bitnet_onnx.converters.checkpoints._files import BinaryFile, member, read_small
+from bitnet_onnx.converters.checkpoints._files import BinaryFile, hashing, member, read_small
 from bitnet_onnx.converters.checkpoints.huggingface import directory_tokenizer
 from bitnet_onnx.converters.families import Family, find
 from bitnet_onnx.converters.model import SourceModel, generation_config_of, with_context
@@ -59,9 +58,12 @@ def open_package(path: Path, *, context_length: int | None = None) -> Iterator[S
     config = Config(fields)
     family, scheme = find(config), ternary_scheme(config)
     spec = _spec(config, family, scheme, manifest, path, context_length)
-    with BinaryFile(_file(path, MODEL)) as model, BinaryFile(_file(path, MODEL_DATA)) as data:
+    with (
+        BinaryFile(_file(path, MODEL)) as model,
+        BinaryFile(_file(path, MODEL_DATA)) as data,
+        hashing({MODEL: model, MODEL_DATA: data}) as sha256,
+    ):
         tensors = PackageTensors(str(path), read_graph(model, data), spec)
-        lines = f"{MODEL}:{model.sha256()}\n{MODEL_DATA}:{data.sha256()}\n"
         yield SourceModel(
             path=path,
             name=_name(manifest, path),
@@ -72,7 +74,7 @@ def open_package(path: Path, *, context_length: int | None = None) -> Iterator[S
             generation_config=generation_config_of(path, fields, _object(path, GENERATION_CONFIG), spec),
             trained_ternary=_trained_ternary(family, scheme, spec),
             tokenizer=directory_tokenizer(path, spec.vocab_size).files,
-            sha256=hashlib.sha256(lines.encode()).hexdigest(),
+            sha256=sha256,
         )
 
 

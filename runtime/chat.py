@@ -6,13 +6,13 @@ import json
 import logging
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from bitnet_onnx.errors import InputError, PackageError
+from bitnet_onnx.limited_process import run_limited
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
@@ -24,8 +24,6 @@ _MAX_CHARACTERS = 4 * 2**20
 _MAX_MESSAGES = 10_000
 _MAX_REASON = 300
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
-#: What a Python process needs of its surroundings; nothing else of the environment is passed on.
-_ENVIRONMENT = ("SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,31 +96,17 @@ def _short(reason: object) -> str:
 
 
 def _run_worker(request: bytes) -> dict[str, Any]:
-    import subprocess  # only a chat pays for it
-
-    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    # The worker must find the jinja2 of this process, wherever that is.
-    environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
+    done = run_limited(_WORKER, request, seconds=_MAX_SECONDS)
+    if done is None:
+        raise PackageError(f"the chat template did not finish within {_MAX_SECONDS} s")
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", str(_WORKER)],
-            input=request,
-            capture_output=True,
-            timeout=_MAX_SECONDS,
-            env=environment,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise PackageError(f"the chat template did not finish within {_MAX_SECONDS} s") from None
-    try:
-        answer = json.loads(done.stdout)
+        answer = json.loads(done.output)
     except ValueError:
         answer = None
-    if done.returncode or not isinstance(answer, dict):
-        logger.debug("template process: %s", done.stderr.decode(errors="replace"))
+    if done.status or not isinstance(answer, dict):
+        logger.debug("template process: %s", done.errors.decode(errors="replace"))
         raise PackageError(
-            f"the chat template ended its process (status {done.returncode}): out of memory or of "
-            f"{_MAX_SECONDS} s of time"
+            f"the chat template ended its process (status {done.status}): out of memory or of {_MAX_SECONDS} s of time"
         )
     return answer
 

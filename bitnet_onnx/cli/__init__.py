@@ -11,6 +11,7 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from bitnet_onnx.cli._console import error_console, printable, setup_logging
+from bitnet_onnx.cli._signals import Terminated, termination_raised
 from bitnet_onnx.errors import BitnetOnnxError
 
 #: Command, and the line that `--help` shows, so that help imports none of them.
@@ -55,10 +56,12 @@ def app(verbose: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit.
 
-    Bad input ends with one line on stderr and status 2; any other foreseen failure with one line and status 1.
+    Bad input ends with one line on stderr and status 2; any other foreseen failure with one line and status 1; a signal
+    with one line and 128 plus its number, after what was begun is undone.
     """
     try:
-        status = app.main(args=arguments, prog_name="bitnet-onnx", standalone_mode=False)
+        with termination_raised():
+            status = app.main(args=arguments, prog_name="bitnet-onnx", standalone_mode=False)
     except NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         status = error.exit_code
@@ -71,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = _fail(str(error), error.exit_status)
     except (KeyboardInterrupt, click.Abort):
         status = _fail("interrupted", _INTERRUPTED)
+    except Terminated as signal:
+        status = _fail("terminated", signal.exit_status)
     except BrokenPipeError:
         # The reader of our output went away: nothing is left to tell it, and the interpreter must not try.
         sys.stdout = None

@@ -192,9 +192,8 @@ def _fallback(manifest: Mapping[str, object]) -> str:
 def _warnings(model: SourceModel, manifest: Mapping[str, object]) -> tuple[str, ...]:
     source = manifest.get("source")
     recorded = source.get("sha256") if isinstance(source, dict) else None
-    if recorded == model.sha256:
+    digest = model.sha256()
+    if recorded == digest:
         return ()
-    line = (
-        f"the package was made from weights with the sha256 {recorded!s:.64}, those of {model.path} have {model.sha256}"
-    )
+    line = f"the package was made from weights with the sha256 {recorded!s:.64}, those of {model.path} have {digest}"
     return (line,)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_onnx.converters.checkpoints._files import BinaryFile, hashing, sha256_of
 from bitnet_onnx.errors import CheckpointError
 from bitnet_onnx.json_input import shown
 from bitnet_onnx.quantized import QuantizedTensor
 
 if TYPE_CHECKING:
     from bitnet_onnx.converters.checkpoints._decode import StoredTensor
-    from bitnet_onnx.converters.checkpoints._files import BinaryFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +131,11 @@ class Checkpoint(ABC):
 
     def sha256(self) -> str:
         """SHA-256 of the weights: of the file, or for several of the lines `NAME:DIGEST`, sorted by name."""
-        digests = {name: file.sha256() for name, file in sorted(self._files.items())}
-        if len(digests) == 1:
-            return next(iter(digests.values()))
-        lines = "".join(f"{name}:{digest}\n" for name, digest in digests.items())
-        return hashlib.sha256(lines.encode()).hexdigest()
+        return sha256_of(self._files)
+
+    def hashing(self) -> AbstractContextManager[Callable[[], str]]:
+        """Compute `sha256` beside other work; what the context gives waits for it."""
+        return hashing(self._files)
 
     def _find(self, name: str) -> StoredTensor:
         try:

@@ -26,6 +26,8 @@ BITNET: Final = "BITNET"
 
 _CODES_PER_BYTE: Final = 4
 _FLOATS: Final = frozenset({"F16", "BF16", "F32"})
+#: Matrices of one checkpoint; the largest models have a thousand.
+_MAX_MATRICES: Final = 10_000
 #: Codes held beside the result while a matrix is unpacked.
 _CHUNK: Final = 1 << 20
 
@@ -151,9 +153,15 @@ def with_bitnet(stored: Mapping[str, StoredTensor], scheme: TernaryScheme | None
     modules = [name.removesuffix(".weight") for name, tensor in stored.items()
                if name.endswith(".weight") and tensor.type.name == "U8"]  # fmt: skip
     scaled = [name.removesuffix(".weight_scale") for name in stored if name.endswith(".weight_scale")]
+    packed = frozenset(modules)
+    if max(len(packed), len(scaled)) > _MAX_MATRICES:
+        raise _error(
+            stored[f"{scaled[0]}.weight_scale" if scaled else f"{modules[0]}.weight"],
+            f"is one of {max(len(packed), len(scaled))} packed matrices: the limit is {_MAX_MATRICES}",
+        )
     for module in dict.fromkeys([*modules, *scaled]):
         if scheme is None or not scheme.packed:
-            name = f"{module}.weight" if module in modules else f"{module}.weight_scale"
+            name = f"{module}.weight" if module in packed else f"{module}.weight_scale"
             raise _error(stored[name], _unexpected(scheme))
         matrix = _matrix(module, stored, scheme)
         result[f"{module}.weight"] = matrix
@@ -195,7 +203,7 @@ def _matrix(module: str, stored: Mapping[str, StoredTensor], scheme: TernarySche
 
 
 def _unexpected(scheme: TernaryScheme | None) -> str:
-    if scheme is None:
+    if scheme is None or not scheme.online:
         return (
             "belongs to packed weights, but config.json has no quantization_config that says how they are scaled "
             "(quant_method bitnet, linear_class bitlinear or autobitlinear)"

@@ -6,6 +6,9 @@ import hashlib
 import os
 import stat
 import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +88,7 @@ class BinaryFile:
             self._file.close()
             raise CheckpointError(f"{path}: not a regular file")
         self.size = status.st_size
-        self._lock = threading.Lock()  # seek and read are two steps
+        self._lock = threading.Lock()  # where seek and read are two steps
 
     def __enter__(self) -> BinaryFile:
         return self
@@ -100,19 +103,24 @@ class BinaryFile:
     def read_into(self, offset: int, target: npt.NDArray[Any]) -> None:
         """Fill a one-dimensional contiguous array with the bytes from `offset` on."""
         view = target.view(np.uint8).data
+        done = 0
         try:
-            with self._lock:
-                self._file.seek(offset)
-                done = 0
-                while done < len(view):
-                    count = self._file.readinto(view[done:])
-                    if not count:
-                        break
-                    done += count
+            while done < len(view):
+                count = self._read_some(offset + done, view[done:])
+                if not count:
+                    break
+                done += count
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be read ({_reason(error)})") from error
         if done < len(view):
             raise CheckpointError(f"{self.path}: ends at byte {offset + done}, {len(view) - done} bytes missing")
+
+    def _read_some(self, offset: int, view: memoryview) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [view], offset)
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.readinto(view)
 
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset` on; the caller has checked them against `size`."""
@@ -120,12 +128,37 @@ class BinaryFile:
         self.read_into(offset, data)
         return data.tobytes()
 
-    def sha256(self) -> str:
-        """The SHA-256 of the whole file, in hexadecimal."""
+    def sha256(self, stop: threading.Event | None = None) -> str:
+        """The SHA-256 of the whole file, in hexadecimal; of less when `stop` is set meanwhile."""
         digest = hashlib.sha256()
+        buffer = np.empty(_HASH_CHUNK, np.uint8)
         for offset in range(0, self.size, _HASH_CHUNK):
-            digest.update(self.read(offset, min(_HASH_CHUNK, self.size - offset)))
+            if stop is not None and stop.is_set():
+                break
+            part = buffer[: self.size - offset]
+            self.read_into(offset, part)
+            digest.update(part.data)
         return digest.hexdigest()
+
+
+def sha256_of(files: Mapping[str, BinaryFile], stop: threading.Event | None = None) -> str:
+    """SHA-256 of the file, or for several of the lines `NAME:DIGEST`, sorted by name."""
+    digests = {name: file.sha256(stop) for name, file in sorted(files.items())}
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    return hashlib.sha256("".join(f"{name}:{digest}\n" for name, digest in digests.items()).encode()).hexdigest()
+
+
+@contextmanager
+def hashing(files: Mapping[str, BinaryFile]) -> Iterator[Callable[[], str]]:
+    """Hash files beside other work; what is given waits for `sha256_of` and raises its errors."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(sha256_of, files, stop)
+        try:
+            yield digest.result
+        finally:
+            stop.set()
 
 
 def _reason(error: BaseException) -> str:

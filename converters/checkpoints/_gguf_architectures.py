@@ -134,6 +134,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", "silu", _LLAMA),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", "silu", {**_LLAMA, **_HEAD_NORMS}),
+    "gemma": Architecture(
+        "gemma", "GemmaForCausalLM", "gelu_pytorch_tanh", _LLAMA, norm_offset=1.0, details=options.gemma
+    ),
     "gemma2": Architecture(
         "gemma2",
         "Gemma2ForCausalLM",

@@ -51,6 +51,11 @@ def none(_metadata: Metadata, _common: Common) -> Options:
     return {}
 
 
+def gemma(_metadata: Metadata, common: Common) -> Options:
+    """The activation under its later name."""
+    return {"hidden_activation": common["hidden_act"]}
+
+
 def gemma2(metadata: Metadata, common: Common) -> Options:
     """Soft caps, and windows in every other layer, the first included."""
     return {

@@ -51,6 +51,16 @@ _SCALARS = {
 _UINT32 = 4
 
 
+@dataclass(slots=True)
+class Budget:
+    """What the headers of one file, or of several together, may still take."""
+
+    header: int = MAX_HEADER
+    keys: int = MAX_KEYS
+    elements: int = MAX_ELEMENTS
+    tensors: int = MAX_TENSORS
+
+
 @dataclass(frozen=True, slots=True)
 class GgufContent:
     """What stands before the data of a GGUF file; tensors have their GGUF names."""
@@ -59,7 +69,7 @@ class GgufContent:
     tensors: Mapping[str, StoredTensor]
 
 
-def read_gguf(file: BinaryFile, i2s_layout: str | None = None) -> GgufContent:
+def read_gguf(file: BinaryFile, i2s_layout: str | None = None, budget: Budget | None = None) -> GgufContent:
     """Read metadata and tensor descriptions of a GGUF file.
 
     Shapes are turned round: GGUF counts the fastest dimension first, `TensorInfo` last.
@@ -67,25 +77,26 @@ def read_gguf(file: BinaryFile, i2s_layout: str | None = None) -> GgufContent:
     Args:
         file: the open file.
         i2s_layout: how I2_S tensors are laid out, a key of `I2_S_LAYOUTS`; they are refused without it.
+        budget: what the header may take, less afterwards by what it took; by default that of a single file.
 
     Raises:
         CheckpointError: the file contradicts itself, or a count exceeds its limit.
         UnsupportedError: version, byte order, nested array or tensor type that is not read.
     """
-    return _Parser(file, i2s_layout).parse()
+    return _Parser(file, i2s_layout, budget or Budget()).parse()
 
 
 class _Parser:
-    """A cursor over the header; every read is checked against the end of the file and `MAX_HEADER`."""
+    """A cursor over the header; every read is checked against the end of the file and the budget."""
 
-    def __init__(self, file: BinaryFile, i2s_layout: str | None) -> None:
+    def __init__(self, file: BinaryFile, i2s_layout: str | None, budget: Budget) -> None:
         self._file = file
         self._i2s_layout = i2s_layout
-        self._end = min(file.size, MAX_HEADER)
+        self._budget = budget
+        self._end = min(file.size, budget.header)
         self._window = b""
         self._window_start = 0
         self._position = 0
-        self._elements = 0
 
     def parse(self) -> GgufContent:
         if self._take(4, "magic") != b"GGUF":
@@ -95,8 +106,10 @@ class _Parser:
             raise UnsupportedError(f"{self._file.path}: big-endian GGUF files are not read")
         if version not in {2, 3}:
             raise UnsupportedError(f"{self._file.path}: GGUF version {version} is not read, only 2 and 3")
-        tensor_count = self._count("tensor count", MAX_TENSORS, least=24)
-        key_count = self._count("key count", MAX_KEYS, least=13)
+        tensor_count = self._count("tensor count", self._budget.tensors, least=24)
+        self._budget.tensors -= tensor_count
+        key_count = self._count("key count", self._budget.keys, least=13)
+        self._budget.keys -= key_count
         values = dict[str, Value]()
         for _ in range(key_count):
             key = self._text("key", MAX_KEY_LENGTH)
@@ -113,11 +126,12 @@ class _Parser:
                 f"{self._file.path}: general.alignment is {alignment}, not a power of two from 8 to {MAX_ALIGNMENT}"
             )
         descriptions = [self._description() for _ in range(tensor_count)]
+        self._budget.header -= self._position
         data_start = -(-self._position // alignment) * alignment
         return GgufContent(metadata, self._place(descriptions, data_start, alignment))
 
     def _place(self, descriptions: list[Description], data_start: int, alignment: int) -> dict[str, StoredTensor]:
-        """Turn offsets within the data into offsets within the file, and check that no two overlap."""
+        """Turn offsets within the data into offsets within the file, and check that they follow each other."""
         placed: dict[str, StoredTensor] = {}
         end = data_start
         descriptions.sort(key=lambda item: item.offset)
@@ -140,13 +154,18 @@ class _Parser:
                 raise CheckpointError(f"{where}: offset {item.offset} is not a multiple of {alignment}")
             if start < end:
                 raise CheckpointError(f"{where}: starts at byte {start}, inside the one before, which ends at {end}")
+            if start + nbytes > self._file.size:
+                raise CheckpointError(f"{where}: ends at byte {start + nbytes}, the file at {self._file.size}")
+            # Writers leave no holes. Without this check a wrong type or count would shift the data of what follows it.
+            if start - end >= alignment:
+                raise CheckpointError(f"{where}: starts at byte {start}, the one before ends at {end}")
             end = start + nbytes
-            if end > self._file.size:
-                raise CheckpointError(f"{where}: ends at byte {end}, the file at {self._file.size}")
             if item.name in placed:
                 raise CheckpointError(f"{where}: appears twice")
             info = TensorInfo(item.name, item.shape, kind.name, nbytes, self._file.name)
             placed[item.name] = StoredTensor(info=info, file=self._file, offset=start, type=kind)
+        if self._file.size - end >= alignment and placed:
+            raise CheckpointError(f"{self._file.path}: tensors end at byte {end}, the file at {self._file.size}")
         return placed
 
     def _description(self) -> Description:
@@ -179,8 +198,8 @@ class _Parser:
         if layout is None and kind != _STRING:
             raise CheckpointError(f"{self._file.path}: key {shown(key)} has unknown element type {kind}")
         what = f"length of {shown(key)}"
-        count = self._count(what, MAX_ELEMENTS - self._elements, least=layout.size if layout else 8)
-        self._elements += count
+        count = self._count(what, self._budget.elements, least=layout.size if layout else 8)
+        self._budget.elements -= count
         if layout is None:
             what = f"element of {shown(key)}"
             return [self._text(what, MAX_HEADER) for _ in range(count)]

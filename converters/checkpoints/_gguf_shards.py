@@ -16,7 +16,7 @@ from typing import Final
 from bitnet_onnx.converters.checkpoints._decode import StoredTensor
 from bitnet_onnx.converters.checkpoints._files import BinaryFile, member
 from bitnet_onnx.converters.checkpoints._gguf_metadata import Metadata
-from bitnet_onnx.converters.checkpoints._gguf_reader import GgufContent, read_gguf
+from bitnet_onnx.converters.checkpoints._gguf_reader import Budget, read_gguf
 from bitnet_onnx.errors import CheckpointError
 from bitnet_onnx.json_input import shown
 
@@ -75,44 +75,71 @@ def open_gguf(path: Path, opened: ExitStack, i2s_layout: str | None) -> GgufFile
         return GgufFiles(path, _stem(path), {path.name: file}, content.metadata, content.tensors)
 
     directory = path.parent
+    if path.name not in names:
+        raise CheckpointError(f"{path}: there is no such part of {len(names)}")
     files: dict[str, BinaryFile] = {}
-    contents: list[GgufContent] = []
+    parts = _Parts(len(names))
     for name in names:
         part = member(directory, name)
         if part is None:
             raise CheckpointError(f"{directory}: {shown(name)} is missing, one of {len(names)} parts of the model")
         files[name] = opened.enter_context(BinaryFile(part))
-        contents.append(read_gguf(files[name], i2s_layout))
-    tensors = _join(contents)
+        parts.add(files[name], i2s_layout)
+    metadata, tensors = parts.finished()
     first = directory / names[0]
-    return GgufFiles(first, _stem(first), files, contents[0].metadata, tensors)
+    return GgufFiles(first, _stem(first), files, metadata, tensors)
 
 
-def _join(contents: Sequence[GgufContent]) -> dict[str, StoredTensor]:
-    first = contents[0].metadata
-    total = first.integer("split.tensors.count")
-    architecture = first.text("general.architecture")
-    tensors: dict[str, StoredTensor] = {}
-    for number, content in enumerate(contents):
-        metadata = content.metadata
-        expected = {"split.no": number, "split.count": len(contents), "split.tensors.count": total}
+class _Parts:
+    """The parts that have been read; what is needed of all is kept of each.
+
+    Those after the first share one budget: they have hardly any metadata.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._number = 0
+        self._first: Metadata | None = None
+        self._tensors: dict[str, StoredTensor] = {}
+        self._later = Budget()
+
+    def add(self, file: BinaryFile, i2s_layout: str | None) -> None:
+        """Read the next part and compare it with those before."""
+        content = read_gguf(file, i2s_layout, self._later if self._first else None)
+        metadata, first = content.metadata, self._first or content.metadata
+        expected = {
+            "split.no": self._number,
+            "split.count": self._count,
+            "split.tensors.count": first.integer("split.tensors.count"),
+        }
         for key, value in expected.items():
             if metadata.integer(key) != value:
                 raise CheckpointError(f"{metadata.source}: {key} is {metadata.integer(key)}, expected {value}")
+        architecture = first.text("general.architecture")
         other = metadata.text("general.architecture", architecture)
         if other != architecture:
             raise CheckpointError(
                 f"{metadata.source}: architecture {shown(other)}, but the first part has {shown(architecture)}"
             )
         for name, tensor in content.tensors.items():
-            if name in tensors:
+            if name in self._tensors:
                 raise CheckpointError(
-                    f"{metadata.source}: tensor {shown(name)} is in {shown(tensors[name].info.file)} too"
+                    f"{metadata.source}: tensor {shown(name)} is in {shown(self._tensors[name].info.file)} too"
                 )
-            tensors[name] = tensor
-    if len(tensors) != total:
-        raise CheckpointError(f"{first.source}: split.tensors.count is {total}, but the parts hold {len(tensors)}")
-    return tensors
+            self._tensors[name] = tensor
+        self._first = first
+        self._number += 1
+
+    def finished(self) -> tuple[Metadata, dict[str, StoredTensor]]:
+        """Metadata of the first part and the tensors of all."""
+        if self._first is None:
+            raise CheckpointError("a GGUF model of no parts")
+        total = self._first.integer("split.tensors.count")
+        if len(self._tensors) != total:
+            raise CheckpointError(
+                f"{self._first.source}: split.tensors.count is {total}, but the parts hold {len(self._tensors)}"
+            )
+        return self._first, self._tensors
 
 
 def _stem(path: Path) -> str:

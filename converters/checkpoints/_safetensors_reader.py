@@ -8,6 +8,7 @@ Source: the format description in the safetensors repository.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from bitnet_onnx.converters.checkpoints._base import TensorInfo
 from bitnet_onnx.converters.checkpoints._decode import StoredTensor
@@ -22,8 +23,20 @@ MAX_HEADER = 8_000_000
 MAX_DIMENSIONS = 8
 
 
-def read_header(file: BinaryFile) -> dict[str, StoredTensor]:
-    """All tensors of a safetensors file, by name.
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The tensors of a safetensors file by name, and the length of what describes them in bytes."""
+
+    tensors: dict[str, StoredTensor]
+    length: int
+
+
+def read_header(file: BinaryFile, limit: int = MAX_HEADER) -> Header:
+    """Read the header of a safetensors file.
+
+    Args:
+        file: the file.
+        limit: the most bytes that the header may have, if less than `MAX_HEADER`.
 
     Raises:
         CheckpointError: the header contradicts the file or itself.
@@ -32,8 +45,9 @@ def read_header(file: BinaryFile) -> dict[str, StoredTensor]:
     if file.size < 8:
         raise CheckpointError(f"{file.path}: {file.size} bytes are too few for a safetensors file")
     length = int.from_bytes(file.read(0, 8), "little")
-    if length > MAX_HEADER:
-        raise CheckpointError(f"{file.path}: header of {length} bytes exceeds the limit of {MAX_HEADER}")
+    limit = min(limit, MAX_HEADER)
+    if length > limit:
+        raise CheckpointError(f"{file.path}: header of {length} bytes exceeds the limit of {limit}")
     if length > file.size - 8:
         raise CheckpointError(f"{file.path}: header of {length} bytes, but only {file.size - 8} follow")
     header = load_object(file.read(8, length), f"{file.path}: header", max_bytes=MAX_HEADER, error=CheckpointError)
@@ -48,7 +62,7 @@ def read_header(file: BinaryFile) -> dict[str, StoredTensor]:
         end += tensor.info.nbytes
     if end != file.size:
         raise CheckpointError(f"{file.path}: tensors end at byte {end}, the file at {file.size}")
-    return {tensor.info.name: tensor for tensor in tensors}
+    return Header({tensor.info.name: tensor for tensor in tensors}, length)
 
 
 def _entry(file: BinaryFile, data_start: int, name: str, value: object) -> StoredTensor:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from tokenizers import Tokenizer
 
 from bitnet_onnx.errors import CheckpointError
-from bitnet_onnx.json_input import shown
+from bitnet_onnx.json_input import load_object, shown
+from bitnet_onnx.limited_process import run_limited
+
+_WORKER = Path(__file__).with_name("_tokenizer_worker.py")
+_MAX_SECONDS = 8
 
 
 def check_tokenizer(data: bytes, source: str, vocab_size: object) -> None:
-    """Load `tokenizer.json` and compare its ids with the rows of the embedding.
+    """Load a `tokenizer.json` that was written here and compare its ids with the rows of the embedding.
 
     Raises:
         CheckpointError: it does not load, or an id is `vocab_size` or more.
@@ -27,6 +34,34 @@ def check_tokenizer(data: bytes, source: str, vocab_size: object) -> None:
     if not vocabulary:
         raise CheckpointError(f"{source}: the vocabulary is empty")
     token, highest = max(vocabulary.items(), key=lambda item: item[1])
+    _check_rows(source, token, highest, vocab_size)
+
+
+def check_foreign_tokenizer(data: bytes, source: str, vocab_size: object) -> None:
+    """The same for a file that somebody else wrote: loaded in a process of its own, which it may exhaust or end.
+
+    Raises:
+        CheckpointError: it is no bounded JSON, does not load within the limits of time and memory, or an id is
+            `vocab_size` or more.
+    """
+    load_object(data, source, max_bytes=len(data), error=CheckpointError)
+    done = run_limited(_WORKER, data, seconds=_MAX_SECONDS)
+    try:
+        answer = json.loads(done.output) if done is not None and done.status == 0 else None
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise CheckpointError(
+            f"{source}: not a usable tokenizer: loading it takes over {_MAX_SECONDS} s or 900 MB, or ends the process"
+        )
+    if "error" in answer:
+        raise CheckpointError(f"{source}: not a usable tokenizer: {shown(str(answer['error']))}")
+    if answer["id"] is None:
+        raise CheckpointError(f"{source}: the vocabulary is empty")
+    _check_rows(source, answer["token"], answer["id"], vocab_size)
+
+
+def _check_rows(source: str, token: str, highest: int, vocab_size: object) -> None:
     if isinstance(vocab_size, int) and highest >= vocab_size:
         raise CheckpointError(
             f"{source}: token {shown(token)} has id {highest}, but the model has {vocab_size} rows (vocab_size); "

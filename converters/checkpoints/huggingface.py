@@ -13,7 +13,7 @@ from bitnet_onnx.converters.checkpoints._bitnet_packed import BitNetMatrix, with
 from bitnet_onnx.converters.checkpoints._decode import StoredTensor
 from bitnet_onnx.converters.checkpoints._files import BinaryFile, cache_entry, member, read_small
 from bitnet_onnx.converters.checkpoints._safetensors_reader import read_header
-from bitnet_onnx.converters.checkpoints._tokenizer_check import check_tokenizer
+from bitnet_onnx.converters.checkpoints._tokenizer_check import check_foreign_tokenizer
 from bitnet_onnx.converters.ternary_scheme import ternary_scheme
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
 from bitnet_onnx.json_input import load_object, shown
@@ -27,6 +27,8 @@ INDEX = "model.safetensors.index.json"
 _MAX_CONFIG = 4_000_000
 _MAX_INDEX = 8_000_000
 _MAX_SHARDS = 1_000
+#: Headers of all shards together. The largest models of today have 12 MB of them.
+_MAX_HEADERS = 32_000_000
 _MAX_TOKENIZER = 40_000_000  # the largest in use has 33 MB
 _MAX_TOKENIZER_CONFIG = 8_000_000
 _MAX_TEMPLATE = 1_000_000
@@ -87,7 +89,7 @@ def directory_tokenizer(directory: Path, vocab_size: object) -> TokenizerFiles:
                 "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
             )
         raise CheckpointError(f"{directory}: there is no tokenizer.json")
-    check_tokenizer(data, str(directory / "tokenizer.json"), vocab_size)
+    check_foreign_tokenizer(data, str(directory / "tokenizer.json"), vocab_size)
     files = {"tokenizer.json": data}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         data = read_small(directory, name, max_bytes=_MAX_TOKENIZER_CONFIG)
@@ -119,17 +121,20 @@ def _open_weights(directory: Path, opened: ExitStack) -> tuple[Mapping[str, Bina
     single = member(directory, SINGLE)
     if single is not None:  # the index is not looked at then, as everywhere in this ecosystem
         file = opened.enter_context(BinaryFile(single))
-        return {SINGLE: file}, read_header(file)
+        return {SINGLE: file}, read_header(file).tensors
 
     weight_map = _weight_map(directory)
     files: dict[str, BinaryFile] = {}
     stored: dict[str, StoredTensor] = {}
+    room = _MAX_HEADERS
     for name in sorted(set(weight_map.values())):
         path = member(directory, name)
         if path is None:
             raise CheckpointError(f"{directory / INDEX}: shard {shown(name)} is missing")
         files[name] = opened.enter_context(BinaryFile(path))
-        for tensor, place in read_header(files[name]).items():
+        header = read_header(files[name], room)
+        room -= header.length
+        for tensor, place in header.tensors.items():
             if weight_map.get(tensor) != name:
                 other = f"has it in {shown(weight_map[tensor])}" if tensor in weight_map else "does not list it"
                 raise CheckpointError(f"{path}: holds tensor {shown(tensor)}, but {INDEX} {other}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bitnet_onnx.decoder import DecoderSpec
 
-#: Called after each tensor: how many are written, how many there are, and the name of the last.
+#: Called after each tensor: how many weights are written, how many there are, and the name of the last tensor.
 Written = Callable[[int, int, str], None]
 
 

@@ -51,7 +51,7 @@ def write_safetensors(
 ) -> None:
     """Write `model.safetensors`, or several files and their index; no more than a piece of a tensor is in memory."""
     shards = list(_shards(tensors, shard_bytes))
-    done = 0
+    done, total = 0, sum(math.prod(tensor.shape) for tensor in tensors)
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
@@ -62,9 +62,9 @@ def write_safetensors(
                 if count != tensor.nbytes:
                     raise RuntimeError(f"{tensor.name}: {count} bytes written, {tensor.nbytes} announced")
                 places[tensor.name] = name
-                done += 1
+                done += math.prod(tensor.shape)
                 if written is not None:
-                    written(done, len(tensors), tensor.name)
+                    written(done, total, tensor.name)
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors)
         index = {"metadata": {"total_size": total}, "weight_map": places}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -194,46 +195,62 @@ class _Planner:
         return [self._float(form, name, stem, shape, self._dtype)]
 
     def _plan_ternary(self, form: StoredForm, name: str, stem: str) -> list[_Planned] | None:
+        """A matrix whose codes are what is written, in whichever type; None where it is not ternary."""
         tensor = form.ternary(self._model.tensors)
         if tensor is None:
             return None
+        self.ternary_roles += [role.removesuffix(".weight") for role, _ in form.parts]
+        extra: list[_Planned] = []
+        single = single_scale(tensor) if self._row.scales else None
+        beside = single is not None and single > 0
+        if beside:
+            # A scale beside the matrix is a float32: nothing is rounded.
+            extra = [_vector(name.removesuffix("weight") + "scale", np.array([single], np.float32))]
         kind = next((kind for kind in self._kinds if kind.fits(tensor)), None)
         if kind is None:
             self._note(f"ternary matrices with rows of {tensor.shape[1]} as {self._dtype}: the blocks of Q4_0 have 32")
-            return None
-        scales = block_scales(tensor, kind)
-        single = single_scale(tensor) if self._row.scales else None
-        if single is not None and single > 0:
-            # A scale beside the matrix is a float32: nothing is rounded.
-            beside = np.array([single], np.float32)
-            halves = np.ones_like(scales, np.float16)
-            extra = [_vector(name.removesuffix("weight") + "scale", beside)]
-        else:
-            with np.errstate(over="ignore"):
-                halves = scales.astype(np.float16)
-            wide = halves.astype(np.float32)
-            error = np.abs(wide - scales) > _MOST_ROUNDING * np.abs(scales)
-            if not np.isfinite(wide).all() or bool(error.any()):
-                self._note(f"ternary matrices with scales beyond float16 as {self._dtype}")
-                return None
-            self.scale_rounding.add(np.ascontiguousarray(scales), wide)
-            extra = []
+        elif not beside and not self._round_scales(block_scales(tensor, kind)):
+            self._note(f"ternary matrices with scales beyond float16 as {self._dtype}")
+            kind = None
         rows, columns = tensor.shape
-        nbytes = rows * columns // kind.block * kind.block_bytes
-        self.ternary[kind] += 1
-        self.ternary_roles += [role.removesuffix(".weight") for role, _ in form.parts]
 
-        def content() -> Bytes:
-            again = form.ternary(self._model.tensors)
-            if again is None:
+        def again() -> QuantizedTensor:
+            codes = form.ternary(self._model.tensors)
+            if codes is None:
                 raise RuntimeError(f"{form.name} was ternary a moment ago")
+            if beside:
+                codes = QuantizedTensor(codes.raw, np.ones(1, np.float32), codes.grid)
             order = self._order(stem, rows)
             if order is None:
-                return pack_blocks(again, halves, kind)
-            moved = QuantizedTensor(again.raw[order], again.with_row_scales().scale[order], again.grid)
-            return pack_blocks(moved, halves[order], kind)
+                return codes
+            return QuantizedTensor(codes.raw[order], codes.with_row_scales().scale[order], codes.grid)
 
-        return [_Planned(name, _TERNARY[kind], (rows, columns), nbytes, content), *extra]
+        if kind is None:
+            self._float_linears += 1
+
+            def values() -> Bytes:
+                data = encode(again().dequantize(), self._dtype, form.name, self.rounding)
+                return np.frombuffer(data, np.uint8)
+
+            size = rows * columns * self._dtype.nbytes
+            return [_Planned(name, _FLOATS[self._dtype], (rows, columns), size, values), *extra]
+        self.ternary[kind] += 1
+
+        def content() -> Bytes:
+            codes = again()
+            return pack_blocks(codes, block_scales(codes, kind).astype(np.float16), kind)
+
+        size = rows * columns // kind.block * kind.block_bytes
+        return [_Planned(name, _TERNARY[kind], (rows, columns), size, content), *extra]
+
+    def _round_scales(self, scales: FloatArray) -> bool:
+        """Take the rounding of scales to float16 into account, if that type has room for them."""
+        with np.errstate(over="ignore"):
+            wide = scales.astype(np.float16).astype(np.float32)
+        if not np.isfinite(wide).all() or bool((np.abs(wide - scales) > _MOST_ROUNDING * np.abs(scales)).any()):
+            return False
+        self.scale_rounding.add(np.ascontiguousarray(scales), wide)
+        return True
 
     def _float(self, form: StoredForm, name: str, stem: str, shape: tuple[int, ...], dtype: FloatType) -> _Planned:
         count = int(np.prod(shape))
@@ -322,10 +339,12 @@ def _write(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for done, tensor in enumerate(planned, 1):
+        done, total = 0, sum(math.prod(tensor.shape) for tensor in planned)
+        for tensor in planned:
             writer.write_tensor_data(tensor.content())
+            done += math.prod(tensor.shape)
             if written is not None:
-                written(done, len(planned), tensor.name)
+                written(done, total, tensor.name)
 
 
 def _byte_shape(tensor: _Planned) -> tuple[int, ...]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import onnx_ir as ir
 
 from bitnet_onnx.attention import AttentionAttributes
-from bitnet_onnx.converters.onnx._rotary_body import RotationApart, rotated_apart
 from bitnet_onnx.converters.onnx.bodies import MICROSOFT, OPSET
 from bitnet_onnx.package_format import OPERATOR_DOMAIN
 
@@ -33,12 +32,10 @@ class AttentionInputs:
     Attributes:
         separate: key and value are inputs 1 and 2; otherwise input 0 holds all three.
         query_seqlens: input 9 is there.
-        apart: sizes where the body has to rotate queries and keys itself, or None.
     """
 
     separate: bool = False
     query_seqlens: bool = False
-    apart: RotationApart | None = None
 
 
 def attention_overload(attributes: AttentionAttributes, inputs: AttentionInputs) -> str:
@@ -57,8 +54,6 @@ def attention_overload(attributes: AttentionAttributes, inputs: AttentionInputs)
         parts.append("qkv")
     if inputs.query_seqlens:
         parts.append("ragged")
-    if inputs.apart is not None:
-        parts.append(f"d{inputs.apart.head_dim}_r{inputs.apart.rotary_dim}_t{inputs.apart.positions}")
     return "_".join(parts)
 
 
@@ -84,19 +79,13 @@ def attention_body(attributes: AttentionAttributes, inputs: AttentionInputs) -> 
         names.pop()
     # An input that the node leaves out still has its place in the function's signature.
     declared = [ir.Value(name=name or f"absent_{index}") for index, name in enumerate(names)]
-    present = {name: value for name, value in zip(names, declared, strict=True) if name}
-    operands = [present.get(name) for name in names[:9]]
-    given = attributes
-    nodes: list[ir.Node] = []
-    if inputs.apart is not None:
-        nodes, rotated = rotated_apart(present, attributes, inputs.apart)
-        operands = [*rotated, *operands[3:7]]
-        given = replace(attributes, do_rotary=False, rotary_interleaved=False)
+    present = [value if name else None for name, value in zip(names, declared, strict=True)]
+    operands = present[:9]
     if inputs.query_seqlens:
-        operands = [*operands, *[None] * (_QUERY_SEQLENS - len(operands)), present["query_seqlens"]]
+        operands = [*operands, *[None] * (_QUERY_SEQLENS - len(operands)), present[9]]
     outputs = [ir.Value(name=name) for name in ("output", "present_key", "present_value")]
-    nodes.append(ir.node(OPERATOR, operands, attention_node_attributes(given), domain=MICROSOFT, outputs=outputs))
-    graph = ir.Graph(declared, outputs, nodes=nodes, opset_imports={"": OPSET, MICROSOFT: 1})
+    node = ir.node(OPERATOR, operands, attention_node_attributes(attributes), domain=MICROSOFT, outputs=outputs)
+    graph = ir.Graph(declared, outputs, nodes=[node], opset_imports={"": OPSET, MICROSOFT: 1})
     floats = ("scale", "softcap")
     types = {name: ir.AttributeType.FLOAT if name in floats else ir.AttributeType.INT for name in ATTRIBUTES}
     signature = [ir.Attr(name, kind, None) for name, kind in types.items()]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO, Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
+from bitnet_onnx.converters.onnx._directory import WriteError
 
 #: Memory alignment of a mapped tensor equals its offset's: 16 KiB is a page on Apple silicon, so that the GPU can
 #: use the mapping without a copy.
@@ -22,6 +25,9 @@ class DataFile:
 
     Args:
         path: the file to create.
+
+    Raises:
+        WriteError: the disk is full, or whatever else the system says.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,8 +37,10 @@ class DataFile:
     def __enter__(self) -> DataFile:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # What could not be written fails once more, and would hide the first error.
+        with suppress(OSError) if kind is not None else nullcontext():
+            self._file.close()
 
     def store(self, name: str, array: npt.NDArray[np.generic]) -> ir.TensorProtocol:
         """Write an array (or keep a small one inline) and return the tensor that refers to it."""
@@ -40,8 +48,13 @@ class DataFile:
         if array.nbytes < INLINE_LIMIT:
             return ir.tensor(array, name=name)
         offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
-        self._file.seek(offset)
-        self._file.write(array.data.cast("B"))
+        try:
+            self._file.seek(offset)
+            self._file.write(array.data.cast("B"))
+            # A small rest must not fail later, at another tensor or at the end.
+            self._file.flush()
+        except OSError as error:
+            raise WriteError(self._path, error, array.nbytes) from error
         return ir.ExternalTensor(
             self._path.name,
             offset,

@@ -15,7 +15,6 @@ from bitnet_onnx.bitlinear import BitLinearAttributes
 from bitnet_onnx.converters.onnx import _attention_body, _gated_body, bodies
 from bitnet_onnx.converters.onnx._attention_body import AttentionInputs
 from bitnet_onnx.converters.onnx._data_file import DataFile
-from bitnet_onnx.converters.onnx._rotary_body import RotationApart
 from bitnet_onnx.converters.onnx.bodies import MICROSOFT, OPSET, Fallback, Variant
 from bitnet_onnx.package_format import OPERATOR_DOMAIN, OPERATOR_VERSION
 from bitnet_onnx.packing import pack, pack_scale
@@ -161,11 +160,7 @@ class Emitter:
         )
 
     def attention(
-        self,
-        path: str,
-        inputs: Sequence[ir.Value | None],
-        attributes: AttentionAttributes,
-        apart: RotationApart | None = None,
+        self, path: str, inputs: Sequence[ir.Value | None], attributes: AttentionAttributes
     ) -> Sequence[ir.Value]:
         """Add attention with its cache and return the output, the present keys and the present values.
 
@@ -174,9 +169,8 @@ class Emitter:
             inputs: query, key, value, past key, past value, `seqlens_k`, total length, cosines and sines; query holds
                 all three where key and value are None.
             attributes: of the node.
-            apart: sizes where the function body has to rotate by itself.
         """
-        given = AttentionInputs(separate=inputs[1] is not None, apart=apart)
+        given = AttentionInputs(separate=inputs[1] is not None)
         overload = _attention_body.attention_overload(attributes, given)
         operator = _attention_body.OPERATOR
         self._declare(operator, overload, lambda: _attention_body.attention_body(attributes, given))

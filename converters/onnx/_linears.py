@@ -5,15 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-import numpy as np
-
+from bitnet_onnx.by_rows import MatrixRows
 from bitnet_onnx.converters.model import Tensors
-from bitnet_onnx.metrics import Error
 from bitnet_onnx.policy import Precision, Weights
-from bitnet_onnx.quantized import QuantizedTensor
-
-#: Floats held at once while a matrix is quantized a few rows at a time.
-_CHUNK: Final = 1 << 22
+from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +38,9 @@ _NAMES: Final = {2: Weights.TERNARY, 4: Weights.INT4, 6: Weights.INT6, 8: Weight
 
 
 def quantize(tensors: Tensors, role: str, precision: Precision) -> tuple[QuantizedTensor | None, LayerRecord]:
-    """Quantize the matrix `role`, whole or a few rows at a time, and measure the error.
+    """Quantize the matrix `role` and measure the error.
+
+    A matrix that is stored in codes keeps them where the policy says so; masters of ternary weights become ternary.
 
     Returns:
         The quantized matrix, or None where the policy keeps float32; and its record.
@@ -56,25 +53,14 @@ def quantize(tensors: Tensors, role: str, precision: Precision) -> tuple[Quantiz
         return stored, _record(role, stored, precision, 0.0)
     if precision.weights is Weights.AUTO and tensors.is_master(role):
         precision = replace(precision, weights=Weights.TERNARY)
-    error = Error()
-    parts: list[QuantizedTensor] = []
-    step = max(1, _CHUNK // columns)
-    for start in range(0, rows, step if precision.by_rows else rows):
-        weight = tensors.read_rows(f"{role}.weight", start, min(start + step, rows) if precision.by_rows else rows)
-        part = precision.quantize(weight)
-        if part is None:
-            return None, _float_record(role, (rows, columns))
-        parts.append(part)
-        for row in range(0, len(weight), step):
-            error.add(weight[row : row + step], part.rows(row, row + step).dequantize())
-    whole = parts[0]
-    if len(parts) > 1:
-        whole = QuantizedTensor(
-            np.concatenate([part.raw for part in parts]),
-            np.concatenate([part.scale for part in parts]),
-            whole.grid,
-        )
-    return whole, _record(role, whole, precision, error.relative)
+
+    def read(start: int, stop: int) -> FloatArray:
+        return tensors.read_rows(f"{role}.weight", start, stop)
+
+    tensor, error = precision.quantize_rows(MatrixRows((rows, columns), read))
+    if tensor is None:
+        return None, _float_record(role, (rows, columns))
+    return tensor, _record(role, tensor, precision, error)
 
 
 def _record(role: str, tensor: QuantizedTensor, precision: Precision, relative_error: float) -> LayerRecord:

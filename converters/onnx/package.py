@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +17,9 @@ from bitnet_onnx.converters.onnx._data_file import DataFile
 from bitnet_onnx.converters.onnx._emitter import Emitter
 from bitnet_onnx.converters.onnx._engine import restrict_logits
 from bitnet_onnx.converters.onnx._genai import genai_config
+from bitnet_onnx.converters.onnx._head_layout import head_size
 from bitnet_onnx.converters.onnx._linears import LayerRecord
+from bitnet_onnx.converters.onnx._space import check_space
 from bitnet_onnx.converters.onnx._tokenizer_file import compact_tokenizer
 from bitnet_onnx.converters.onnx.bodies import Fallback
 from bitnet_onnx.converters.onnx.decoder import DecoderEmitter
@@ -41,7 +44,7 @@ _GENAI_LENGTH: Final = 2048
 
 _log = logging.getLogger(__name__)
 
-#: Called after each matrix: how many are done, how many there are, and what became of the last.
+#: Called after each matrix: how many weights are done, how many there are, and what became of the last matrix.
 Progress = Callable[[int, int, LayerRecord], None]
 
 
@@ -53,17 +56,24 @@ def write_package(
     fallback: Fallback,
     progress: Progress | None = None,
 ) -> tuple[LayerRecord, ...]:
-    """Write every file of a package into an empty directory and return the records of its matrices."""
+    """Write every file of a package into an empty directory and return the records of its matrices.
+
+    Raises:
+        PackageError: it does not fit on the disk.
+    """
     layers: list[LayerRecord] = []
     spec = model.spec
-    total = sum(1 for _ in spec.matrices())
+    done, total = 0, sum(math.prod(shape) for _, shape in spec.matrices())
 
     def record(layer: LayerRecord) -> None:
+        nonlocal done
         layers.append(layer)
+        done += math.prod(layer.shape)
         _log.debug("%s: %s, relative error %.4f", layer.role, layer.weights, layer.relative_error)
         if progress is not None:
-            progress(len(layers), total, layer)
+            progress(done, total, layer)
 
+    check_space(work, spec, model.tensors, policy)
     with DataFile(work / MODEL_DATA) as data:
         emitter = Emitter(data, fallback)
         hidden = DecoderEmitter(spec, model.tensors, policy, emitter, record).run()
@@ -105,7 +115,7 @@ def _manifest(model: SourceModel, layers: tuple[LayerRecord, ...], fallback: Fal
     return {
         "format_version": FORMAT_VERSION,
         "tool_version": tool_version(),
-        "source": {"name": model.name, "format": model.format, "sha256": model.sha256},
+        "source": {"name": model.name, "format": model.format, "sha256": model.sha256()},
         "architecture": {
             "family": spec.family,
             "vocab_size": spec.vocab_size,
@@ -114,7 +124,8 @@ def _manifest(model: SourceModel, layers: tuple[LayerRecord, ...], fallback: Fal
             "num_hidden_layers": spec.num_hidden_layers,
             "num_attention_heads": spec.num_attention_heads,
             "num_key_value_heads": spec.num_key_value_heads,
-            "head_dim": spec.head_dim,
+            # Of the cache.
+            "head_dim": head_size(spec),
             "context_length": spec.context_length,
             "tie_word_embeddings": spec.tie_word_embeddings,
         },

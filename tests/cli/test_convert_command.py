@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import load_file, save_file
 
 from bitnet_onnx.cli import convert as command
 
@@ -77,7 +79,7 @@ def test_overwrite(run, refused, tiny_checkpoint, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--weights", "int5"], "'int5' is not one of 'auto', 'keep'"),
-        (["--head", "ternary"], "'ternary' is not one of 'int8'"),
+        (["--head", "ternary"], "'ternary' is not one of 'auto', 'keep', 'int8'"),
         (["--fallback", "slow"], "'slow' is not one of 'fast', 'exact'"),
         (["--group-size", "33"], "group size is 33: it must be 0 (one scale a row) or a multiple of 32"),
         (["--group-size", "-32"], "-32 is not in the range x>=0"),
@@ -113,8 +115,36 @@ def test_names_with_markup_and_control_characters(run, tiny_checkpoint, tmp_path
 
 
 def test_progress_on_a_terminal(tiny_checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run) -> None:
-    console = Console(stderr=True, force_terminal=True)
+    console = Console(stderr=True, force_terminal=True, width=120)
     monkeypatch.setattr(command, "error_console", lambda: console)
     result = run("convert", tiny_checkpoint("tied_mha"), tmp_path / "package")
     assert result.status == 0
-    assert "reading" in result.err or "proj" in result.err
+    assert "layers.1.mlp.down_proj" in result.err
+    assert "100%" in result.err
+    assert "M weights/s, 0:00 left" in result.err
+
+
+def test_the_pace() -> None:
+    assert command._pace(250_000_000, 1_000_000_000, 2.5) == "100.0 M weights/s, 0:08 left"
+    assert command._pace(81_234_567, 2_081_234_567, 10.0) == "8.1 M weights/s, 4:06 left"
+    assert command._pace(0, 1000, 0.0) == "0.0 M weights/s, 16:40 left"
+    assert command._pace(1000, 1000, 0.0) == "1000.0 M weights/s, 0:00 left"
+
+
+def test_a_ternary_head_stays_ternary(run, tiny_checkpoint, tmp_path: Path) -> None:
+    source = shutil.copytree(tiny_checkpoint("tied_mha"), tmp_path / "source")
+    weights = dict(load_file(source / "model.safetensors"))
+    table = weights["model.embed_tokens.weight"]
+    rng = np.random.default_rng(0)
+    # Shards of two halves with scales of their own, and a row of zeros as padding has it.
+    steps = np.repeat(rng.random((len(table), 2), np.float32) + np.float32(0.5), 32, axis=1)
+    weights["model.embed_tokens.weight"] = rng.integers(-1, 2, table.shape).astype(np.float32) * steps
+    weights["model.embed_tokens.weight"][0] = 0
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    for options in ([], ["--head", "keep"]):
+        result = run("convert", source, tmp_path / "package", "--overwrite", *options)
+        assert result.status == 0
+        assert "head and embedding: ternary in groups of 32 (3.00 bits a weight, exact)" in result.out
+    result = run("convert", source, tmp_path / "package", "--overwrite", "--head", "int8")
+    assert "head and embedding: int8 (" in result.out
+    assert "exact" not in result.out

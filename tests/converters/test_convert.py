@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -93,12 +94,14 @@ def test_the_same_twice_gives_the_same_bytes(name: str, tiny_checkpoint: Callabl
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_progress_counts_every_matrix(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+def test_progress_counts_every_weight(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     seen: list[tuple[int, int, LayerRecord]] = []
     conversion = convert(
         tiny_checkpoint("tied_mha"), tmp_path / "package", progress=lambda *report: seen.append(report)
     )
-    assert [(done, total) for done, total, _ in seen] == [(index + 1, 15) for index in range(15)]
+    sizes = [layer.shape[0] * layer.shape[1] for layer in conversion.layers]
+    assert len(sizes) == 15
+    assert [(done, total) for done, total, _ in seen] == [(done, sum(sizes)) for done in accumulate(sizes)]
     assert conversion.layers == tuple(record for _, _, record in seen)
     assert conversion.data_bytes == (tmp_path / "package" / "model.onnx.data").stat().st_size
     assert conversion.bits_per_weight == pytest.approx(

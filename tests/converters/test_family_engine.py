@@ -24,7 +24,7 @@ def test_last_logits(name: str, tmp_path: Path) -> None:
     model = FAMILY_MODELS[name]
     source = write_family_checkpoint(tmp_path / name, model, shapes_of(name))
     vocabulary = convert(source, tmp_path / "package", policy=FLOAT, context_length=model.context).spec.vocab_size
-    ids = prompts(vocabulary)[-1]
+    ids = prompts(vocabulary, model.prompt_lengths)[-1]
     session = DecoderSession(PackageInfo.open(tmp_path / "package"), auto_select_device(), threads=2, prefill_chunk=64)
     last = session.step(ids.tolist(), session.new_cache())
     np.testing.assert_allclose(last, PackageLogits(tmp_path / "package")(ids)[-1], rtol=0, atol=TOLERANCE)

@@ -8,6 +8,7 @@ import pytest
 from bitnet_onnx.api import make_policy
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.policy import Policy, Precision, Weights
+from bitnet_onnx.quantized import TERNARY, Grid
 
 RNG = np.random.default_rng(0)
 FLOATS = RNG.standard_normal((64, 96)).astype(np.float32)
@@ -52,23 +53,38 @@ def test_the_last_matching_override_wins() -> None:
     assert policy.precision("lm_head") is floats
 
 
-def test_auto_means_ternary_where_the_weights_are_masters() -> None:
-    int4, auto = Precision(Weights.INT4), Precision(Weights.AUTO, 64)
-    policy = Policy(overrides=(("layers.0.*", int4), ("layers.1.*", auto))).for_ternary_masters()
-    assert policy.precision("layers.0.attn.q_proj") is int4
-    assert policy.precision("layers.1.attn.q_proj").weights is Weights.TERNARY
-    assert policy.precision("layers.2.attn.q_proj").weights is Weights.TERNARY
-    assert policy.head == Policy().head
-    kept = Policy(Precision(Weights.KEEP))
-    assert kept.for_ternary_masters() == kept
+def test_auto_makes_blocks_int4_and_the_head_int8_where_they_are_not_ternary() -> None:
+    policy = Policy()
+    for role, bits in (("layers.0.attn.q_proj", 4), ("embed_tokens", 8), ("lm_head", 8)):
+        floats, trits = (policy.precision(role).quantize(matrix) for matrix in (FLOATS, TRITS))
+        assert floats is not None
+        assert floats.grid.bits == bits
+        assert trits is not None
+        np.testing.assert_array_equal(trits.dequantize(), TRITS)
+    with pytest.raises(InputError, match="otherwise is ternary: it must be int4"):
+        Precision(Weights.AUTO, otherwise=Weights.TERNARY)
 
 
-@pytest.mark.parametrize("weights", [Weights.AUTO, Weights.KEEP, Weights.TERNARY])
-def test_the_head_needs_a_precision_that_goes_by_rows(weights: Weights) -> None:
-    with pytest.raises(InputError, match=f"embed_tokens cannot be {weights}: choose int8"):
-        Policy(head=Precision(weights))
-    with pytest.raises(InputError, match="lm_head cannot be"):
-        Policy(overrides=(("lm_*", Precision(weights)),))
+@pytest.mark.parametrize(
+    ("weights", "two", "four"),
+    [
+        (Weights.AUTO, True, True),
+        (Weights.KEEP, True, True),
+        (Weights.TERNARY, True, False),
+        (Weights.INT4, False, False),
+        (Weights.FLOAT32, False, False),
+    ],
+)
+def test_which_codes_stay_as_they_are(weights: Weights, two: bool, four: bool) -> None:
+    assert (Precision(weights).keeps(TERNARY), Precision(weights).keeps(Grid(4, 8, 32))) == (two, four)
+
+
+def test_a_head_is_never_made_ternary() -> None:
+    with pytest.raises(InputError, match="embed_tokens cannot be made ternary: choose auto or keep"):
+        Policy(head=Precision(Weights.TERNARY))
+    with pytest.raises(InputError, match="lm_head cannot be made ternary"):
+        Policy(overrides=(("lm_*", Precision(Weights.TERNARY)),))
+    Policy(head=Precision(Weights.KEEP))
 
 
 @pytest.mark.parametrize("size", [-32, 1, 33])
@@ -91,7 +107,11 @@ def test_the_head_has_16_bit_activations_and_the_blocks_8() -> None:
 def test_policies_by_name() -> None:
     assert make_policy() == Policy()
     assert make_policy("int8", "float32").default == Precision(Weights.INT8, 0)
-    assert make_policy("int4", "int4", 64) == Policy(Precision(Weights.INT4, 64), Precision(Weights.INT4, 32, 16))
+    chosen = make_policy("int4", "int4", 64)
+    assert chosen.default == Precision(Weights.INT4, 64)
+    assert (chosen.head.weights, chosen.head.group_size, chosen.head.activation_bits) == (Weights.INT4, 32, 16)
+    with pytest.raises(InputError, match="cannot be made ternary"):
+        make_policy(head="ternary")
     with pytest.raises(InputError, match="weights is 'int5': choose one of auto, keep"):
         make_policy("int5")
     with pytest.raises(InputError, match="head is 'none'"):

@@ -204,7 +204,7 @@ def source(spec: DecoderSpec, path: Path = Path("random"), seed: int = 0) -> Sou
         generation_config={},
         trained_ternary=False,
         tokenizer={},
-        sha256="",
+        sha256=str,
     )
 
 

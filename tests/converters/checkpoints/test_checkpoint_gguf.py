@@ -21,6 +21,7 @@ from tiny_checkpoints import (
     llama_tensors,
     write_gguf,
 )
+from tiny_gguf import to_pairs
 
 from bitnet_onnx.converters.checkpoints._types import GGUF_TYPES
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
@@ -31,17 +32,6 @@ ROWS = len(bpe_metadata()["tokenizer.ggml.tokens"])
 def tiny(path: Path, *, untied: bool = False, extra: dict[str, Any] | None = None, **changes: Any) -> Path:
     metadata = llama_metadata(**changes) | bpe_metadata()
     return write_gguf(path / "tiny.gguf", metadata, llama_tensors(ROWS, untied=untied) | (extra or {}))
-
-
-def to_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
-    """How the official converter writes q and k: row i of the first half, then row i of the second, head by head."""
-    result = np.empty_like(rows)
-    dim = len(rows) // heads
-    for head in range(heads):
-        for i in range(dim // 2):
-            result[head * dim + 2 * i] = rows[head * dim + i]
-            result[head * dim + 2 * i + 1] = rows[head * dim + dim // 2 + i]
-    return result
 
 
 def test_type_table_agrees_with_the_package() -> None:
@@ -108,8 +98,8 @@ def test_q_and_k_rows_are_unpaired(opened, tmp_path: Path) -> None:
     for letter, heads in (("q", HEADS), ("k", KV_HEADS)):
         weight = random.standard_normal((heads * HEAD_DIM, HIDDEN)).astype(np.float32)
         bias = random.standard_normal(heads * HEAD_DIM).astype(np.float32)
-        tensors[f"blk.0.attn_{letter}.weight"] = to_pairs(weight, heads)
-        tensors[f"blk.0.attn_{letter}.bias"] = to_pairs(bias, heads)
+        tensors[f"blk.0.attn_{letter}.weight"] = np.concatenate([to_pairs(head) for head in np.split(weight, heads)])
+        tensors[f"blk.0.attn_{letter}.bias"] = np.concatenate([to_pairs(head) for head in np.split(bias, heads)])
         expected[f"model.layers.0.self_attn.{letter}_proj.weight"] = weight
         expected[f"model.layers.0.self_attn.{letter}_proj.bias"] = bias
     checkpoint = opened(write_gguf(tmp_path / "x.gguf", llama_metadata() | bpe_metadata(), tensors))
@@ -160,6 +150,17 @@ def test_every_block_type_decodes_or_reports_values_that_are_not_finite(opened, 
         reference = gguf.quants.dequantize(raw, Type[kind.name])
         np.testing.assert_array_equal(checkpoint.read("model.embed_tokens.weight"), reference)
         assert checkpoint.name == kind.name
+
+
+def test_float64_and_integers(opened, tmp_path: Path) -> None:
+    values = np.random.default_rng(1).standard_normal((40, HIDDEN))
+    tensors = {"token_embd.weight": values, "output.weight": np.arange(40 * HIDDEN).reshape(40, HIDDEN).astype(np.int8)}
+    checkpoint = opened(write_gguf(tmp_path / "x.gguf", llama_metadata(), tensors))
+    assert checkpoint.tensors["model.embed_tokens.weight"].dtype == "F64"
+    np.testing.assert_array_equal(checkpoint.read("model.embed_tokens.weight"), values.astype(np.float32))
+    np.testing.assert_array_equal(checkpoint.read_raw("lm_head.weight"), tensors["output.weight"])
+    with pytest.raises(UnsupportedError, match="is I8; weights are read from"):
+        checkpoint.read("lm_head.weight")
 
 
 def test_rope_scaling(opened, tmp_path: Path) -> None:
@@ -265,7 +266,7 @@ def test_version_2_is_read(opened, tmp_path: Path) -> None:
         ({"llama__rope__freq_base": True}, CheckpointError, "above zero"),
         ({"llama__expert_count": 8}, UnsupportedError, "mixtures of experts"),
         ({"llama__attention__sliding_window": 4096}, UnsupportedError, "sliding_window"),
-        ({"split__count": 3}, UnsupportedError, "one of 3 parts"),
+        ({"split__count": 3}, CheckpointError, r"one of 3 parts .* NAME-00001-of-00003\.gguf"),
     ],
 )
 def test_metadata_that_does_not_fit(opened, tmp_path: Path, changes, error, message) -> None:
@@ -281,7 +282,7 @@ def test_key_length_other_than_hidden_by_heads(opened, tmp_path: Path) -> None:
 
 
 def test_rows_that_are_not_whole_heads(opened, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"q_proj\.weight'.* is not whole heads of 16"):
+    with pytest.raises(CheckpointError, match=r"attn_q\.weight'.* is not whole heads of 16"):
         opened(tiny(tmp_path, extra={"blk.0.attn_q.weight": np.zeros((60, HIDDEN), np.float32)}))
 
 
@@ -301,7 +302,7 @@ def test_missing_embedding(opened, tmp_path: Path) -> None:
 
 def test_unknown_architecture(opened, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "x.gguf", {}, {"a": np.ones(2, np.float32)}, architecture="mamba")
-    with pytest.raises(UnsupportedError, match="architecture 'mamba' is not read from GGUF, only llama"):
+    with pytest.raises(UnsupportedError, match=r"architecture 'mamba' is not read from GGUF.*known: bitnet, .*llama"):
         opened(path)
 
 

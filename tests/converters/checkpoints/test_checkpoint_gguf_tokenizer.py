@@ -67,10 +67,18 @@ TEXT = "I'll PAY's 12345  in\t\u00bd  x\n\n  y!?\r\n z\u00e9"
         ("smollm", "I|'ll| PAY|'s| |1|2|3|4|5| | in|\t|½| | x|\n\n | y|!?|\r\n| zé"),
         ("llama-bpe", "I|'ll| PAY|'s| |123|45| | in|\t|½| | x|\n\n| | y|!?\r\n| zé"),
         ("qwen2", "I|'ll| PAY|'s| |1|2|3|4|5| | in|\t|½| | x|\n\n| | y|!?\r\n| zé"),
+        ("tekken", "I|'ll| PAY|'s| |1|2|3|4|5| | in|\t|½| | x|\n\n| | y|!?\r\n| zé"),
+        ("gpt-4o", "I'll| PAY's| |123|45| | in|\t|½| | x|\n\n| | y|!?\r\n| zé"),
     ],
 )
 def test_words(pre: str, expected: str) -> None:
     assert "|".join(words(pre, TEXT)) == expected
+
+
+def test_rules_that_look_at_capitals() -> None:
+    for pre in ("tekken", "gpt-4o"):
+        assert words(pre, "HTMLPage and/\n\nor") == ["HTMLPage", " and", "/\n\n", "or"]
+        assert words(pre, "fooBar") == ["foo", "Bar"]
 
 
 def test_contractions_in_capitals_differ_between_rules() -> None:
@@ -132,6 +140,15 @@ def test_files_beside_tokenizer_json() -> None:
     assert "chat_template.jinja" not in files(metadata)
 
 
+def test_named_templates_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    extra = {"tokenizer.chat_templates": ["tool_use"], "tokenizer.chat_template.tool_use": "{{ tools }}"}
+    with caplog.at_level(logging.INFO):
+        written = files(bpe_metadata() | extra)
+    assert "tokenizer.chat_template.tool_use" in caplog.text
+    assert written["chat_template.jinja"] == b"{{ messages }}"
+    assert not any(b"tools" in data for data in written.values())
+
+
 def test_missing_rule_is_taken_as_gpt_2_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert tokenizer(bpe_metadata(None)).encode("12").tokens == ["12"]
@@ -186,6 +203,29 @@ def test_sentencepiece_without_prefix_and_bytes() -> None:
     metadata |= {"tokenizer.ggml.token_type": [2, 1], "tokenizer.ggml.scores": [0.0, 0.0]}
     del metadata["tokenizer.ggml.bos_token_id"], metadata["tokenizer.ggml.eos_token_id"]
     assert tokenizer(metadata).encode("aéèa").tokens == ["a", "<unk>", "a"], "no bytes: unknowns run together"
+
+
+def test_gemma_has_tokens_of_its_own_for_runs_of_spaces() -> None:
+    """Found before merging, with marks or with spaces; a converter of llama.cpp writes the second."""
+    metadata = sentencepiece_metadata()
+    own = {"\u2581" * 3: 4, "    ": 4, "<start_of_turn>": 3, "\n\n": 4}
+    metadata |= {
+        "tokenizer.ggml.tokens": [*metadata["tokenizer.ggml.tokens"], *own],
+        "tokenizer.ggml.token_type": [*metadata["tokenizer.ggml.token_type"], *own.values()],
+        "tokenizer.ggml.scores": [*metadata["tokenizer.ggml.scores"], *[-1000.0] * len(own)],
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    encoder = tokenizer(metadata)
+    for text, expected in {
+        "a   b": ["a", "\u2581\u2581\u2581", "b"],
+        "a    b": ["a", "    ", "b"],
+        "  the": ["\u2581", "\u2581the"],
+        "<start_of_turn>a\n\nb": ["<start_of_turn>", "a", "\n\n", "b"],
+    }.items():
+        found = encoder.encode(text)
+        assert found.tokens == expected
+        assert encoder.decode(found.ids, skip_special_tokens=False) == text
 
 
 def test_missing_types_mean_normal_tokens() -> None:

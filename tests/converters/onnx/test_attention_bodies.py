@@ -19,7 +19,6 @@ from bitnet_onnx.converters.onnx._attention_body import (
     attention_overload,
 )
 from bitnet_onnx.converters.onnx._gated_body import gated_body, gated_overload
-from bitnet_onnx.converters.onnx._rotary_body import RotationApart, rotation_apart
 from bitnet_onnx.converters.onnx.bodies import OPSET
 from bitnet_onnx.errors import UnsupportedError
 from bitnet_onnx.gated import Activation, gated_activation
@@ -70,30 +69,8 @@ def test_attention_equals_the_reference(attributes: AttentionAttributes, separat
         np.testing.assert_allclose(got[2][row, :, :total], expected.present_value[row, :, :total], atol=1e-6)
 
 
-@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(24, 24), (40, 12), (32, 8)])
-@pytest.mark.parametrize("separate", [False, True])
-@pytest.mark.parametrize("ragged", [False, True])
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_a_rotation_that_the_runtime_refuses(
-    head_dim: int, rotary_dim: int, separate: bool, ragged: bool, interleaved: bool
-) -> None:
-    at = AttentionAttributes(4, 2, True, rotary_interleaved=interleaved, local_window_size=4)
-    counts = [5, 2] if ragged else None
-    case = AttentionCase(
-        at, head_dim, 5, [9, 8] if ragged else [5, 3], 14, counts=counts, separate=separate, rotary_dim=rotary_dim
-    )
-    apart = rotation_apart(head_dim, rotary_dim, len(case.feeds()["cos_cache"]))
-    assert apart is not None
-    got = run(attention_body(at, AttentionInputs(separate, ragged, apart)), case.feeds(), attention_node_attributes(at))
-    expected = case.expected()
-    for row, (total, count) in enumerate(zip(case.totals, case.new, strict=True)):
-        np.testing.assert_allclose(got[0][row, :count], expected.output[row, :count], atol=2e-5)
-        np.testing.assert_allclose(got[1][row, :, :total], expected.present_key[row, :, :total], atol=1e-6)
-
-
 def test_overloads_are_unique() -> None:
     inputs = [AttentionInputs(*flags) for flags in itertools.product([False, True], repeat=2)]
-    inputs += [AttentionInputs(apart=RotationApart(24, rotary_dim, 64)) for rotary_dim in (8, 24)]
     attributes = [
         *ATTRIBUTES,
         AttentionAttributes(4, 2, False),
