@@ -68,13 +68,19 @@ class PackageSession:
             raise PackageError(f"{self._path}: ONNX Runtime cannot open it: {one_line(error)}") from None
         self._restricted = any(value.name == LOGITS_START for value in self._session.get_inputs())
         architecture = package.architecture
-        shape = (1, architecture.num_key_value_heads, 0, architecture.head_dim)
+        # Heads may be padded in the graph: it knows their size.
+        shapes = {value.name: value.shape for value in self._session.get_inputs()}
         self._caches = [
             f"past_key_values.{layer}.{part}"
             for layer in range(architecture.num_hidden_layers)
             for part in ("key", "value")
         ]
-        self._empty = dict.fromkeys(self._caches, np.zeros(shape, np.float32))
+        self._empty = {}
+        for name in self._caches:
+            shape = shapes.get(name, [])
+            if len(shape) != 4 or shape[1] != architecture.num_key_value_heads or not isinstance(shape[3], int):
+                raise PackageError(f"{self._path}: the input {name} has shape {shape}: the manifest says otherwise")
+            self._empty[name] = np.zeros((1, shape[1], 0, shape[3]), np.float32)
 
     def run(self, ids: Sequence[int], split: int = 0) -> tuple[FloatArray, list[FloatArray]]:
         """One sequence.

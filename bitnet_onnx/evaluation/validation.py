@@ -13,6 +13,7 @@ from bitnet_onnx.converters.checkpoints import open_checkpoint
 from bitnet_onnx.converters.checkpoints._files import BinaryFile
 from bitnet_onnx.converters.families import Config, find
 from bitnet_onnx.converters.model import SourceModel, open_model
+from bitnet_onnx.converters.onnx._head_layout import head_size
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import InputError, PackageError
 from bitnet_onnx.evaluation._engine import engine_differences
@@ -33,7 +34,6 @@ _SIZES: Final = (
     "num_hidden_layers",
     "num_attention_heads",
     "num_key_value_heads",
-    "head_dim",
     "tie_word_embeddings",
 )
 #: Steps through the vocabulary of the prompts that are made up, and where they begin.
@@ -176,10 +176,11 @@ def _context(source: Path, layout: str | None, info: PackageInfo) -> int | None:
 def _check_sizes(spec: DecoderSpec, manifest: Mapping[str, object], path: str) -> None:
     architecture = manifest.get("architecture")
     recorded = architecture if isinstance(architecture, dict) else {}
-    for name in _SIZES:
-        if recorded.get(name) != getattr(spec, name):
+    expected = {**{name: getattr(spec, name) for name in _SIZES}, "head_dim": head_size(spec)}
+    for name, size in expected.items():
+        if recorded.get(name) != size:
             raise PackageError(
-                f"{path}: {name} is {recorded.get(name)!r:.40}, that of the source is {getattr(spec, name)}: "
+                f"{path}: {name} is {recorded.get(name)!r:.40}, that of the source is {size}: "
                 f"the package was made from another model"
             )
 

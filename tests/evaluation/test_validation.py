@@ -358,6 +358,15 @@ def test_a_shorter_context_and_a_text(tiny_checkpoint: Callable[[str], Path], tm
     assert list(dict.fromkeys(steps)) == ["weights", "source", "reference, floats", "reference"]
 
 
+def test_heads_that_are_padded_in_the_graph(tmp_path: Path) -> None:
+    model = replace(TINY["biased_mqa"], config={**TINY["biased_mqa"].config, "head_dim": 20})
+    source = write_checkpoint(tmp_path / "source", model)
+    convert(source, tmp_path / "package")
+    assert validate(tmp_path / "package", source, replace(FEW, layers=())).holds
+    convert(tmp_path / "package", tmp_path / "again")
+    assert validate(tmp_path / "again", source, FEW).holds
+
+
 def test_a_package_as_the_source(original: Path, tmp_path: Path) -> None:
     """Its codes are those of the package that was made from it; as floats they are others."""
     convert(original, tmp_path / "again")
