@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from family_models import FAMILY_MODELS, shapes_of, write_family_checkpoint
 from random_decoders import SPECS, RandomDecoder, write
 from tiny_models import TINY, write_checkpoint
 
@@ -70,6 +71,15 @@ def test_what_was_converted_holds(
     assert bool(found.operators) is rounds
     for layer in found.layers:
         assert (layer.error if layer.floats is None else layer.floats) < 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILY_MODELS)
+def test_every_family_holds(name: str, tmp_path: Path, operator_library: Path) -> None:
+    source = write_family_checkpoint(tmp_path / "source", FAMILY_MODELS[name], shapes_of(name))
+    convert(source, tmp_path / "package")
+    found = validate(tmp_path / "package", source, FEW)
+    assert found.holds
+    assert {check.value < 1e-4 for check in found.logits if check.way is Way.FLOATS} == {True}
 
 
 @pytest.mark.parametrize("fallback", Fallback)
