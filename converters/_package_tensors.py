@@ -72,6 +72,10 @@ class PackageTensors:
             return self.read_rows(role, 0, shape[0])
         return self.copies(role)[0]
 
+    def path(self, role: str) -> str:
+        """Module path of the linear layer that holds the matrix `role`, alone or with others."""
+        return self._places[role].path
+
     def copies(self, role: str) -> list[FloatArray]:
         """A vector as often as the package holds it: each layer that took over a norm has that norm's weight."""
         size = self._shapes[role][0]

@@ -59,6 +59,11 @@ def _integers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, .
     help="Compare hidden states after these layers too, such as 0,15,29; without a value after all.",
 )
 @click.option("--fallback", is_flag=True, help="Run the function bodies although the operator library is there.")
+@click.option(
+    "--i2s-layout",
+    type=click.Choice(["x86"]),
+    help="How the I2_S matrices of a GGUF file are laid out, as for `convert`.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.pass_context
 def command(
@@ -69,6 +74,7 @@ def command(
     prompt: str | None,
     layers: tuple[int, ...] | None,
     fallback: bool,
+    i2s_layout: str | None,
     as_json: bool,
 ) -> None:
     """Compare PACKAGE with the checkpoint that it was made from.
@@ -76,7 +82,7 @@ def command(
     Every tensor must be equal bit for bit to what the recorded precision makes of the source's, and logits must be
     those of an independent forward pass in numpy. Exit status: 0 it holds, 1 it does not, 2 bad input.
     """
-    options = Options(tokens=tokens, prompt=prompt, layers=layers, fallback=fallback)
+    options = Options(tokens=tokens, prompt=prompt, layers=layers, fallback=fallback, i2s_layout=i2s_layout)
     with _progress() as progress:
         found = validate(package, model_zoo.resolve(source), options, progress=progress)
     for warning in found.warnings:
@@ -114,6 +120,8 @@ def _print(found: Validation, *, made_up: bool) -> None:
         _logits(console, found, made_up)
     else:
         console.print("logits: not compared, because of the weights")
+    if found.operators:
+        _operators(console, found)
     if found.layers:
         _layers(console, found)
     console.print("the package holds" if found.holds else "the package DOES NOT hold", style="bold")
@@ -154,6 +162,15 @@ def _logits(console: Console, found: Validation, made_up: bool) -> None:
     console.print(table)
     if made_up:
         console.print("KL and top-1 are on made-up tokens: --prompt TEXT shows what quantization costs on a text")
+
+
+def _operators(console: Console, found: Validation) -> None:
+    failing = [check for check in found.operators if not check.holds]
+    total = len(found.operators)
+    console.print(f"operators: {total - len(failing)} of {total} linear layers give the numpy operator's bits")
+    for check in failing[:_LISTED]:
+        problem = check.problem or f"{check.differing} of {check.size} values differ"
+        console.print(f"  {printable(check.node)}: {problem}", soft_wrap=True)
 
 
 def _layers(console: Console, found: Validation) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
-
-from bitnet_onnx.errors import PackageError
 from bitnet_onnx.evaluation._report import WeightCheck
+from bitnet_onnx.evaluation._session import load_graph
 from bitnet_onnx.package_format import ENGINE, MODEL
-from bitnet_onnx.runtime._native_errors import one_line
 
 
 def engine_differences(directory: Path) -> list[WeightCheck]:
@@ -20,17 +17,10 @@ def engine_differences(directory: Path) -> list[WeightCheck]:
     """
     if not (directory / ENGINE).is_file():
         return []
-    graphs = [_load(directory / name) for name in (MODEL, ENGINE)]
+    graphs = [load_graph(directory / name).graph for name in (MODEL, ENGINE)]
     model, engine = ({tensor.name: tensor for tensor in graph.initializer} for graph in graphs)
     return [
         WeightCheck(name, "", 0, problem=f"{ENGINE} and {MODEL} hold different tensors of this name")
         for name in sorted(model.keys() | engine.keys())
         if model.get(name) != engine.get(name)
     ]
-
-
-def _load(path: Path) -> onnx.GraphProto:
-    try:
-        return onnx.load_model(str(path), load_external_data=False).graph
-    except Exception as error:
-        raise PackageError(f"{path}: not an ONNX graph: {one_line(error)}") from None

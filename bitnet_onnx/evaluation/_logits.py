@@ -9,11 +9,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_onnx.converters._package_graph import PackageGraph
 from bitnet_onnx.converters._package_tensors import PackageTensors
 from bitnet_onnx.converters.model import SourceModel
+from bitnet_onnx.converters.onnx._linear_layers import module_path
 from bitnet_onnx.evaluation._linear import SourceRule
-from bitnet_onnx.evaluation._report import LayerCheck, LogitCheck, Measure, Way
-from bitnet_onnx.evaluation._session import PackageSession
+from bitnet_onnx.evaluation._operators import LinearNode, check_operators, linear_nodes
+from bitnet_onnx.evaluation._report import LayerCheck, LogitCheck, Measure, OperatorCheck, Way
+from bitnet_onnx.evaluation._session import PackageSession, hidden_name, load_graph
 from bitnet_onnx.evaluation._weights import PackageRule
 from bitnet_onnx.evaluation.reference import Forward, Prompt, forward
 from bitnet_onnx.metrics import Error, relative_error
@@ -25,9 +28,14 @@ from bitnet_onnx.runtime import Device, PackageInfo
 TOLERANCE: Final = 1e-3
 #: A tolerance beyond it is what the reference moves by itself under noise, times this: one noisy run is no bound.
 MOVEMENTS: Final = 4.0
+#: Smallest relative tolerance where activations are rounded: one noisy run may happen to move none, or few, of the
+#: integers. The layers by themselves and the run with floats are what finds a fault.
+ROUNDED_TOLERANCE: Final = 0.02
 #: The `fast` function bodies round activations in blocks of their own.
 FAST_TOLERANCE: Final = 0.05
 _NOISE: Final = 1
+#: Tokens on which linear layers are taken one by one.
+_SHORT: Final = 8
 
 Ids = tuple[int, ...]
 #: Called as it goes: what is done now, how many steps of it, of how many.
@@ -40,7 +48,8 @@ class Subject:
 
     Attributes:
         info: its checked directory.
-        tensors: its weights.
+        graph: its tensors by the names of the graph.
+        tensors: its weights by role.
         precisions: of its matrices.
         fallback: which function bodies it has: `fast` or `exact`.
         device: where it runs.
@@ -48,6 +57,7 @@ class Subject:
     """
 
     info: PackageInfo
+    graph: PackageGraph
     tensors: PackageTensors
     precisions: Mapping[str, Precision]
     fallback: str
@@ -96,7 +106,7 @@ def check_logits(
     measure = Measure.RELATIVE if subject.rounds else Measure.DIFFERENCE
     reference = _reference(subject, prompts, layers, progress, floats=False)
     found, states = _whole(subject, prompts, layers, floats=False)
-    tolerance = max(TOLERANCE, reference.tolerance(measure))
+    tolerance = max(ROUNDED_TOLERANCE if subject.rounds else TOLERANCE, reference.tolerance(measure))
     if subject.rounds and subject.device.operator_library is None and subject.fallback == "fast":
         tolerance = max(tolerance, FAST_TOLERANCE)
     checks += _compared(Way.WHOLE, measure, tolerance, reference.plain, found, origins)
@@ -107,6 +117,35 @@ def check_logits(
         LayerCheck(layer, errors[place].relative, movements[place].relative, exact[place] if exact else None)
         for place, layer in enumerate(layers)
     )
+
+
+def check_linear_layers(subject: Subject, ids: Ids) -> tuple[OperatorCheck, ...]:
+    """Every linear layer with integer activations on what it reads in a short prompt."""
+    nodes = linear_nodes(load_graph(subject.info.model_path))
+    checks = _contradictions(subject, nodes)
+    if subject.device.operator_library is None and subject.fallback == "fast":
+        return tuple(checks)
+    wrong = {check.node for check in checks}
+    nodes = [node for node in nodes if node.attributes.activation_bits and node.name not in wrong]
+    names = dict.fromkeys(name for node in nodes for name in (node.inputs[0], node.output))
+    _, values = PackageSession(subject.info, subject.device, list(names)).run(ids[:_SHORT])
+    found = dict(zip(names, values, strict=True))
+    pairs = [(found[node.inputs[0]], found[node.output]) for node in nodes]
+    return (*checks, *check_operators(nodes, subject.graph, pairs))
+
+
+def _contradictions(subject: Subject, nodes: Sequence[LinearNode]) -> list[OperatorCheck]:
+    """Layers whose activations have other bits than the manifest says."""
+    bits: dict[str, int] = {}
+    for role, precision in subject.precisions.items():
+        tied = role == "embed_tokens" and subject.source.spec.tie_word_embeddings
+        path = module_path("lm_head") if tied else subject.tensors.path(role)
+        bits[f"{path}/BitLinear"] = precision.activation_bits
+    return [
+        OperatorCheck(node.name, 0, problem=f"{found}-bit activations, the manifest says {bits.get(node.name)}")
+        for node in nodes
+        if (found := node.attributes.activation_bits) != bits.get(node.name)
+    ]
 
 
 def _reference(
@@ -128,7 +167,8 @@ def _reference(
 def _whole(
     subject: Subject, prompts: Sequence[Ids], layers: Sequence[int], *, floats: bool
 ) -> tuple[list[FloatArray], list[list[FloatArray]]]:
-    session = PackageSession(subject.info, subject.device, subject.source.spec, layers, floats=floats)
+    names = [hidden_name(subject.source.spec, layer) for layer in layers]
+    session = PackageSession(subject.info, subject.device, names, floats=floats)
     results = [session.run(ids) for ids in prompts]
     return [logits for logits, _ in results], [states for _, states in results]
 
@@ -142,7 +182,7 @@ def _cached(
     origins: Sequence[FloatArray],
 ) -> list[LogitCheck]:
     engine = subject.info.engine_path is not None
-    session = PackageSession(subject.info, subject.device, subject.source.spec, engine=engine)
+    session = PackageSession(subject.info, subject.device, engine=engine)
     checks = []
     for ids, result, origin in zip(prompts, reference, origins, strict=True):
         if len(ids) > 1:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,28 @@ class LogitCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorCheck:
+    """One linear layer with integer activations, on the input that it really had.
+
+    Attributes:
+        node: its name in the graph.
+        size: elements of its output.
+        differing: those that are not what the numpy operator gives.
+        problem: what contradicts the manifest, or empty.
+    """
+
+    node: str
+    size: int
+    differing: int = 0
+    problem: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the output is the numpy operator's."""
+        return not (self.differing or self.problem)
+
+
+@dataclass(frozen=True, slots=True)
 class LayerCheck:
     """Hidden states after one layer, over all prompts: they locate a fault and judge nothing.
 
@@ -110,6 +134,8 @@ class Validation:
         runtime: what executed the package.
         weights: every tensor.
         logits: every prompt, each way.
+        operators: every linear layer with integer activations; none with the `fast` function bodies, which round in
+            another way.
         layers: hidden states that were asked for.
         warnings: what a reader should know.
     """
@@ -119,16 +145,19 @@ class Validation:
     runtime: str
     weights: tuple[WeightCheck, ...]
     logits: tuple[LogitCheck, ...]
+    operators: tuple[OperatorCheck, ...]
     layers: tuple[LayerCheck, ...]
     warnings: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
         """Whether everything that is judged holds."""
-        return all(check.holds for check in self.weights) and all(check.holds for check in self.logits)
+        checks: Iterable[WeightCheck | LogitCheck | OperatorCheck] = chain(self.weights, self.logits, self.operators)
+        return all(check.holds for check in checks)
 
     def as_dict(self) -> dict[str, object]:
         """All facts as JSON values."""
         weights = [{**asdict(check), "holds": check.holds} for check in self.weights]
         logits = [{**asdict(check), "holds": check.holds} for check in self.logits]
-        return {"holds": self.holds, **asdict(self), "weights": weights, "logits": logits}
+        operators = [{**asdict(check), "holds": check.holds} for check in self.operators]
+        return {"holds": self.holds, **asdict(self), "weights": weights, "logits": logits, "operators": operators}

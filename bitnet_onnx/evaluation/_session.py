@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +31,7 @@ class PackageSession:
     Args:
         package: the checked package.
         device: with or without the operator library.
-        spec: what the decoder is.
-        layers: after which hidden states are wanted.
+        names: values of the graph that are wanted beside the logits.
         engine: the graph of our own runtime instead of `model.onnx`.
         floats: leave activations as they are: nothing is rounded to integers then, and results are reproducible to
             float rounding.
@@ -45,8 +45,7 @@ class PackageSession:
         self,
         package: PackageInfo,
         device: Device,
-        spec: DecoderSpec,
-        layers: Sequence[int] = (),
+        names: Sequence[str] = (),
         *,
         engine: bool = False,
         floats: bool = False,
@@ -62,20 +61,26 @@ class PackageSession:
         if floats and device.operator_library is None:
             # Constant folding would hold every matrix as floats at once.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._names = [hidden_name(spec, layer) for layer in layers]
+        self._names = list(names)
         try:
             self._session = ort.InferenceSession(self._graph(), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise PackageError(f"{self._path}: ONNX Runtime cannot open it: {one_line(error)}") from None
         self._restricted = any(value.name == LOGITS_START for value in self._session.get_inputs())
         architecture = package.architecture
-        shape = (1, architecture.num_key_value_heads, 0, architecture.head_dim)
+        # Heads may be padded in the graph: it knows their size.
+        shapes = {value.name: value.shape for value in self._session.get_inputs()}
         self._caches = [
             f"past_key_values.{layer}.{part}"
             for layer in range(architecture.num_hidden_layers)
             for part in ("key", "value")
         ]
-        self._empty = dict.fromkeys(self._caches, np.zeros(shape, np.float32))
+        self._empty = {}
+        for name in self._caches:
+            shape = shapes.get(name, [])
+            if len(shape) != 4 or shape[1] != architecture.num_key_value_heads or not isinstance(shape[3], int):
+                raise PackageError(f"{self._path}: the input {name} has shape {shape}: the manifest says otherwise")
+            self._empty[name] = np.zeros((1, shape[1], 0, shape[3]), np.float32)
 
     def run(self, ids: Sequence[int], split: int = 0) -> tuple[FloatArray, list[FloatArray]]:
         """One sequence.
@@ -85,7 +90,7 @@ class PackageSession:
             split: tokens of a first call, before the one whose results are given; 0 reads all in one call.
 
         Returns:
-            Logits `[T, vocabulary]`, and the hidden states `[T, hidden]` of each layer.
+            Logits `[T, vocabulary]`, and what was asked for, `[T, width]` each.
 
         Raises:
             PackageError: ONNX Runtime fails on the graph.
@@ -95,7 +100,7 @@ class PackageSession:
             first = self._call(np.array(ids[:split], np.int64), 0, cache)
             cache = dict(zip(self._caches, first[1 : 1 + len(self._caches)], strict=True))
         logits, *rest = self._call(np.array(ids[split:], np.int64), split, cache)
-        return logits[0], [hidden[0] for hidden in rest[len(self._caches) :]]
+        return logits[0], [value[0] for value in rest[len(self._caches) :]]
 
     def _call(self, ids: npt.NDArray[np.int64], past: int, cache: dict[str, FloatArray]) -> list[FloatArray]:
         feeds = {"input_ids": ids[None], "attention_mask": np.ones((1, past + len(ids)), np.int64), **cache}
@@ -111,16 +116,29 @@ class PackageSession:
         return outputs
 
     def _graph(self) -> bytes:
-        model = onnx.load_model(str(self._path), load_external_data=False)
+        model = load_graph(self._path)
         known = {name for node in model.graph.node for name in node.output}
         for name in self._names:
             if name not in known:
                 raise PackageError(f"{self._path}: the graph has no value {name}: convert the checkpoint again")
-            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+            if all(output.name != name for output in model.graph.output):
+                model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
         if self._floats:
             leave_activations(model)
         graph: bytes = model.SerializeToString()
         return graph
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """A graph without its external data.
+
+    Raises:
+        PackageError: it is none.
+    """
+    try:
+        return onnx.load_model(str(path), load_external_data=False)
+    except Exception as error:
+        raise PackageError(f"{path}: not an ONNX graph: {one_line(error)}") from None
 
 
 def hidden_name(spec: DecoderSpec, layer: int) -> str:

@@ -192,7 +192,7 @@ class _Decoder:
 
     def _logits(self, x: FloatArray, embedding: Linear) -> FloatArray:
         spec = self._spec
-        if spec.placement is not NormPlacement.RESIDUAL:
+        if spec.has_final_norm:
             x = self._norm("norm", x)
         if spec.embedding_size:
             x = self._linear("project_out", x, bias=False)

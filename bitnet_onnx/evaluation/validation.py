@@ -9,13 +9,16 @@ from typing import Final
 
 from bitnet_onnx.converters._package_graph import read_graph
 from bitnet_onnx.converters._package_tensors import PackageTensors
+from bitnet_onnx.converters.checkpoints import open_checkpoint
 from bitnet_onnx.converters.checkpoints._files import BinaryFile
+from bitnet_onnx.converters.families import Config, find
 from bitnet_onnx.converters.model import SourceModel, open_model
+from bitnet_onnx.converters.onnx._head_layout import head_size
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import InputError, PackageError
 from bitnet_onnx.evaluation._engine import engine_differences
-from bitnet_onnx.evaluation._logits import Ids, Progress, Subject, check_logits
-from bitnet_onnx.evaluation._report import LayerCheck, LogitCheck, Validation, WeightCheck
+from bitnet_onnx.evaluation._logits import Ids, Progress, Subject, check_linear_layers, check_logits
+from bitnet_onnx.evaluation._report import LayerCheck, LogitCheck, OperatorCheck, Validation, WeightCheck
 from bitnet_onnx.evaluation._weights import check_weights, recorded_precisions
 from bitnet_onnx.package_format import MANIFEST, MODEL, MODEL_DATA
 from bitnet_onnx.runtime import Device, PackageInfo, auto_select_device
@@ -31,7 +34,6 @@ _SIZES: Final = (
     "num_hidden_layers",
     "num_attention_heads",
     "num_key_value_heads",
-    "head_dim",
     "tie_word_embeddings",
 )
 #: Steps through the vocabulary of the prompts that are made up, and where they begin.
@@ -47,12 +49,14 @@ class Options:
         prompt: a text to read instead of them.
         layers: hidden states to compare; None is none, and an empty tuple is those of all layers.
         fallback: run the function bodies although the operator library is there.
+        i2s_layout: of the I2_S matrices of a source that is a GGUF file, as for `convert`.
     """
 
     tokens: tuple[int, ...] = DEFAULT_TOKENS
     prompt: str | None = None
     layers: tuple[int, ...] | None = None
     fallback: bool = False
+    i2s_layout: str | None = None
 
 
 def validate(
@@ -73,15 +77,19 @@ def validate(
     info = PackageInfo.open(package)
     path = str(info.directory / MANIFEST)
     manifest = read_object(info.directory / MANIFEST)
+    layout = chosen.i2s_layout
+    context = _context(Path(source), layout, info)
     with (
-        open_model(Path(source), context_length=_context(Path(source), info)) as model,
+        open_model(Path(source), context_length=context, i2s_layout=layout) as model,
         BinaryFile(info.directory / MODEL) as graph,
         BinaryFile(info.directory / MODEL_DATA) as data,
     ):
         _check_sizes(model.spec, manifest, path)
+        arrays = read_graph(graph, data)
         subject = Subject(
             info=info,
-            tensors=PackageTensors(str(info.directory), read_graph(graph, data), model.spec),
+            graph=arrays,
+            tensors=PackageTensors(str(info.directory), arrays, model.spec),
             precisions=recorded_precisions(manifest, model.spec, path),
             fallback=_fallback(manifest),
             device=Device() if chosen.fallback else auto_select_device(),
@@ -91,15 +99,18 @@ def validate(
         weights = _weights(subject, report)
         logits: tuple[LogitCheck, ...] = ()
         states: tuple[LayerCheck, ...] = ()
+        operators: tuple[OperatorCheck, ...] = ()
         # Where tensors are missing or of a wrong kind nothing can be computed.
         if not any(check.problem for check in weights):
             logits, states = check_logits(subject, prompts, layers, report)
+            operators = check_linear_layers(subject, prompts[-1])
         return Validation(
             package=str(info.directory),
             source=str(model.path),
             runtime=_runtime(subject),
             weights=(*weights, *engine_differences(info.directory)),
             logits=logits,
+            operators=operators,
             layers=states,
             warnings=_warnings(model, manifest),
         )
@@ -151,20 +162,25 @@ def _layers(options: Options, count: int) -> tuple[int, ...]:
     return options.layers or tuple(range(count))
 
 
-def _context(source: Path, info: PackageInfo) -> int | None:
+def _context(source: Path, layout: str | None, info: PackageInfo) -> int | None:
     """The context length to open the source with: None where it is its own."""
-    with open_model(source) as model:
-        same = model.spec.context_length == info.architecture.context_length
-    return None if same else info.architecture.context_length
+    wanted = info.architecture.context_length
+    if (source / MANIFEST).exists():
+        return wanted
+    with open_checkpoint(source, i2s_layout=layout) as checkpoint:
+        config = Config(checkpoint.config)
+        own = find(config).spec(config).context_length
+    return None if own == wanted else wanted
 
 
 def _check_sizes(spec: DecoderSpec, manifest: Mapping[str, object], path: str) -> None:
     architecture = manifest.get("architecture")
     recorded = architecture if isinstance(architecture, dict) else {}
-    for name in _SIZES:
-        if recorded.get(name) != getattr(spec, name):
+    expected = {**{name: getattr(spec, name) for name in _SIZES}, "head_dim": head_size(spec)}
+    for name, size in expected.items():
+        if recorded.get(name) != size:
             raise PackageError(
-                f"{path}: {name} is {recorded.get(name)!r:.40}, that of the source is {getattr(spec, name)}: "
+                f"{path}: {name} is {recorded.get(name)!r:.40}, that of the source is {size}: "
                 f"the package was made from another model"
             )
 

@@ -28,7 +28,9 @@ def test_json(run, tiny_package: Path, tiny_checkpoint: Callable[[str], Path]) -
     source = tiny_checkpoint("untied_gqa")
     found = json.loads(run("validate", tiny_package, "--source", source, "--tokens", "5", "--layers", "--json").out)
     assert found["holds"] is True
-    assert {"package", "source", "runtime", "weights", "logits", "layers", "warnings", "holds"} == set(found)
+    assert {"package", "source", "runtime", "weights", "logits", "operators", "layers", "warnings", "holds"} == set(
+        found
+    )
     assert [one["layer"] for one in found["layers"]] == [0, 1]
     assert [one["way"] for one in found["logits"]] == ["floats", "whole", "cached"]
     assert {one["holds"] for one in found["weights"]} == {True}

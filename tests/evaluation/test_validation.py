@@ -11,15 +11,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from family_models import FAMILY_MODELS, shapes_of, write_family_checkpoint
 from random_decoders import SPECS, RandomDecoder, write
 from tiny_models import TINY, write_checkpoint
 
 from bitnet_onnx.converters import Fallback, convert
+from bitnet_onnx.converters._package_graph import read_graph
+from bitnet_onnx.converters.checkpoints._files import BinaryFile
 from bitnet_onnx.decoder import Norm, NormPlacement
 from bitnet_onnx.errors import InputError, PackageError
 from bitnet_onnx.evaluation import Measure, Options, Validation, Way, validate
 from bitnet_onnx.evaluation._linear import PolicyRule
-from bitnet_onnx.evaluation._session import PackageSession
+from bitnet_onnx.evaluation._operators import check_operators, linear_nodes
+from bitnet_onnx.evaluation._session import PackageSession, hidden_name, load_graph
 from bitnet_onnx.evaluation.reference import Prompt, forward
 from bitnet_onnx.package_format import ENGINE, MANIFEST, MODEL, MODEL_DATA
 from bitnet_onnx.packing import packed_shape
@@ -64,8 +68,18 @@ def test_what_was_converted_holds(
         if check.measure is Measure.DIFFERENCE:
             assert check.tolerance == 1e-3
             assert check.value < 1e-4
+    assert bool(found.operators) is rounds
     for layer in found.layers:
         assert (layer.error if layer.floats is None else layer.floats) < 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILY_MODELS)
+def test_every_family_holds(name: str, tmp_path: Path, operator_library: Path) -> None:
+    source = write_family_checkpoint(tmp_path / "source", FAMILY_MODELS[name], shapes_of(name))
+    convert(source, tmp_path / "package")
+    found = validate(tmp_path / "package", source, FEW)
+    assert found.holds
+    assert {check.value < 1e-4 for check in found.logits if check.way is Way.FLOATS} == {True}
 
 
 @pytest.mark.parametrize("fallback", Fallback)
@@ -78,6 +92,7 @@ def test_function_bodies_hold(
     assert found.holds
     assert found.runtime == f"{fallback} function bodies"
     assert {check.value < 1e-4 for check in found.logits if check.way is Way.FLOATS} == {True}
+    assert len(found.operators) == (0 if fallback is Fallback.FAST else 9)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +221,32 @@ def test_an_epsilon_that_is_another_is_found_and_located(package: Path, check: C
     assert first.floats < 1e-5 < 1e-4 < second.floats
 
 
+def test_activations_of_other_bits_than_the_manifest_says(package: Path, check: Callable[..., Validation]) -> None:
+    """The logits hardly move."""
+    model = onnx.load_model(package / MODEL, load_external_data=False)
+    (node,) = (one for one in model.graph.node if one.name == "/model/layers.1/mlp/gate_up_proj/BitLinear")
+    (bits,) = (one for one in node.attribute if one.name == "activation_bits")
+    bits.i = 16
+    (package / MODEL).write_bytes(model.SerializeToString())
+    found = check()
+    assert not found.holds
+    (wrong,) = (one for one in found.operators if not one.holds)
+    assert wrong.node == node.name
+    assert wrong.problem == "16-bit activations, the manifest says 8"
+
+
+def test_a_value_that_the_numpy_operator_does_not_give(package: Path) -> None:
+    nodes = linear_nodes(load_graph(package / MODEL))
+    rng = np.random.default_rng(0)
+    with BinaryFile(package / MODEL) as model, BinaryFile(package / MODEL_DATA) as data:
+        graph = read_graph(model, data)
+        inputs = [rng.standard_normal((1, 3, node.attributes.in_features), np.float32) for node in nodes]
+        outputs = [np.zeros((1, 3, node.attributes.out_features), np.float32) for node in nodes]
+        for found in check_operators(nodes, graph, list(zip(inputs, outputs, strict=True))):
+            assert found.differing > found.size // 2
+            assert not found.holds
+
+
 def test_rotary_tables_that_are_others(package: Path, check: Callable[..., Validation]) -> None:
     def edit(values: bytearray) -> None:
         table = np.frombuffer(values, np.float32)
@@ -327,6 +368,26 @@ def test_a_shorter_context_and_a_text(tiny_checkpoint: Callable[[str], Path], tm
     assert list(dict.fromkeys(steps)) == ["weights", "source", "reference, floats", "reference"]
 
 
+def test_heads_that_are_padded_in_the_graph(tmp_path: Path) -> None:
+    model = replace(TINY["biased_mqa"], config={**TINY["biased_mqa"].config, "head_dim": 20})
+    source = write_checkpoint(tmp_path / "source", model)
+    convert(source, tmp_path / "package")
+    assert validate(tmp_path / "package", source, replace(FEW, layers=())).holds
+    convert(tmp_path / "package", tmp_path / "again")
+    assert validate(tmp_path / "again", source, FEW).holds
+
+
+def test_a_package_as_the_source(original: Path, tmp_path: Path) -> None:
+    """Its codes are those of the package that was made from it; as floats they are others."""
+    convert(original, tmp_path / "again")
+    found = validate(tmp_path / "again", original, FEW)
+    assert found.holds
+    assert found.warnings == ()
+    convert(original, tmp_path / "floats", policy=POLICIES["float32"])
+    assert validate(tmp_path / "floats", original, FEW).holds
+    assert len(failing(validate(original, tmp_path / "floats", FEW))) == 0
+
+
 def test_a_package_that_may_not_be_written(package: Path, check: Callable[..., Validation]) -> None:
     before = {path.name: path.read_bytes() for path in package.iterdir()}
     for path in (*package.iterdir(), package):
@@ -347,7 +408,7 @@ def test_hidden_states_are_found_in_every_graph(placement: NormPlacement, norm: 
     ids, tensors = (3, 1, 4, 1, 5), RandomDecoder(spec)
     rule = PolicyRule(tensors, POLICIES["float32"])
     (expected,) = forward(spec, tensors, rule, [Prompt(ids)], layers=(0, 1))
-    logits, states = PackageSession(info, Device(), spec, (0, 1)).run(ids)
+    logits, states = PackageSession(info, Device(), [hidden_name(spec, layer) for layer in range(2)]).run(ids)
     np.testing.assert_allclose(logits, expected.logits, rtol=0, atol=1e-4)
     for layer, state in enumerate(states):
         np.testing.assert_allclose(state, expected.hidden[layer], rtol=0, atol=1e-4)
