@@ -17,6 +17,18 @@ from bitnet_onnx.package_format import MANIFEST
 from bitnet_onnx.runtime import PackageInfo
 
 _MAX_MANIFEST: Final = 1 << 24
+#: What is told of a decoder, as in a package's manifest.
+_SIZES: Final = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "context_length",
+    "tie_word_embeddings",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +153,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         family = find(config)
         spec = family.spec(config)
         CheckpointTensors(checkpoint, family, spec, ternary_scheme(config))
-        sizes = {name: value for name, value in asdict(spec).items() if isinstance(value, int)}
+        sizes = {name: getattr(spec, name) for name in _SIZES}
     except BitnetOnnxError as error:
         problem = str(error)
     return Inspection(

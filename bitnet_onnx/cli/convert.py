@@ -148,7 +148,7 @@ def command(
     """Convert SOURCE into an ONNX package directory OUTPUT, or into a format of others.
 
     SOURCE is a Hugging Face directory with safetensors, a GGUF file, a package of ours, or a name of `bitnet-onnx zoo
-    list`. Of a package nothing is lost: what it stores stays as it is unless another precision is asked for.
+    list`. Codes that it stores stay as they are unless another precision is asked for.
     """
     started = time.perf_counter()
     _check_target(click_context, target)
