@@ -59,8 +59,9 @@ def test_a_family_comes_back_or_is_refused_by_what_gguf_cannot_say(name: str, tm
     assert written.files == {"out.gguf": target.stat().st_size}
     if written.losses:  # masters became codes
         convert(source, tmp_path / "package", policy=Policy(Precision(Weights.TERNARY), Precision(Weights.FLOAT32)))
-        source = tmp_path / "package"
-    assert_same_values(source, target, spec=context_of(name) is None)
+        assert_same_values(tmp_path / "package", target, rtol=HALF, spec=context_of(name) is None)
+    else:
+        assert_same_values(source, target, spec=context_of(name) is None)
 
 
 @pytest.mark.parametrize("name", ["untied_gqa", "tied_mha", "biased_mqa", "bitnet", "llama_linear", "llama_relu"])
