@@ -15,6 +15,7 @@ from bitnet_onnx.converters.checkpoints._files import BinaryFile, hashing, membe
 from bitnet_onnx.converters.checkpoints.huggingface import directory_tokenizer
 from bitnet_onnx.converters.families import Family, find
 from bitnet_onnx.converters.model import SourceModel, generation_config_of, with_context
+from bitnet_onnx.converters.onnx._head_layout import head_size
 from bitnet_onnx.converters.ternary_scheme import TernaryScheme, ternary_scheme
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import PackageError
@@ -101,7 +102,8 @@ def _spec(
     if wanted != spec.context_length:
         spec = with_context(family.spec(config.with_values(context_length=wanted)), wanted)
     for name in _SIZES:
-        value, expected = architecture.get(name), getattr(spec, name)
+        # The manifest has the size of a head in the cache, which may be larger than that of the weights.
+        value, expected = architecture.get(name), head_size(spec) if name == "head_dim" else getattr(spec, name)
         if isinstance(value, bool) or value != expected:
             raise PackageError(f"{where}: architecture.{name} is {value!r:.40}, but {expected} by {CONFIG}")
     return spec if scheme is None else replace(spec, linear_norm_epsilon=scheme.linear_norm_epsilon)
