@@ -226,7 +226,7 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "new" / "out.gguf"
 
     def interrupt(done: int, total: int, name: str) -> None:
-        if done == total - 1:
+        if name == "blk.1.ffn_up.weight":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -234,8 +234,9 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
     seen: list[tuple[int, int, str]] = []
     export(source, target, GgufOptions(), written=lambda *report: seen.append(report))
-    assert [done for done, _, _ in seen] == list(range(1, len(seen) + 1))
-    assert {total for _, total, _ in seen} == {len(seen)}
+    done = [done for done, _, _ in seen]
+    assert done == sorted(set(done))
+    assert {total for _, total, _ in seen} == {done[-1]}
     assert seen[-1][2] == "output_norm.weight"
     with pytest.raises(PackageError, match="--overwrite"):
         export(source, target, GgufOptions())
