@@ -100,10 +100,9 @@ def _spec(
     spec = family.spec(config)
     if wanted != spec.context_length:
         spec = with_context(family.spec(config.with_values(context_length=wanted)), wanted)
-    # The manifest names the size of a head as the cache has it.
-    sizes = {**{name: getattr(spec, name) for name in _SIZES}, "head_dim": head_size(spec)}
-    for name, expected in sizes.items():
-        value = architecture.get(name)
+    for name in _SIZES:
+        # The manifest has the size of a head in the cache, which may be larger than that of the weights.
+        value, expected = architecture.get(name), head_size(spec) if name == "head_dim" else getattr(spec, name)
         if isinstance(value, bool) or value != expected:
             raise PackageError(f"{where}: architecture.{name} is {value!r:.40}, but {expected} by {CONFIG}")
     return spec if scheme is None else replace(spec, linear_norm_epsilon=scheme.linear_norm_epsilon)

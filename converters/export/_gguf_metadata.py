@@ -33,6 +33,8 @@ from bitnet_onnx.quantized import FloatArray
 #: Families whose decoders GGUF files hold under the architecture of another one.
 _SAME_AS: Final = {"mistral": "llama", "falcon3": "llama", "gemma3": "gemma3_text"}
 _FLOAT32: Final = 2e-7
+#: Of the last layer of each period readers take it that it sees everything, unless a pattern says otherwise.
+_PERIODS: Final = {"gemma2": 2, "gemma3": 6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,10 @@ def metadata_of(model: SourceModel, architecture: GgufArchitecture) -> tuple[dic
         "logit_scale": 1 / spec.logit_scale,
         "use_parallel_residual": spec.residual is not Residual.SEQUENTIAL,
     }
+    sliding = [bool(spec.layer(index).window) for index in range(spec.num_hidden_layers)]
+    period = _PERIODS.get(architecture.name, 1)
+    if window and sliding != [(index + 1) % period != 0 for index in range(spec.num_hidden_layers)]:
+        options["attention.sliding_window_pattern"] = sliding
     if local is not None:
         options["rope.freq_base_swa"] = local.theta
     for key, value in options.items():
@@ -225,7 +231,19 @@ def _same(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
-def _short(ours: Any, theirs: Any) -> str:
-    if isinstance(ours, tuple) and isinstance(theirs, tuple):
-        ours, theirs = next((a, b) for a, b in zip(ours, theirs, strict=True) if not _same(a, b))
-    return f"{ours!r:.120} (it would be read as {theirs!r:.120})"
+def _short(ours: Any, theirs: Any, name: str = "") -> str:
+    """The first thing that differs: `layer 3, window 64 (it would be read as 0)`."""
+    if isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
+        what = "entry" if name else "layer"
+        index = next(index for index, (a, b) in enumerate(zip(ours, theirs, strict=True)) if not _same(a, b))
+        return _short(ours[index], theirs[index], f"{name}, {what} {index}".removeprefix(", "))
+    if is_dataclass(ours) and type(ours) is type(theirs):
+        field = next(
+            field.name for field in fields(ours) if not _same(getattr(ours, field.name), getattr(theirs, field.name))
+        )
+        return _short(getattr(ours, field), getattr(theirs, field), f"{name}, {field}".removeprefix(", "))
+    return f"{name} {_word(ours)} (it would be read as {_word(theirs)})".strip()
+
+
+def _word(value: Any) -> str:
+    return f"{str(value)!r:.60}" if isinstance(value, str) else f"{value!r:.60}"

@@ -109,6 +109,8 @@ def stored_forms(family: Family, spec: DecoderSpec) -> list[StoredForm]:
     rows: dict[str, int] = {}
     for role, shape in spec.tensors():
         source = source_of(family, spec, role)
+        if source.constant is not None:  # nothing is stored of it
+            continue
         total = shape[0] if source.rows is None else source.rows.total
         stored = (total, *shape[1:])
         form = forms.setdefault(source.name, StoredForm(source.name, stored[::-1] if source.transposed else stored))

@@ -71,7 +71,8 @@ def test_auto_makes_blocks_int4_and_the_head_int8_where_they_are_not_ternary() -
         (Weights.AUTO, True, True),
         (Weights.KEEP, True, True),
         (Weights.TERNARY, True, False),
-        (Weights.INT4, False, False),
+        (Weights.INT4, False, True),
+        (Weights.INT6, False, False),
         (Weights.FLOAT32, False, False),
     ],
 )

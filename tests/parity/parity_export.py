@@ -50,14 +50,14 @@ def test_packed(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in SOURCES if context_of(name) is None])
 def test_dense(name: str, tmp_path: Path) -> None:
     source, package, dense = write_source(tmp_path / "source", name), tmp_path / "package", tmp_path / "dense"
-    convert(source, package, policy=Policy(FLOAT, FLOAT))
+    context = convert(source, package, policy=Policy(FLOAT, FLOAT)).spec.context_length
     export(package, dense, SafetensorsOptions(Layout.DENSE))
     run = PackageLogits(package)
-    for ids in prompts(515):
+    for ids in (prompt[:context] for prompt in prompts(515)):
         if name not in FAMILY_MODELS or not FAMILY_MODELS[name].one_by_one:
             np.testing.assert_allclose(run(ids), logits(dense, ids), rtol=0, atol=TOLERANCE)
         # The same weights at other addresses: sums come in another order.
-        np.testing.assert_allclose(logits(dense, ids), logits(source, ids), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(logits(dense, ids), logits(source, ids), rtol=1e-5, atol=1e-5)
 
 
 def test_a_gguf_goes_on_as_a_directory(tmp_path: Path) -> None:

@@ -59,8 +59,9 @@ def test_a_family_comes_back_or_is_refused_by_what_gguf_cannot_say(name: str, tm
     assert written.files == {"out.gguf": target.stat().st_size}
     if written.losses:  # masters became codes
         convert(source, tmp_path / "package", policy=Policy(Precision(Weights.TERNARY), Precision(Weights.FLOAT32)))
-        source = tmp_path / "package"
-    assert_same_values(source, target, spec=context_of(name) is None)
+        assert_same_values(tmp_path / "package", target, rtol=HALF, spec=context_of(name) is None)
+    else:
+        assert_same_values(source, target, spec=context_of(name) is None)
 
 
 @pytest.mark.parametrize("name", ["untied_gqa", "tied_mha", "biased_mqa", "bitnet", "llama_linear", "llama_relu"])
@@ -225,7 +226,7 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "new" / "out.gguf"
 
     def interrupt(done: int, total: int, name: str) -> None:
-        if done == total - 1:
+        if name == "blk.1.ffn_up.weight":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -233,8 +234,9 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
     seen: list[tuple[int, int, str]] = []
     export(source, target, GgufOptions(), written=lambda *report: seen.append(report))
-    assert [done for done, _, _ in seen] == list(range(1, len(seen) + 1))
-    assert {total for _, total, _ in seen} == {len(seen)}
+    done = [done for done, _, _ in seen]
+    assert done == sorted(set(done))
+    assert {total for _, total, _ in seen} == {done[-1]}
     assert seen[-1][2] == "output_norm.weight"
     with pytest.raises(PackageError, match="--overwrite"):
         export(source, target, GgufOptions())
