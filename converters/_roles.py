@@ -44,7 +44,7 @@ class CheckpointTensors:
         self._checkpoint = checkpoint
         self._sources: dict[str, Source] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        # One by one: a configuration may promise thousands of millions of layers, and the first that is missing ends it.
+        # One by one: whatever number of layers a configuration promises, the first that is missing ends it.
         for role, shape in spec.tensors():
             source = _source(family, spec, role)
             self._check(source, shape)

@@ -106,8 +106,7 @@ def _run_worker(request: bytes) -> dict[str, Any]:
     if done.status or not isinstance(answer, dict):
         logger.debug("template process: %s", done.errors.decode(errors="replace"))
         raise PackageError(
-            f"the chat template ended its process (status {done.status}): out of memory or of "
-            f"{_MAX_SECONDS} s of time"
+            f"the chat template ended its process (status {done.status}): out of memory or of {_MAX_SECONDS} s of time"
         )
     return answer
 

@@ -52,7 +52,8 @@ def check_foreign_tokenizer(data: bytes, source: str, vocab_size: object) -> Non
         answer = None
     if not isinstance(answer, dict):
         raise CheckpointError(
-            f"{source}: not a usable tokenizer: loading it takes more than {_MAX_SECONDS} s or 900 MB, or ends the process"
+            f"{source}: not a usable tokenizer: loading it takes more than {_MAX_SECONDS} s or 900 MB, "
+            "or ends the process"
         )
     if "error" in answer:
         raise CheckpointError(f"{source}: not a usable tokenizer: {shown(str(answer['error']))}")

@@ -47,9 +47,15 @@ def seeds() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         for index, tokens in enumerate(({}, _small(bpe_metadata()), _small(sentencepiece_metadata()))):
             rows = len(tokens.get("tokenizer.ggml.tokens", "abc"))
-            tensors = {"token_embd.weight": np.ones((rows, 32), np.float32), "output_norm.weight": np.ones(32, np.float32)}
+            tensors = {
+                "token_embd.weight": np.ones((rows, 32), np.float32),
+                "output_norm.weight": np.ones(32, np.float32),
+            }
             if not tokens:
-                tensors |= {"blk.0.attn_q.weight": np.ones((32, 32), np.float32), "blk.0.attn_norm.weight": np.ones(32, np.float32)}
+                tensors |= {
+                    "blk.0.attn_q.weight": np.ones((32, 32), np.float32),
+                    "blk.0.attn_norm.weight": np.ones(32, np.float32),
+                }
             types = dict.fromkeys(("token_embd.weight", "blk.0.attn_q.weight"), gguf.GGMLQuantizationType.Q4_0)
             metadata = sizes | {"llama.block_count": int(not tokens)} | tokens
             path = write_gguf(Path(folder) / f"{index}.gguf", metadata, tensors, types)

@@ -32,10 +32,10 @@ def test_what_once_broke_something(path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_seeds_are_sound_and_their_ruins_are_refused(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without Atheris: each seed whole, and cut at every eighth byte."""
+    """Without Atheris: each seed whole, and cut at every sixteenth byte."""
     run, seeds = load(target, monkeypatch)
     for seed in seeds():
-        for size in range(len(seed), -1, -8):
+        for size in range(len(seed), -1, -16):
             run(seed[:size])
 
 
@@ -43,7 +43,16 @@ def test_the_seeds_are_sound_and_their_ruins_are_refused(target: str, monkeypatc
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_few_thousand_new_inputs(target: str, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(HERE), str(SUPPORT)))}
+    corpus = str(tmp_path / "corpus")
     options = ["-runs=3000", "-seed=1", "-max_len=8192", "-timeout=10", "-rss_limit_mb=1024", "-verbosity=0"]
-    command = [sys.executable, "-P", "-m", f"fuzz_{target}", *options, f"-artifact_prefix={tmp_path}/", str(tmp_path / "corpus")]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        f"fuzz_{target}",
+        *options,
+        f"-artifact_prefix={tmp_path}/",
+        corpus,
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -44,7 +44,9 @@ def with_edge(data: bytes, rng: random.Random) -> bytes:
     return data[:at] + (rng.choice(EDGES) & (1 << 8 * size) - 1).to_bytes(size, "little") + data[at + size :]
 
 
-def fuzz(target: Callable[[bytes], None], mutate: Callable[[bytes, random.Random], bytes], seeds: Sequence[bytes]) -> None:
+def fuzz(
+    target: Callable[[bytes], None], mutate: Callable[[bytes, random.Random], bytes], seeds: Sequence[bytes]
+) -> None:
     """Fuzz until libFuzzer's options in `sys.argv` end it; the first corpus folder named there gets the seeds."""
     import atheris
 
@@ -55,11 +57,9 @@ def fuzz(target: Callable[[bytes], None], mutate: Callable[[bytes, random.Random
 
     def mutator(data: bytes, max_size: int, seed: int) -> bytes:
         rng = random.Random(seed)
-        if rng.random() < 0.5:
-            data = mutate(data, rng)[:max_size]
-        else:
-            data = atheris.Mutate(data, max_size)
-        return data
+        # Half of the changes know the format.
+        mutated: bytes = mutate(data, rng)[:max_size] if rng.random() < 0.5 else atheris.Mutate(data, max_size)
+        return mutated
 
     _instrument(atheris.instrument_func)
     atheris.Setup(sys.argv, atheris.instrument_func(target), custom_mutator=mutator)
