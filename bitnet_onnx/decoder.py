@@ -150,7 +150,9 @@ class DecoderSpec:
         activation: of the MLP, one of `MlpActivation`.
         attention: how each layer attends; a single entry stands for all layers.
         norm: what the norms compute; layer norms have a bias.
+        norm_affine: a checkpoint has weights for the norms; without, their roles hold ones and zeros.
         placement: where the norms of a block stand.
+        final_norm: a norm stands before the head, unless `placement` rules it out.
         residual: how attention and the MLP follow each other.
         query_key_norm: norms on queries and keys.
         gated: the MLP is `down(act(gate(x)) * up(x))` and not `down(act(up(x)))`.
@@ -186,7 +188,9 @@ class DecoderSpec:
     activation: str
     attention: tuple[Attention, ...]
     norm: Norm = Norm.RMS
+    norm_affine: bool = True
     placement: NormPlacement = NormPlacement.INPUT
+    final_norm: bool = True
     residual: Residual = Residual.SEQUENTIAL
     query_key_norm: QueryKeyNorm = QueryKeyNorm.NONE
     gated: bool = True
@@ -267,6 +271,11 @@ class DecoderSpec:
         return self.embedding_size or self.hidden_size
 
     @property
+    def has_final_norm(self) -> bool:
+        """Whether a norm stands before the head."""
+        return self.final_norm and self.placement is not NormPlacement.RESIDUAL
+
+    @property
     def mlp_inputs(self) -> tuple[str, ...]:
         """The linear layers that read the MLP's input."""
         return MLP_INPUTS if self.gated else ("up_proj",)
@@ -292,7 +301,7 @@ class DecoderSpec:
             yield "project_in.weight", (self.hidden_size, self.embedding_size)
         for index in range(self.num_hidden_layers):
             yield from self._block(f"layers.{index}")
-        if self.placement is not NormPlacement.RESIDUAL:
+        if self.has_final_norm:
             yield from self._norm("norm", self.hidden_size)
         if self.embedding_size:
             yield "project_out.weight", (self.embedding_size, self.hidden_size)

@@ -14,7 +14,7 @@ from bitnet_onnx.errors import InputError
 MAX_DEPTH = 64
 #: Commas, lists and objects: each takes up to 215 bytes on the way to Python. A tokenizer.json with 262 thousand tokens and
 #: 514 thousand merges as pairs, the largest in use, has 1.9 million.
-MAX_ITEMS = 3_000_000
+MAX_ITEMS = 2_500_000
 
 _MAX_SHOWN = 80
 _MAX_INTEGER_DIGITS = 20  # every 64-bit integer fits, and int() on more digits takes quadratic time

@@ -26,15 +26,23 @@ class Config:
     def __contains__(self, name: str) -> bool:
         return self._fields.get(name) is not None
 
-    def names(self) -> frozenset[str]:
-        """The fields that are present, null or not."""
-        return frozenset(self._fields)
+    @property
+    def fields(self) -> Mapping[str, object]:
+        """The fields as they are, unchecked."""
+        return self._fields
 
     def integer(self, name: str, default: int | None = None) -> int:
         """A positive whole number; absent or null gives `default`, or an error without one."""
         value = self._value(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _LIMIT:
             raise self._wrong(name, value, f"a whole number from 1 to {_LIMIT - 1}")
+        return value
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """A whole number from zero; absent or null gives `default`, or an error without one."""
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LIMIT:
+            raise self._wrong(name, value, f"a whole number from 0 to {_LIMIT - 1}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -49,6 +57,18 @@ class Config:
         if not math.isfinite(result) or result <= 0:
             raise self._wrong(name, value, "a finite number greater than 0")
         return result
+
+    def optional_number(self, name: str, default: float | None) -> float | None:
+        """A number like `number`, where null does not mean the default but that there is none."""
+        if name in self._fields and self._fields[name] is None:
+            return None
+        return None if default is None and name not in self else self.number(name, default)
+
+    def optional_integer(self, name: str, default: int | None) -> int | None:
+        """A whole number like `integer`, where null does not mean the default but that there is none."""
+        if name in self._fields and self._fields[name] is None:
+            return None
+        return None if default is None and name not in self else self.integer(name, default)
 
     def boolean(self, name: str, default: bool) -> bool:
         """True or false."""
@@ -79,6 +99,17 @@ class Config:
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             raise self._wrong(name, value, "a list of strings")
         return tuple(value)
+
+    def flags(self, name: str) -> tuple[bool, ...]:
+        """A list of zeros and ones; absent gives an empty one."""
+        value = self._value(name, [])
+        if not isinstance(value, list | tuple) or not all(isinstance(item, int) and item in {0, 1} for item in value):
+            raise self._wrong(name, value, "a list of 0 and 1")
+        return tuple(bool(item) for item in value)
+
+    def with_absent(self, **defaults: object) -> Config:
+        """The same fields, with values for those that are absent; what is null stays null."""
+        return Config({**defaults, **self._fields}, self._where)
 
     def with_defaults(self, **defaults: object) -> Config:
         """The same fields, with values for those that are absent or null."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import re
 import threading
+from collections.abc import Iterable
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -21,7 +24,11 @@ from bitnet_onnx.json_input import shown
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 from bitnet_onnx.ternary import quantize_absmean
 
+_log = logging.getLogger(__name__)
+
 _LINEAR: Final = re.compile(r"layers\.\d+\.(attn|mlp)\.[a-z]+_proj")
+#: More than any family has: q, k and v are three.
+_ROLES_OF_A_TENSOR: Final = 8
 _LINEAR_NORM: Final = re.compile(rf"({_LINEAR.pattern})\.norm\.weight")
 
 
@@ -43,12 +50,14 @@ class CheckpointTensors:
     ) -> None:
         self._checkpoint = checkpoint
         self._sources: dict[str, Source] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        # One by one: whatever number of layers a configuration promises, the first that is missing ends it.
-        for role, shape in spec.tensors():
-            source = _source(family, spec, role)
+        # A configuration may claim any number of layers: with more roles than the tensors can serve, one is missing.
+        self._shapes = dict(islice(spec.tensors(), _ROLES_OF_A_TENSOR * (1 + len(checkpoint.tensors))))
+        sources = {role: _source(family, spec, role) for role in self._shapes}
+        self._beginnings = _beginnings(family, (source.name for source in sources.values()), checkpoint)
+        for role, shape in self._shapes.items():
+            source = dataclasses.replace(sources[role], name=self._stored_name(sources[role].name))
             self._check(source, shape)
-            self._sources[role], self._shapes[role] = source, shape
+            self._sources[role] = source
         self._refuse_unknown(family, spec)
         self._last: tuple[str, FloatArray] | None = None
         self._lock = threading.Lock()
@@ -73,6 +82,8 @@ class CheckpointTensors:
     def read(self, role: str) -> FloatArray:
         """A whole tensor as float32."""
         source, shape = self._sources[role], self._shapes[role]
+        if source.constant is not None:
+            return np.full(shape, source.constant, np.float32)
         if source.rows is not None and len(shape) == 2:
             return self.read_rows(role, 0, shape[0])
         values = self._checkpoint.read(source.name)
@@ -151,7 +162,16 @@ class CheckpointTensors:
                         f"modules_to_not_convert: a norm inside some linear layers of a block only is not supported"
                     )
 
+    def _stored_name(self, name: str) -> str:
+        """A family's name for a tensor as this checkpoint has it."""
+        for beginning, other in self._beginnings.items():
+            if name.startswith(beginning):
+                return other + name.removeprefix(beginning)
+        return name
+
     def _check(self, source: Source, shape: tuple[int, ...]) -> None:
+        if source.constant is not None:
+            return
         info = self._checkpoint.tensors.get(source.name)
         if info is None:
             near = difflib.get_close_matches(source.name, self._checkpoint.tensors, n=1)
@@ -170,7 +190,17 @@ class CheckpointTensors:
     def _refuse_unknown(self, family: Family, spec: DecoderSpec) -> None:
         known = {source.name for source in self._sources.values()}
         if spec.tie_word_embeddings:
-            known.add(family.source(spec, "lm_head.weight").name)
+            head = family.source(spec, "lm_head.weight").name
+            known |= _other_names(family, head)
+        left_out = [name for name in self._checkpoint.tensors if name.startswith(family.left_out) and name not in known]
+        if left_out:
+            _log.warning(
+                "%s: %d tensors that are not of the language model are left out: %s; the package reads text only",
+                self._checkpoint.path.name,
+                len(left_out),
+                ", ".join(part for part in family.left_out if any(name.startswith(part) for name in left_out)),
+            )
+        known.update(left_out)
         for name, info in self._checkpoint.tensors.items():
             if name not in known and not name.endswith(family.ignored):
                 raise CheckpointError(
@@ -189,6 +219,26 @@ def _source(family: Family, spec: DecoderSpec, role: str) -> Source:
 
 def _module(source: Source) -> str:
     return source.name.removesuffix(".weight")
+
+
+def _beginnings(family: Family, names: Iterable[str], checkpoint: Checkpoint) -> dict[str, str]:
+    """For each beginning of names of the family, that which the checkpoint has."""
+    wanted = list(names)
+    found = {}
+    for beginning, others in family.aliases.items():
+        rest = [name.removeprefix(beginning) for name in wanted if name.startswith(beginning)]
+        fitting = (other for other in (beginning, *others) if any(other + name in checkpoint.tensors for name in rest))
+        found[beginning] = next(fitting, beginning)
+    return found
+
+
+def _other_names(family: Family, name: str) -> set[str]:
+    """All names that a tensor may have."""
+    names = {name}
+    for beginning, others in family.aliases.items():
+        if name.startswith(beginning):
+            names |= {other + name.removeprefix(beginning) for other in others}
+    return names
 
 
 def _indices(rows: Rows) -> npt.NDArray[np.intp]:

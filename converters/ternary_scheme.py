@@ -78,7 +78,7 @@ def ternary_scheme(config: Config) -> TernaryScheme | None:
             f"config.json: quantization method {method!r:.60} is not supported (known: bitnet); "
             f"convert the unquantized checkpoint"
         )
-    unknown = sorted(name for name in fields.names() if name not in _FIELDS)
+    unknown = sorted(name for name in fields.fields if name not in _FIELDS)
     if unknown:
         raise UnsupportedError(f"{_WHERE}: field {unknown[0]!r:.60} is not known (known: {', '.join(sorted(_FIELDS))})")
     linear_class = fields.string("linear_class", "bitlinear")

@@ -18,6 +18,7 @@ from bitnet_onnx.errors import BitnetOnnxError
 _COMMANDS = {
     "convert": "Convert a checkpoint into an ONNX package.",
     "inspect": "Describe a checkpoint or a package.",
+    "validate": "Compare a package with the checkpoint that it was made from.",
     "infer": "Generate text from a package.",
     "zoo": "List and fetch models known by name.",
     "benchmark": "Measure speed and memory against peers.",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from bitnet_onnx.converters._config import Config
 from bitnet_onnx.decoder import DecoderSpec
@@ -37,12 +37,14 @@ class Source:
         rows: those that belong to the role, where several roles share the tensor.
         transposed: the tensor is stored `[in, out]`.
         offset: added to every element (a norm that multiplies with `1 + weight`).
+        constant: value of every element of a tensor that is not stored, or None (a norm without weights).
     """
 
     name: str
     rows: Rows | None = None
     transposed: bool = False
     offset: float = 0.0
+    constant: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,10 @@ class Family:
         model_type: Hugging Face `model_type`, also the file's name.
         spec: reads `config.json`.
         source: where the tensor of a role (`layers.0.attn.q_proj.weight`) lies.
+        reads: fields of `_refused.FIELDS` that `spec` reads; others are refused unless they do nothing.
         ignored: suffixes of tensors that carry nothing to convert, such as saved rotary tables.
+        aliases: beginnings of names to other beginnings that checkpoints have instead, `{"transformer.": ("",)}`.
+        left_out: beginnings of tensors of other modalities; a package of the language model goes without them.
         trained_ternary: the linear layers of the blocks were trained to be ternary: those that are dense are masters,
             for which a policy's `auto` means `ternary`.
     """
@@ -61,7 +66,10 @@ class Family:
     model_type: str
     spec: Callable[[Config], DecoderSpec]
     source: Callable[[DecoderSpec, str], Source]
+    reads: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
     trained_ternary: bool = False
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -63,12 +64,21 @@ def rotary(
 
 
 def parameters(config: Config, layer_type: str | None = None) -> Config:
-    """The object that holds the scaling rule, perhaps empty."""
-    found = (
-        config.child("rope_parameters") or config.child("rope_scaling") or Config({}, "config.json: rope_parameters")
-    )
-    nested = found.child(layer_type) if layer_type is not None and layer_type in found else None
-    return nested or found
+    """The object that holds the scaling rule, perhaps empty; `rope_scaling` goes before `rope_parameters`.
+
+    Raises:
+        UnsupportedError: it has one entry for each layer type, and the family does not ask for one of them.
+    """
+    named = [config.child(name) for name in ("rope_scaling", "rope_parameters")]
+    found = next((child for child in named if child is not None and child.fields), Config({}, "config.json: rope"))
+    if layer_type is not None and layer_type in found:
+        return found.child(layer_type) or found
+    for name, value in found.fields.items():
+        if layer_type is None and isinstance(value, Mapping):
+            raise UnsupportedError(
+                f"config.json: {name!r:.60} has rotary parameters of its own: this family has one set for all layers"
+            )
+    return found
 
 
 def context_length(config: Config, default: int, layer_type: str | None = None) -> int:
@@ -201,7 +211,8 @@ def _yarn_magnitude(scaling: Config, factor: float) -> float:
     def scale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
-    if "mscale" in scaling and "mscale_all_dim" in scaling:
+    # Zero is as good as absent in the reference.
+    if scaling.fields.get("mscale") and scaling.fields.get("mscale_all_dim"):
         return scale(scaling.number("mscale")) / scale(scaling.number("mscale_all_dim"))
     return scale(1.0)
 

@@ -24,7 +24,16 @@ _ORIGINAL_BITS: Final = {"input_bits": 8, "weight_bits": 1}
 
 def spec(config: Config) -> DecoderSpec:
     """Read a BitNet configuration; what is absent has the value that transformers gives it."""
-    filled = config.with_defaults(hidden_act="relu2", rms_norm_eps=1e-5, rope_theta=500000.0)
+    filled = config.with_absent(num_key_value_heads=5).with_defaults(
+        vocab_size=128256,
+        hidden_size=2560,
+        intermediate_size=6912,
+        num_hidden_layers=30,
+        num_attention_heads=20,
+        hidden_act="relu2",
+        rms_norm_eps=1e-5,
+        rope_theta=500000.0,
+    )
     return replace(llama.spec(filled), family="bitnet", attention_sub_norm=True, mlp_sub_norm=True)
 
 

@@ -17,7 +17,15 @@ _NAMES = {
 
 
 def spec(config: Config) -> DecoderSpec:
-    """Read a Llama configuration."""
+    """Read a Llama configuration; what is absent has the value that transformers gives it."""
+    config = config.with_defaults(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        max_position_embeddings=2048,
+    )
     hidden = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
     if "head_dim" not in config and hidden % heads:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bitnet_onnx.converters.onnx._head_layout import head_size
 from bitnet_onnx.decoder import DecoderSpec
 
 
@@ -28,7 +29,7 @@ def genai_config(spec: DecoderSpec, generation: Mapping[str, object], *, max_len
         "pad_token_id": _first(generation.get("pad_token_id"), first_eos, 0),
         "decoder": {
             "filename": "model.onnx",
-            "head_size": spec.head_dim,
+            "head_size": head_size(spec),
             "hidden_size": spec.hidden_size,
             "num_attention_heads": spec.num_attention_heads,
             "num_key_value_heads": spec.num_key_value_heads,

@@ -12,10 +12,17 @@ from bitnet_onnx.quantized import FloatArray
 
 #: Of both tables: a million positions with 128 rotated features. A configuration that lies must not fill the memory.
 _MAX_BYTES: Final = 1 << 29
+#: GroupQueryAttention refuses tables of another width, and only when it runs.
+_WIDTH_MULTIPLE: Final = 8
+
+
+def table_width(rotary: Rotary) -> int:
+    """Columns of a table: half the rotated features, up to a width that is taken."""
+    return -(-rotary.dim // 2 // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
 
 
 def tables(rotary: Rotary, context_length: int) -> tuple[FloatArray, FloatArray]:
-    """Cosines and sines, float32 `[context_length, rotary.dim / 2]` each.
+    """Cosines and sines, float32 `[context_length, table_width]` each, of angle 0 beyond `rotary.dim / 2`.
 
     Frequency i is `theta^(-2i/dim)` divided by `divisors[i]`. It is rounded to float32 before the product with the
     position, as the reference implementation does: at position 8000 a float64 frequency would differ by 5e-4.
@@ -25,7 +32,7 @@ def tables(rotary: Rotary, context_length: int) -> tuple[FloatArray, FloatArray]
     Raises:
         CheckpointError: the tables would not fit into `2^29` bytes.
     """
-    if (size := context_length * rotary.dim * 4) > _MAX_BYTES:
+    if (size := context_length * 2 * table_width(rotary) * 4) > _MAX_BYTES:
         raise CheckpointError(
             f"config.json: max_position_embeddings is {context_length}: with {rotary.dim} rotated features the "
             f"rotary tables have {size} bytes, more than the limit of {_MAX_BYTES}; choose a shorter --context"
@@ -42,6 +49,9 @@ def tables(rotary: Rotary, context_length: int) -> tuple[FloatArray, FloatArray]
     cosine, sine = np.cos(angles), np.sin(angles, out=angles)
     for table in (cosine, sine):
         table *= np.float32(rotary.magnitude)
+    missing = (0, 0), (0, table_width(rotary) - cosine.shape[1])
+    if missing[1][1]:
+        cosine, sine = np.pad(cosine, missing, constant_values=1), np.pad(sine, missing)
     return cosine, sine
 
 

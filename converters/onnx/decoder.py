@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from bitnet_onnx.attention import AttentionAttributes
+from bitnet_onnx.attention import MAX_HEAD_DIM, AttentionAttributes
 from bitnet_onnx.converters.model import Tensors
 from bitnet_onnx.converters.onnx._activation import emit_activation
 from bitnet_onnx.converters.onnx._emitter import Emitter, Matrix, dotted
+from bitnet_onnx.converters.onnx._head_layout import HeadLayout, head_size
 from bitnet_onnx.converters.onnx._linear_layers import LayerInput, LinearLayers, module_path
 from bitnet_onnx.converters.onnx._linears import LayerRecord
 from bitnet_onnx.converters.onnx._positions import emit_positions
@@ -29,9 +31,6 @@ from bitnet_onnx.policy import Policy
 from bitnet_onnx.quantized import FloatArray
 
 BATCH, SEQUENCE, TOTAL, PAST = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
-
-#: GroupQueryAttention with rotary embedding refuses other sizes, and only when it runs.
-HEAD_MULTIPLE = 16
 
 
 class DecoderEmitter:
@@ -59,18 +58,18 @@ class DecoderEmitter:
         self._layers = LinearLayers(spec, tensors, policy, emitter, record)
         self._rotary: dict[Rotary, list[ir.Value]] = {}
         self._present: list[Sequence[ir.Value]] = []
+        self._head_size = head_size(spec)
 
     def run(self) -> ir.Value:
         """Emit the whole graph and return what the head reads, before its norm.
 
         Raises:
-            UnsupportedError: ONNX Runtime has no attention for this size of a head.
+            UnsupportedError: there is no attention for heads of this size.
         """
         spec, emit = self._spec, self._emit
-        if spec.head_dim % HEAD_MULTIPLE:
+        if self._head_size > MAX_HEAD_DIM:
             raise UnsupportedError(
-                f"config.json: head_dim is {spec.head_dim}: "
-                f"ONNX Runtime's GroupQueryAttention takes multiples of {HEAD_MULTIPLE}"
+                f"config.json: head_dim is {spec.head_dim}: attention takes heads of at most {MAX_HEAD_DIM} features"
             )
         ids = emit.input("input_ids", ir.DataType.INT64, [BATCH, SEQUENCE])
         mask = emit.input("attention_mask", ir.DataType.INT64, [BATCH, TOTAL])
@@ -88,7 +87,7 @@ class DecoderEmitter:
         return x
 
     def _cache_shape(self, length: str) -> list[int | str]:
-        return [BATCH, self._spec.num_key_value_heads, length, self._spec.head_dim]
+        return [BATCH, self._spec.num_key_value_heads, length, self._head_size]
 
     def _cache_inputs(self) -> list[tuple[ir.Value, ir.Value]]:
         inputs = []
@@ -150,12 +149,17 @@ class DecoderEmitter:
         if spec.query_key_norm is not QueryKeyNorm.NONE:
             qkv = self._normed_queries(role, qkv)
         rotary = layer.rotary
+        layout = HeadLayout.of(spec.head_dim, self._head_size, rotary)
+        qkv = layout.arrange(self._emit, path, qkv, spec.num_attention_heads, spec.num_key_value_heads)
+        scale = spec.attention_scale
+        if scale is None and layout.size != spec.head_dim:
+            scale = 1 / math.sqrt(spec.head_dim)
         attributes = AttentionAttributes(
             spec.num_attention_heads,
             spec.num_key_value_heads,
             do_rotary=rotary is not None,
             rotary_interleaved=rotary is not None and rotary.interleaved,
-            scale=spec.attention_scale,
+            scale=scale,
             local_window_size=layer.window or -1,
             softcap=spec.attention_softcap,
         )
@@ -163,7 +167,8 @@ class DecoderEmitter:
         inputs = [*(qkv if len(qkv) == 3 else [qkv[0], None, None]), *past, *lengths, *tables]
         attended = self._emit.attention(path, inputs, attributes)
         self._present.append(attended[1:])
-        given = self._layers.input(attended[0], f"{role}.sub_norm" if spec.attention_sub_norm else None)
+        y = layout.cut(self._emit, path, attended[0], spec.num_attention_heads)
+        given = self._layers.input(y, f"{role}.sub_norm" if spec.attention_sub_norm else None)
         (output,) = self._layers.linears(f"{path}/o_proj", [f"{role}.o_proj"], given, bias=spec.output_bias)
         return output
 
@@ -231,7 +236,7 @@ class DecoderEmitter:
 
     def _logits(self, table: Matrix | ir.Value, x: ir.Value) -> ir.Value:
         spec, emit = self._spec, self._emit
-        given = self._layers.input(x, None if spec.placement is NormPlacement.RESIDUAL else "norm")
+        given = self._layers.input(x, "norm" if spec.has_final_norm else None)
         if spec.embedding_size:
             (projected,) = self._layers.linears("/model/project_out", ["project_out"], given, bias=False)
             given = LayerInput(emit, projected)

@@ -17,6 +17,7 @@ from bitnet_onnx.converters.onnx._data_file import DataFile
 from bitnet_onnx.converters.onnx._emitter import Emitter
 from bitnet_onnx.converters.onnx._engine import restrict_logits
 from bitnet_onnx.converters.onnx._genai import genai_config
+from bitnet_onnx.converters.onnx._head_layout import head_size
 from bitnet_onnx.converters.onnx._linears import LayerRecord
 from bitnet_onnx.converters.onnx._space import check_space
 from bitnet_onnx.converters.onnx._tokenizer_file import compact_tokenizer
@@ -123,7 +124,8 @@ def _manifest(model: SourceModel, layers: tuple[LayerRecord, ...], fallback: Fal
             "num_hidden_layers": spec.num_hidden_layers,
             "num_attention_heads": spec.num_attention_heads,
             "num_key_value_heads": spec.num_key_value_heads,
-            "head_dim": spec.head_dim,
+            # Of the cache.
+            "head_dim": head_size(spec),
             "context_length": spec.context_length,
             "tie_word_embeddings": spec.tie_word_embeddings,
         },

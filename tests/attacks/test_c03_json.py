@@ -107,7 +107,7 @@ def test_the_number_of_values_is_bounded() -> None:
     """A few bytes of JSON become a hundred in memory."""
     for piece in (b"[]", b"0", b'""', b"{}"):
         data = b'{"a":[' + b",".join([piece] * (MAX_ITEMS + 1)) + b"]}"
-        with pytest.raises(CheckpointError, match=r"JSON of \d+ values exceeds the limit of 3000000"):
+        with pytest.raises(CheckpointError, match=r"JSON of \d+ values exceeds the limit of 2500000"):
             load_object(data, "x", max_bytes=len(data), error=CheckpointError)
 
 

@@ -80,12 +80,12 @@ def test_a_context_that_would_fill_the_memory(tmp_path: Path) -> None:
     refuse(tmp_path, CheckpointError, message, max_position_embeddings=2**31 - 1)
 
 
-@pytest.mark.parametrize("head_dim", [2, 8, 24, 100])
+@pytest.mark.parametrize("head_dim", [513, 520])
 def test_heads_that_no_runtime_can_attend_with(tmp_path: Path, head_dim: int) -> None:
     """ONNX Runtime would refuse them only when the package runs."""
     model = TINY["untied_gqa"].__class__(1, CONFIG | {"head_dim": head_dim})
     source = write_checkpoint(tmp_path / "source", model)
-    with pytest.raises(UnsupportedError, match=f"head_dim is {head_dim}: .* takes multiples of 16"):
+    with pytest.raises(UnsupportedError, match=rf"head_dim is {head_dim}: attention takes heads of at most 512"):
         convert(source, tmp_path / "package")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 

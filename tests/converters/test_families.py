@@ -2,61 +2,104 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
+from family_models import FAMILY_MODELS, shapes_of
+from family_specs import read, spec
 from tiny_models import TINY, tensors
 
 from bitnet_onnx.converters.families import FAMILIES, Config, find
-from bitnet_onnx.decoder import DecoderSpec
-from bitnet_onnx.errors import CheckpointError, InputError, UnsupportedError
-
-BASE: dict[str, object] = {
-    "model_type": "llama",
-    "vocab_size": 515,
-    "hidden_size": 64,
-    "intermediate_size": 172,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-
-TRANSFORMERS_LLAMA3 = [*(1.0,) * 15, 1.55341, 2.69453, 5.25733, *(8.0,) * 14]
-
-
-def spec(**changes: object) -> DecoderSpec:
-    fields = {key: value for key, value in (BASE | changes).items() if value != "absent"}
-    config = Config(fields)
-    return find(config).spec(config)
-
-
-def test_defaults_are_those_of_transformers() -> None:
-    assert spec() == DecoderSpec(
-        family="llama",
-        vocab_size=515,
-        hidden_size=64,
-        intermediate_size=172,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=16,
-        context_length=2048,
-        norm_epsilon=1e-6,
-        activation="silu",
-        rotary=spec().rotary,
-    )
-    assert (spec().rotary.theta, spec().rotary.dim, spec().rotary.divisors) == (10000, 16, ())
+from bitnet_onnx.converters.families._family import Rows
+from bitnet_onnx.decoder import Attention, DecoderSpec, NormPlacement, QueryKeyNorm, Rotary
 
 
 def bitnet(**changes: object) -> DecoderSpec:
     return spec(model_type="bitnet", **changes)
+
+
+#: What transformers 5.23 has where config.json says nothing but the family; `parity_families.py` compares them too.
+LLAMA = DecoderSpec(
+    family="llama",
+    vocab_size=32000,
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=32,
+    head_dim=128,
+    context_length=2048,
+    norm_epsilon=1e-6,
+    activation="silu",
+    attention=(Attention(Rotary(10000.0, 128)),),
+)
+QWEN2 = replace(LLAMA, family="qwen2", vocab_size=151936, intermediate_size=22016, context_length=32768, qkv_bias=True)
+SMOLLM3 = replace(
+    LLAMA,
+    family="smollm3",
+    vocab_size=128256,
+    hidden_size=2048,
+    num_hidden_layers=36,
+    num_attention_heads=16,
+    num_key_value_heads=4,
+    context_length=32768,
+    attention=(*(Attention(Rotary(2e6, 128)),) * 3, Attention(None)) * 9,
+    tie_word_embeddings=True,
+)
+DEFAULTS = {
+    "bitnet": replace(
+        LLAMA,
+        family="bitnet",
+        vocab_size=128256,
+        hidden_size=2560,
+        intermediate_size=6912,
+        num_hidden_layers=30,
+        num_attention_heads=20,
+        num_key_value_heads=5,
+        norm_epsilon=1e-5,
+        activation="relu2",
+        attention=(Attention(Rotary(5e5, 128)),),
+        attention_sub_norm=True,
+        mlp_sub_norm=True,
+    ),
+    "granite": replace(LLAMA, family="granite", attention_scale=1.0),
+    "llama": LLAMA,
+    "mistral": replace(
+        LLAMA,
+        family="mistral",
+        intermediate_size=14336,
+        num_key_value_heads=8,
+        context_length=131072,
+        attention=(Attention(Rotary(10000.0, 128), 4096),),
+    ),
+    "olmo2": replace(
+        LLAMA,
+        family="olmo2",
+        vocab_size=50304,
+        norm_epsilon=1e-5,
+        placement=NormPlacement.OUTPUT,
+        query_key_norm=QueryKeyNorm.ALL,
+    ),
+    "phi3": replace(
+        LLAMA,
+        family="phi3",
+        vocab_size=32064,
+        hidden_size=3072,
+        intermediate_size=8192,
+        head_dim=96,
+        context_length=4096,
+        norm_epsilon=1e-5,
+        attention=(Attention(Rotary(10000.0, 96)),),
+    ),
+    "qwen2": QWEN2,
+    "qwen3": replace(QWEN2, family="qwen3", qkv_bias=False, query_key_norm=QueryKeyNorm.HEAD),
+    "smollm3": SMOLLM3,
+}
+
+
+@pytest.mark.parametrize("family", DEFAULTS)
+def test_defaults_are_those_of_transformers(family: str) -> None:
+    assert read({"model_type": family}) == DEFAULTS[family]
 
 
 def test_bitnet_is_llama_with_defaults_of_its_own_and_sub_norms() -> None:
@@ -68,56 +111,10 @@ def test_bitnet_is_llama_with_defaults_of_its_own_and_sub_norms() -> None:
     )
     assert bitnet(hidden_act=None, rope_theta=None, rope_parameters={"rope_type": "default"}) == bitnet()
     found = bitnet(hidden_act="silu", rms_norm_eps=1e-6, rope_parameters={"rope_theta": 1e4}, attention_bias=True)
-    assert (found.activation, found.norm_epsilon, found.rotary.theta) == ("silu", 1e-6, 1e4)
-    assert found.attention_bias
-
-
-def test_bitnet_names_its_norms() -> None:
-    name = FAMILIES["bitnet"].tensor_name
-    assert name("layers.3.attn.sub_norm.weight") == "model.layers.3.self_attn.attn_sub_norm.weight"
-    assert name("layers.3.mlp.sub_norm.weight") == "model.layers.3.mlp.ffn_sub_norm.weight"
-    assert name("layers.3.attn.o_proj.weight") == "model.layers.3.self_attn.o_proj.weight"
-    assert name("layers.3.post_attention_norm.weight") == "model.layers.3.post_attention_layernorm.weight"
-
-
-ONLINE: dict[str, object] = {
-    "quant_method": "bitnet",
-    "linear_class": "autobitlinear",
-    "quantization_mode": "online",
-}
-
-
-@pytest.mark.parametrize("changes", [{}, {"use_rms_norm": False}, {"modules_to_not_convert": ["lm_head"]}])
-def test_bitnet_reads_masters_that_are_quantized_online(changes: dict[str, object]) -> None:
-    assert bitnet(quantization_config=ONLINE | changes) == bitnet()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"quant_method": "gptq"}, "quantization method 'gptq' is not supported"),
-        ({"quant_method": None}, "quantization method 'unknown' is not supported"),
-        (
-            {"quantization_mode": "offline"},
-            "'autobitlinear' 'offline' means packed ternary weights, which are not read",
-        ),
-        ({"quantization_mode": None}, "'autobitlinear' 'offline' means packed ternary weights"),
-        ({"linear_class": "bitlinear"}, "'bitlinear' 'online' means packed ternary weights"),
-        ({"linear_class": None}, "'bitlinear' 'online' means packed ternary weights"),
-        ({"use_rms_norm": True}, "use_rms_norm is true: a norm inside every linear layer"),
-        ({"modules_to_not_convert": ["lm_head", "v_proj"]}, "'v_proj'.*only lm_head may be left out"),
-    ],
-)
-def test_bitnet_refuses_other_quantization(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(UnsupportedError, match=message) as caught:
-        bitnet(quantization_config=ONLINE | changes)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("value", ["lm_head", [1], {"lm_head": 1}])
-def test_names_that_are_not_a_list_of_strings(value: object) -> None:
-    with pytest.raises(CheckpointError, match=r"quantization_config: modules_to_not_convert is .*a list of strings"):
-        bitnet(quantization_config=ONLINE | {"modules_to_not_convert": value})
+    assert (found.activation, found.norm_epsilon) == ("silu", 1e-6)
+    assert found.attention[0].rotary == Rotary(1e4, 16)
+    assert found.qkv_bias
+    assert found.output_bias
 
 
 @pytest.mark.parametrize(
@@ -125,10 +122,12 @@ def test_names_that_are_not_a_list_of_strings(value: object) -> None:
     [
         ("silu", "silu"),
         ("swish", "silu"),
+        ("relu", "relu"),
         ("relu2", "relu2"),
         ("gelu", "gelu"),
         ("gelu_new", "gelu_tanh"),
         ("gelu_pytorch_tanh", "gelu_tanh"),
+        ("quick_gelu", "quick_gelu"),
     ],
 )
 def test_activations_by_their_names_in_transformers(name: str, expected: str) -> None:
@@ -151,121 +150,109 @@ def test_every_field_is_read() -> None:
         mlp_bias=True,
         tie_word_embeddings=True,
         rope_theta=5e5,
+        pretraining_tp=4,
     )
     assert (found.num_key_value_heads, found.head_dim, found.context_length) == (2, 32, 100)
     assert (found.norm_epsilon, found.activation) == (1e-4, "silu")
-    assert found.attention_bias
+    assert found.qkv_bias
+    assert found.output_bias
     assert found.mlp_bias
     assert found.tie_word_embeddings
-    assert (found.rotary.theta, found.rotary.dim) == (5e5, 32)
+    assert found.attention == (Attention(Rotary(5e5, 32)),)
     assert (found.attention_size, found.key_value_size) == (128, 64)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4}},
-        {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}},
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}, "rope_theta": 1e4},
-        {"rope_theta": 5e5, "rope_factors": [4.0] * 8},
-    ],
-)
-def test_old_and_new_ways_to_write_rotary_scaling(changes: dict[str, object]) -> None:
-    rotary = spec(**changes).rotary
-    assert (rotary.theta, rotary.dim, rotary.divisors) == (5e5, 16, (4.0,) * 8)
+def test_falcon3_1_58bit_is_a_llama() -> None:
+    """The configuration of Falcon3-1B-Instruct-1.58bit."""
+    found = read(
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "attention_bias": False,
+            "head_dim": 256,
+            "hidden_act": "silu",
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "is_bitnet_config": True,
+            "max_position_embeddings": 8192,
+            "mlp_bias": False,
+            "model_type": "llama",
+            "num_attention_heads": 8,
+            "num_hidden_layers": 18,
+            "num_key_value_heads": 4,
+            "pretraining_tp": 1,
+            "quantization_config": {"modules_to_not_convert": None, "quant_method": "bitnet"},
+            "rms_norm_eps": 1e-6,
+            "rope_scaling": None,
+            "rope_theta": 1000042,
+            "tie_word_embeddings": False,
+            "vocab_size": 131072,
+        }
+    )
+    assert (found.attention_size, found.key_value_size, found.context_length) == (2048, 1024, 8192)
+    assert found.attention == (Attention(Rotary(1000042.0, 256)),)
 
 
-@pytest.mark.parametrize("changes", [{"rope_parameters": {}}, {"rope_parameters": {"rope_type": "default"}}])
-def test_rope_parameters_without_scaling(changes: dict[str, object]) -> None:
-    assert spec(**changes) == spec()
-
-
-def llama3_divisor(index: int, dim: int, theta: float, rule: dict[str, float]) -> float:
-    """The rule as the Llama 3.1 model card's code has it: three cases by wavelength."""
-    frequency = theta ** (-2 * index / dim)
-    wavelength = 2 * math.pi / frequency
-    original = rule["original_max_position_embeddings"]
-    if wavelength < original / rule["high_freq_factor"]:
-        return 1.0
-    if wavelength > original / rule["low_freq_factor"]:
-        return rule["factor"]
-    smooth = (original / wavelength - rule["low_freq_factor"]) / (rule["high_freq_factor"] - rule["low_freq_factor"])
-    return frequency / ((1 - smooth) * frequency / rule["factor"] + smooth * frequency)
-
-
-@pytest.mark.parametrize(
-    ("theta", "head_dim", "rule"),
-    [
-        (5e5, 64, LLAMA3),
-        (1e4, 16, LLAMA3 | {"factor": 32.0, "original_max_position_embeddings": 64}),
-        (5e5, 128, LLAMA3 | {"low_freq_factor": 2.0, "high_freq_factor": 3.5}),
-    ],
-)
-def test_llama3_divisors_equal_an_independent_formulation(theta: float, head_dim: int, rule: dict) -> None:
-    divisors = spec(rope_theta=theta, head_dim=head_dim, rope_scaling=rule).rotary.divisors
-    expected = [llama3_divisor(index, head_dim, theta, rule) for index in range(head_dim // 2)]
-    assert divisors == pytest.approx(expected, rel=1e-12)
-    assert len({round(value, 6) for value in divisors}) > 2
-
-
-def test_llama3_divisors_equal_those_of_transformers() -> None:
-    """Numbers of transformers 5.23: theta 500000, 64 rotated features, Llama 3.1's factors."""
-    divisors = spec(rope_theta=5e5, head_dim=64, rope_scaling=LLAMA3).rotary.divisors
-    assert divisors == pytest.approx(TRANSFORMERS_LLAMA3, abs=2e-5)
+WINDOW = {"use_sliding_window": True, "sliding_window": 64}
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("changes", "windows"),
     [
-        ({"model_type": "absent"}, CheckpointError, "config.json: model_type is missing"),
-        ({"model_type": 3}, CheckpointError, "model_type is 3: expected a string"),
+        ({"model_type": "mistral", "sliding_window": 64}, [64, 64, 64, 64]),
+        ({"model_type": "mistral", "sliding_window": None}, [0, 0, 0, 0]),
+        ({"model_type": "phi3", "sliding_window": 64}, [64, 64, 64, 64]),
+        ({"model_type": "qwen2", **WINDOW}, [0, 0, 0, 0]),
+        ({"model_type": "qwen2", **WINDOW, "max_window_layers": 0}, [64, 64, 64, 64]),
+        ({"model_type": "qwen2", **WINDOW, "max_window_layers": 3}, [0, 0, 0, 64]),
+        ({"model_type": "qwen2", **WINDOW, "max_window_layers": 3, "use_sliding_window": False}, [0, 0, 0, 0]),
+        ({"model_type": "qwen2", **WINDOW, "max_window_layers": 0, "sliding_window": None}, [0, 0, 0, 0]),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 0}, [4096] * 4),
         (
-            {"model_type": "lama"},
-            UnsupportedError,
-            r"'lama' is not supported; did you mean 'llama'\? \(known: bitnet, llama\)",
+            {"model_type": "qwen3", **WINDOW, "layer_types": ["sliding_attention", "full_attention"] * 2},
+            [64, 0, 64, 0],
         ),
-        ({"model_type": "gpt_neo"}, UnsupportedError, r"'gpt_neo' is not supported \(known: bitnet, llama\)"),
-        ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedError, "quantization method 'gptq'"),
-        ({"quantization_config": {}}, UnsupportedError, "quantization method 'unknown'"),
-        ({"quantization_config": 4}, CheckpointError, "quantization_config is 4: expected an object"),
-        ({"hidden_act": "gleu"}, UnsupportedError, r"hidden_act 'gleu' is not supported; did you mean 'gelu'\?"),
-        ({"hidden_act": "mish"}, UnsupportedError, r"hidden_act 'mish' is not supported \(known: silu, relu2"),
-        ({"hidden_size": "absent"}, CheckpointError, "config.json: hidden_size is missing"),
-        ({"hidden_size": 0}, CheckpointError, "hidden_size is 0: expected a whole number from 1"),
-        ({"hidden_size": -64}, CheckpointError, "hidden_size is -64"),
-        ({"hidden_size": 64.0}, CheckpointError, "hidden_size is 64.0"),
-        ({"hidden_size": True}, CheckpointError, "hidden_size is True"),
-        ({"hidden_size": "64"}, CheckpointError, "hidden_size is '64'"),
-        ({"hidden_size": 1 << 63}, CheckpointError, "hidden_size is 9223372036854775808"),
-        ({"num_attention_heads": 7}, CheckpointError, "num_attention_heads 7 does not divide hidden_size 64"),
-        ({"num_attention_heads": 65}, CheckpointError, "num_attention_heads 65 does not divide"),
-        ({"num_key_value_heads": 3}, CheckpointError, "num_key_value_heads is 3"),
-        ({"num_key_value_heads": 8}, CheckpointError, "num_key_value_heads is 8"),
-        ({"head_dim": 15}, CheckpointError, "rotary dim is 15"),
-        ({"rms_norm_eps": 0}, CheckpointError, "rms_norm_eps is 0: expected a finite number greater than 0"),
-        ({"rms_norm_eps": "1e-5"}, CheckpointError, "rms_norm_eps is '1e-5': expected a number"),
-        ({"rms_norm_eps": float("inf")}, CheckpointError, "rms_norm_eps is inf"),
-        ({"rms_norm_eps": 10**400}, CheckpointError, r"rms_norm_eps is 1000.*\.\.\.: expected a finite"),
-        ({"tie_word_embeddings": 1}, CheckpointError, "tie_word_embeddings is 1: expected true or false"),
-        ({"rope_theta": float("nan")}, CheckpointError, "rope_theta is nan"),
-        ({"rope_scaling": "linear"}, CheckpointError, "rope_scaling is 'linear': expected an object"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2}}, UnsupportedError, "rope type 'yarn' is not supported; known"),
-        ({"rope_scaling": {"type": "linear"}}, CheckpointError, "config.json: rope_scaling: factor is missing"),
-        ({"rope_scaling": {"type": 7}}, CheckpointError, "rope_scaling: type is 7"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, CheckpointError, "rope_scaling: factor is missing"),
-        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, CheckpointError, "must exceed low_freq_factor 1.0"),
-        ({"partial_rotary_factor": 0.5}, UnsupportedError, "partial_rotary_factor is not supported"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, UnsupportedError, "partial_rotary_factor"),
-        ({"rope_factors": [1.0]}, CheckpointError, "1 rope factors: expected 8"),
-        ({"rope_factors": [1.0] * 7 + [0]}, CheckpointError, "rope_factors: 7 is 0"),
-        ({"rope_factors": 3}, CheckpointError, "rope_factors is 3: expected a list of numbers"),
+        ({"model_type": "smollm3", **WINDOW}, [0, 0, 0, 64]),
+        ({"model_type": "smollm3", **WINDOW, "no_rope_layer_interval": 2}, [0, 64, 0, 64]),
+        ({"model_type": "smollm3", **WINDOW, "layer_types": ["full_attention"] * 4}, [0, 0, 0, 0]),
     ],
 )
-def test_refusals_name_the_field(changes: dict[str, object], error: type[InputError], message: str) -> None:
-    with pytest.raises(error, match=message) as caught:
-        spec(**changes)
-    assert "\n" not in str(caught.value)
+def test_windows_by_layer(changes: dict[str, object], windows: list[int]) -> None:
+    found = spec(num_hidden_layers=4, **changes)
+    assert [found.layer(index).window for index in range(4)] == windows
+
+
+@pytest.mark.parametrize(
+    ("changes", "rotated"),
+    [
+        ({}, [True, True, True, False]),
+        ({"no_rope_layer_interval": 2}, [True, False, True, False]),
+        ({"no_rope_layer_interval": 1}, [False] * 4),
+        ({"no_rope_layers": [0, 1, 1, 1, 0], "no_rope_layer_interval": 2}, [False, True, True, True]),
+        ({"no_rope_layers": [1, 1, 1, 1]}, [True] * 4),
+    ],
+)
+def test_layers_without_positions(changes: dict[str, object], rotated: list[bool]) -> None:
+    found = spec(model_type="smollm3", num_hidden_layers=4, **changes)
+    assert [found.layer(index).rotary is not None for index in range(4)] == rotated
+
+
+def test_granite_divides_logits() -> None:
+    found = spec(
+        model_type="granite",
+        embedding_multiplier=12,
+        attention_multiplier=0.015625,
+        residual_multiplier=0.22,
+        logits_scaling=8.0,
+    )
+    assert (found.embedding_scale, found.attention_scale, found.residual_scale) == (12, 0.015625, 0.22)
+    assert found.logit_scale == 0.125
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "phi3", "olmo2"])
+def test_biases_that_a_family_does_not_have(family: str) -> None:
+    """transformers does not read the field in these families; a tensor that has no place is refused later."""
+    found = spec(model_type=family, mlp_bias=True)
+    assert not found.mlp_bias
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -273,8 +260,47 @@ def test_the_specification_names_every_tensor_of_a_checkpoint(name: str) -> None
     model = TINY[name]
     config = Config(model.config)
     family = find(config)
-    wanted = {family.tensor_name(role): shape for role, shape in family.spec(config).tensors()}
+    found = family.spec(config)
+    wanted = {family.source(found, role).name: shape for role, shape in found.tensors()}
     assert wanted == {key: value.shape for key, value in tensors(model).items()}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, model in FAMILY_MODELS.items() if str(model.config["model_type"]) in DEFAULTS]
+)
+def test_every_row_of_every_tensor_of_transformers_has_one_role(name: str) -> None:
+    config = Config(FAMILY_MODELS[name].config)
+    family = find(config)
+    found = family.spec(config)
+    rows: dict[str, list[int]] = {}
+    for role, shape in found.tensors():
+        source = family.source(found, role)
+        part = source.rows or Rows(0, shape[0], shape[0])
+        starts = [part.start + block * part.stride for block in range(part.count)]
+        rows.setdefault(source.name, []).extend(row for start in starts for row in range(start, start + part.block))
+    assert {key: sorted(numbers) for key, numbers in rows.items()} == {
+        key: list(range(shape[0])) for key, shape in shapes_of(name).items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("family", "role", "name"),
+    [
+        ("bitnet", "layers.3.attn.sub_norm.weight", "model.layers.3.self_attn.attn_sub_norm.weight"),
+        ("bitnet", "layers.3.mlp.sub_norm.weight", "model.layers.3.mlp.ffn_sub_norm.weight"),
+        ("bitnet", "layers.3.attn.o_proj.weight", "model.layers.3.self_attn.o_proj.weight"),
+        ("llama", "layers.3.post_attention_norm.weight", "model.layers.3.post_attention_layernorm.weight"),
+        ("olmo2", "layers.3.attn.output_norm.weight", "model.layers.3.post_attention_layernorm.weight"),
+        ("olmo2", "layers.3.mlp.output_norm.weight", "model.layers.3.post_feedforward_layernorm.weight"),
+        ("qwen3", "layers.3.attn.key_norm.weight", "model.layers.3.self_attn.k_norm.weight"),
+        ("phi3", "layers.3.attn.v_proj.weight", "model.layers.3.self_attn.qkv_proj.weight"),
+        ("phi3", "layers.3.mlp.up_proj.weight", "model.layers.3.mlp.gate_up_proj.weight"),
+        ("phi3", "norm.weight", "model.norm.weight"),
+        ("phi3", "lm_head.weight", "lm_head.weight"),
+    ],
+)
+def test_names_of_tensors(family: str, role: str, name: str) -> None:
+    assert FAMILIES[family].source(DEFAULTS[family], role).name == name
 
 
 def test_families_are_known_by_their_model_type() -> None:

@@ -21,7 +21,8 @@ def test_logits(name: str, tmp_path: Path) -> None:
     model = FAMILY_MODELS[name]
     source = write_family_checkpoint(tmp_path / name, model, shapes_of(name))
     vocabulary = convert(source, tmp_path / "package", policy=FLOAT, context_length=model.context).spec.vocab_size
-    run, chosen, given = PackageLogits(tmp_path / "package"), columns(vocabulary), prompts(vocabulary)
+    run, chosen = PackageLogits(tmp_path / "package"), columns(vocabulary)
+    given = prompts(vocabulary, model.prompt_lengths)
     with np.load(GOLDEN / f"{name}.npz") as golden:
         expected = [golden[f"prompt{index}"] for index in range(len(given))]
     for ids, logits in zip(given, expected, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,10 +151,10 @@ def tokenizer(vocab_size: int) -> Tokenizer:
     return result
 
 
-def prompts(vocab_size: int) -> list[np.ndarray]:
+def prompts(vocab_size: int, lengths: Sequence[int] = PROMPT_LENGTHS) -> list[np.ndarray]:
     """Random prompts of each length."""
     rng = np.random.default_rng(99)
-    return [rng.integers(0, vocab_size, length) for length in PROMPT_LENGTHS]
+    return [rng.integers(0, vocab_size, length) for length in lengths]
 
 
 def columns(vocab_size: int) -> np.ndarray:

@@ -1,0 +1,166 @@
+"""`bitnet-onnx validate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from bitnet_onnx import model_zoo
+from bitnet_onnx.cli._console import error_console, printable
+from bitnet_onnx.evaluation import Measure, Options, Progress, Validation, WeightCheck, validate
+
+#: Tensors that fail are listed up to this many.
+_LISTED = 20
+_DOES_NOT_HOLD = 1
+_ALL = "all"
+
+
+def _layer_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Numbers with commas between them, or an empty tuple for `all`."""
+    if value is None:
+        return None
+    return () if value == _ALL else _integers(ctx, param, value)
+
+
+def _integers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
+    """Numbers with commas between them."""
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r:.60}: expected numbers with commas between them") from None
+
+
+@click.command()
+@click.argument("package", type=click.Path(path_type=Path))
+@click.option("--source", required=True, help="The checkpoint that the package was made from, or its name in the zoo.")
+@click.option(
+    "--tokens",
+    callback=_integers,
+    metavar="N,N...",
+    default="1,7,64",
+    show_default=True,
+    help="Lengths of the prompts that are made up.",
+)
+@click.option("--prompt", help="A text to read instead.")
+@click.option(
+    "--layers",
+    callback=_layer_numbers,
+    metavar="N,N...",
+    is_flag=False,
+    flag_value=_ALL,
+    help="Compare hidden states after these layers too, such as 0,15,29; without a value after all.",
+)
+@click.option("--fallback", is_flag=True, help="Run the function bodies although the operator library is there.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    package: Path,
+    source: str,
+    tokens: tuple[int, ...],
+    prompt: str | None,
+    layers: tuple[int, ...] | None,
+    fallback: bool,
+    as_json: bool,
+) -> None:
+    """Compare PACKAGE with the checkpoint that it was made from.
+
+    Every tensor must be equal bit for bit to what the recorded precision makes of the source's, and logits must be
+    those of an independent forward pass in numpy. Exit status: 0 it holds, 1 it does not, 2 bad input.
+    """
+    options = Options(tokens=tokens, prompt=prompt, layers=layers, fallback=fallback)
+    with _progress() as progress:
+        found = validate(package, model_zoo.resolve(source), options, progress=progress)
+    for warning in found.warnings:
+        error_console().print(f"[yellow]warning:[/] {printable(warning)}", soft_wrap=True)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2))
+    else:
+        _print(found, made_up=prompt is None)
+    ctx.exit(0 if found.holds else _DOES_NOT_HOLD)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress | None]:
+    if not error_console().is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Bar(*columns, console=error_console(), transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+
+        def report(name: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, description=name)
+
+        yield report
+
+
+def _print(found: Validation, *, made_up: bool) -> None:
+    console = Console(highlight=False, markup=False, emoji=False)
+    failing = [check for check in found.weights if not check.holds]
+    if failing:
+        _weights(console, failing)
+    held = len(found.weights) - len(failing)
+    console.print(f"weights: {held} of {len(found.weights)} tensors are equal bit for bit")
+    if found.logits:
+        _logits(console, found, made_up)
+    else:
+        console.print("logits: not compared, because of the weights")
+    if found.layers:
+        _layers(console, found)
+    console.print("the package holds" if found.holds else "the package DOES NOT hold", style="bold")
+
+
+def _weights(console: Console, failing: list[WeightCheck]) -> None:
+    table = Table("tensor", "stored as", box=None, pad_edge=False)
+    for name in ("differing", "scales"):
+        table.add_column(name, justify="right")
+    table.add_column("first")
+    for check in failing[:_LISTED]:
+        first = printable(check.problem) if check.problem else str(list(check.first or ()))
+        table.add_row(
+            printable(check.role), check.stored, f"{check.differing} of {check.size}", str(check.scales), first
+        )
+    console.print(table)
+    if len(failing) > _LISTED:
+        console.print(f"... and {len(failing) - _LISTED} more")
+
+
+def _logits(console: Console, found: Validation, made_up: bool) -> None:
+    console.print(f"logits: {found.runtime} against the numpy reference")
+    table = Table("tokens", "read", box=None, pad_edge=False)
+    for name in ("distance", "tolerance", "holds", "KL to source", "top-1"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for check in found.logits:
+        unit = " %" if check.measure is Measure.RELATIVE else ""
+        value, tolerance = ((100 * part if unit else part) for part in (check.value, check.tolerance))
+        table.add_row(
+            str(check.tokens),
+            str(check.way),
+            f"{value:.2g}{unit}",
+            f"{tolerance:.2g}{unit}",
+            "yes" if check.holds else "NO",
+            f"{check.divergence:.4f}",
+            f"{100 * check.agreement:.0f} %",
+        )
+    console.print(table)
+    if made_up:
+        console.print("KL and top-1 are on made-up tokens: --prompt TEXT shows what quantization costs on a text")
+
+
+def _layers(console: Console, found: Validation) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in ("after layer", "error", "noise alone", "error with floats"):
+        table.add_column(name, justify="right")
+    for check in found.layers:
+        floats = "" if check.floats is None else f"{check.floats:.1e}"
+        table.add_row(str(check.layer), f"{check.error:.1e}", f"{check.movement:.1e}", floats)
+    console.print(table)

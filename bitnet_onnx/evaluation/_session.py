@@ -1,0 +1,132 @@
+"""A package in ONNX Runtime, with the hidden states of its layers as further outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+
+from bitnet_onnx.converters.onnx._linear_layers import module_path
+from bitnet_onnx.decoder import DecoderSpec, Norm, NormPlacement
+from bitnet_onnx.errors import PackageError
+from bitnet_onnx.evaluation._float_graph import leave_activations
+from bitnet_onnx.package_format import ENGINE, LOGITS_START, MODEL
+from bitnet_onnx.quantized import FloatArray
+from bitnet_onnx.runtime import Device, PackageInfo
+from bitnet_onnx.runtime._native_errors import one_line
+from bitnet_onnx.runtime.devices import register_library
+
+#: What ONNX Runtime says below is said again by our exceptions.
+_LOG_SEVERITY = 4
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class PackageSession:
+    """One graph of a package.
+
+    Args:
+        package: the checked package.
+        device: with or without the operator library.
+        spec: what the decoder is.
+        layers: after which hidden states are wanted.
+        engine: the graph of our own runtime instead of `model.onnx`.
+        floats: leave activations as they are: nothing is rounded to integers then, and results are reproducible to
+            float rounding.
+
+    Raises:
+        OperatorError: the operator library cannot be loaded.
+        PackageError: ONNX Runtime refuses the graph.
+    """
+
+    def __init__(
+        self,
+        package: PackageInfo,
+        device: Device,
+        spec: DecoderSpec,
+        layers: Sequence[int] = (),
+        *,
+        engine: bool = False,
+        floats: bool = False,
+    ) -> None:
+        self._path = package.directory / (ENGINE if engine else MODEL)
+        options = ort.SessionOptions()
+        options.log_severity_level = _LOG_SEVERITY
+        if device.operator_library is not None:
+            register_library(options, device.operator_library)
+        # The graph is changed in memory only; its data stays where it is.
+        options.add_session_config_entry(_EXTERNAL_FOLDER, str(package.directory.resolve()))
+        self._floats = floats
+        if floats and device.operator_library is None:
+            # Constant folding would hold every matrix as floats at once.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._names = [hidden_name(spec, layer) for layer in layers]
+        try:
+            self._session = ort.InferenceSession(self._graph(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise PackageError(f"{self._path}: ONNX Runtime cannot open it: {one_line(error)}") from None
+        self._restricted = any(value.name == LOGITS_START for value in self._session.get_inputs())
+        architecture = package.architecture
+        shape = (1, architecture.num_key_value_heads, 0, architecture.head_dim)
+        self._caches = [
+            f"past_key_values.{layer}.{part}"
+            for layer in range(architecture.num_hidden_layers)
+            for part in ("key", "value")
+        ]
+        self._empty = dict.fromkeys(self._caches, np.zeros(shape, np.float32))
+
+    def run(self, ids: Sequence[int], split: int = 0) -> tuple[FloatArray, list[FloatArray]]:
+        """One sequence.
+
+        Args:
+            ids: its tokens.
+            split: tokens of a first call, before the one whose results are given; 0 reads all in one call.
+
+        Returns:
+            Logits `[T, vocabulary]`, and the hidden states `[T, hidden]` of each layer.
+
+        Raises:
+            PackageError: ONNX Runtime fails on the graph.
+        """
+        cache = dict(self._empty)
+        if split:
+            first = self._call(np.array(ids[:split], np.int64), 0, cache)
+            cache = dict(zip(self._caches, first[1 : 1 + len(self._caches)], strict=True))
+        logits, *rest = self._call(np.array(ids[split:], np.int64), split, cache)
+        return logits[0], [hidden[0] for hidden in rest[len(self._caches) :]]
+
+    def _call(self, ids: npt.NDArray[np.int64], past: int, cache: dict[str, FloatArray]) -> list[FloatArray]:
+        feeds = {"input_ids": ids[None], "attention_mask": np.ones((1, past + len(ids)), np.int64), **cache}
+        if self._restricted:
+            feeds[LOGITS_START] = np.zeros(1, np.int64)
+        names = ["logits", *(name.replace("past_key_values", "present") for name in self._caches), *self._names]
+        run_options = ort.RunOptions()
+        run_options.log_severity_level = _LOG_SEVERITY
+        try:
+            outputs: list[FloatArray] = self._session.run(names, feeds, run_options)
+        except Exception as error:
+            raise PackageError(f"{self._path}: running failed: {one_line(error)}") from None
+        return outputs
+
+    def _graph(self) -> bytes:
+        model = onnx.load_model(str(self._path), load_external_data=False)
+        known = {name for node in model.graph.node for name in node.output}
+        for name in self._names:
+            if name not in known:
+                raise PackageError(f"{self._path}: the graph has no value {name}: convert the checkpoint again")
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        if self._floats:
+            leave_activations(model)
+        graph: bytes = model.SerializeToString()
+        return graph
+
+
+def hidden_name(spec: DecoderSpec, layer: int) -> str:
+    """The value that leaves a layer, as the emitter calls it."""
+    branch = module_path(f"layers.{layer}.mlp")
+    if spec.placement is not NormPlacement.RESIDUAL:
+        return f"{branch}/Add/output_0"
+    last = "LayerNormalization" if spec.norm is Norm.LAYER else "Mul"
+    return f"{branch}/residual_norm/{last}/output_0"

@@ -1,0 +1,178 @@
+"""Does a package hold the source's weights, and does it compute what they say?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bitnet_onnx.converters.model import SourceModel, open_model
+from bitnet_onnx.decoder import DecoderSpec
+from bitnet_onnx.errors import InputError, PackageError
+from bitnet_onnx.evaluation._logits import Ids, Progress, Subject, check_logits
+from bitnet_onnx.evaluation._package_tensors import PackageTensors, engine_differences
+from bitnet_onnx.evaluation._report import LayerCheck, LogitCheck, Validation, WeightCheck
+from bitnet_onnx.evaluation._weights import check_weights, recorded_precisions
+from bitnet_onnx.package_format import MANIFEST
+from bitnet_onnx.runtime import Device, PackageInfo, auto_select_device
+from bitnet_onnx.runtime._json import read_object
+from bitnet_onnx.runtime.tokenizer import TextTokenizer
+
+#: Tokens of the prompts that are made up where the user gives none.
+DEFAULT_TOKENS: Final = (1, 7, 64)
+_SIZES: Final = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "tie_word_embeddings",
+)
+#: Steps through the vocabulary of the prompts that are made up, and where they begin.
+_STRIDE, _START = 7919, 1009
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to validate.
+
+    Attributes:
+        tokens: lengths of the prompts that are made up.
+        prompt: a text to read instead of them.
+        layers: hidden states to compare; None is none, and an empty tuple is those of all layers.
+        fallback: run the function bodies although the operator library is there.
+    """
+
+    tokens: tuple[int, ...] = DEFAULT_TOKENS
+    prompt: str | None = None
+    layers: tuple[int, ...] | None = None
+    fallback: bool = False
+
+
+def validate(
+    package: str | Path, source: str | Path, options: Options | None = None, *, progress: Progress | None = None
+) -> Validation:
+    """Compare a package with the checkpoint that it was made from.
+
+    Args:
+        package: the package directory.
+        source: the Hugging Face directory or the GGUF file.
+        options: what to compare.
+        progress: called as it goes.
+
+    Raises:
+        InputError: one of the two cannot be read, they are of different models, or an option is impossible.
+    """
+    chosen, report = options or Options(), progress or _silent
+    info = PackageInfo.open(package)
+    path = str(info.directory / MANIFEST)
+    manifest = read_object(info.directory / MANIFEST)
+    with open_model(Path(source), context_length=_context(Path(source), info)) as model:
+        _check_sizes(model.spec, manifest, path)
+        subject = Subject(
+            info=info,
+            tensors=PackageTensors(info.directory, model.spec),
+            precisions=recorded_precisions(manifest, model.spec, path),
+            fallback=_fallback(manifest),
+            device=Device() if chosen.fallback else auto_select_device(),
+            source=model,
+        )
+        prompts, layers = _prompts(chosen, info, model.spec), _layers(chosen, model.spec.num_hidden_layers)
+        weights = _weights(subject, report)
+        logits: tuple[LogitCheck, ...] = ()
+        states: tuple[LayerCheck, ...] = ()
+        # Where tensors are missing or of a wrong kind nothing can be computed.
+        if not any(check.problem for check in weights):
+            logits, states = check_logits(subject, prompts, layers, report)
+        return Validation(
+            package=str(info.directory),
+            source=str(model.path),
+            runtime=_runtime(subject),
+            weights=(*weights, *engine_differences(info.directory)),
+            logits=logits,
+            layers=states,
+            warnings=_warnings(model, manifest),
+        )
+
+
+def made_up(length: int, vocab_size: int) -> Ids:
+    """Token ids that are the same on every machine."""
+    return tuple((_START + _STRIDE * index) % vocab_size for index in range(length))
+
+
+def _silent(_: str, __: int, ___: int) -> None:
+    """No progress."""
+
+
+def _weights(subject: Subject, report: Progress) -> tuple[WeightCheck, ...]:
+    source = subject.source
+    total = sum(1 for _ in source.spec.tensors())
+    checks: list[WeightCheck] = []
+    for check in check_weights(source.spec, source.tensors, subject.tensors, subject.precisions):
+        checks.append(check)
+        report("weights", len(checks), total)
+    return tuple(checks)
+
+
+def _runtime(subject: Subject) -> str:
+    return f"{subject.fallback} function bodies" if subject.device.operator_library is None else "operator library"
+
+
+def _prompts(options: Options, info: PackageInfo, spec: DecoderSpec) -> list[Ids]:
+    if options.prompt is not None:
+        ids = TextTokenizer(info).encode(options.prompt, parse_special=False, add_bos=True)
+        if not 1 <= len(ids) <= spec.context_length:
+            raise InputError(f"--prompt has {len(ids)} tokens: expected 1 to {spec.context_length}")
+        return [tuple(ids)]
+    if not options.tokens:
+        raise InputError("--tokens names no prompt: give at least one length")
+    for length in options.tokens:
+        if not 1 <= length <= spec.context_length:
+            raise InputError(f"--tokens holds {length}: expected 1 to {spec.context_length}, the context")
+    return [made_up(length, spec.vocab_size) for length in options.tokens]
+
+
+def _layers(options: Options, count: int) -> tuple[int, ...]:
+    if options.layers is None:
+        return ()
+    for layer in options.layers:
+        if not 0 <= layer < count:
+            raise InputError(f"--layers holds {layer}: expected 0 to {count - 1}")
+    return options.layers or tuple(range(count))
+
+
+def _context(source: Path, info: PackageInfo) -> int | None:
+    """The context length to open the source with: None where it is its own."""
+    with open_model(source) as model:
+        same = model.spec.context_length == info.architecture.context_length
+    return None if same else info.architecture.context_length
+
+
+def _check_sizes(spec: DecoderSpec, manifest: Mapping[str, object], path: str) -> None:
+    architecture = manifest.get("architecture")
+    recorded = architecture if isinstance(architecture, dict) else {}
+    for name in _SIZES:
+        if recorded.get(name) != getattr(spec, name):
+            raise PackageError(
+                f"{path}: {name} is {recorded.get(name)!r:.40}, that of the source is {getattr(spec, name)}: "
+                f"the package was made from another model"
+            )
+
+
+def _fallback(manifest: Mapping[str, object]) -> str:
+    operator = manifest.get("operator")
+    return "exact" if isinstance(operator, dict) and operator.get("fallback") == "exact" else "fast"
+
+
+def _warnings(model: SourceModel, manifest: Mapping[str, object]) -> tuple[str, ...]:
+    source = manifest.get("source")
+    recorded = source.get("sha256") if isinstance(source, dict) else None
+    if recorded == model.sha256:
+        return ()
+    line = (
+        f"the package was made from weights with the sha256 {recorded!s:.64}, those of {model.path} have {model.sha256}"
+    )
+    return (line,)
