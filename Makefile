@@ -83,6 +83,16 @@ demo: $(VENV)/.stamp-install $(PACKAGE)/bitnet_onnx.json ## Fetch a small real m
 test: $(VENV)/.stamp-test ## Run the tests; coverage of all source folders must be at least 90 %
 	$(BIN)/python -P -m pytest --cov --cov-report=term:skip-covered
 
+SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: $(VENV)/.stamp-test ## Fuzz each reader for SECONDS (60); new inputs stay in build/fuzz
+	@for target in gguf safetensors packing; do \
+		mkdir -p build/fuzz/$$target && PYTHONPATH=tests/support:tests/fuzz $(BIN)/python -P -m fuzz_$$target \
+			-max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=1024 -max_len=8192 -verbosity=0 \
+			-artifact_prefix=build/fuzz/$$target- build/fuzz/$$target tests/fuzz/corpus/$$target || exit 1; \
+	done
+
 .PHONY: lint
 lint: $(VENV)/.stamp-lint ## Check style, types, layers and C++ formatting
 	$(BIN)/ruff check

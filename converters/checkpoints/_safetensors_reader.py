@@ -21,6 +21,8 @@ from bitnet_onnx.json_input import load_object, shown
 #: about 130 bytes a tensor.
 MAX_HEADER = 8_000_000
 MAX_DIMENSIONS = 8
+#: Of a tensor.
+MAX_BYTES = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,9 @@ def _entry(file: BinaryFile, data_start: int, name: str, value: object) -> Store
     begin, end = offsets
     if end > file.size - data_start:
         raise CheckpointError(f"{where}: ends at byte {end} of the data, which has {file.size - data_start}")
+    # numpy counts the elements of an empty tensor without its zeros.
+    if math.prod(max(size, 1) for size in shape) * kind.nbytes > MAX_BYTES:
+        raise CheckpointError(f"{where}: {dtype} {shape} exceeds the limit of {MAX_BYTES} bytes")
     nbytes = math.prod(shape) * kind.nbytes
     if nbytes != end - begin:
         raise CheckpointError(f"{where}: {dtype} {shape} takes {nbytes} bytes, data_offsets span {end - begin}")

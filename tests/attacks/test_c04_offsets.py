@@ -1,16 +1,17 @@
-"""Classes 4, 5 and 6: offsets, shapes and dtypes of a safetensors header."""
+"""Class 4: offsets of a safetensors header that overlap, leave holes or lead out."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from bounded_command import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_checkpoints import entry, safetensors_bytes, write_directory
 
 from bitnet_onnx.converters.checkpoints import open_checkpoint
-from bitnet_onnx.errors import CheckpointError, UnsupportedError
+from bitnet_onnx.errors import CheckpointError
 
 
 @pytest.mark.parametrize(
@@ -29,16 +30,6 @@ from bitnet_onnx.errors import CheckpointError, UnsupportedError
         ({"a": entry(begin=False, end=24)}, "data_offsets must be"),
         ({"a": entry() | {"data_offsets": [0, 12, 24]}}, "data_offsets must be"),
         ({"a": entry() | {"data_offsets": "0:24"}}, "data_offsets must be"),
-        ({"a": entry(shape=[2, 4])}, "takes 32 bytes, data_offsets span 24"),
-        ({"a": entry("F16")}, "takes 12 bytes"),
-        ({"a": entry(shape=[2**33, 2**33])}, "takes .* bytes"),
-        ({"a": entry(shape=[2**63, 2, 3])}, "takes .* bytes"),
-        ({"a": entry(shape=[-2, -3])}, "integers >= 0"),
-        ({"a": entry(shape=[True, 6])}, "integers >= 0"),
-        ({"a": entry(shape=[2.0, 3.0])}, "integers >= 0"),
-        ({"a": entry(shape=[1] * 8 + [6])}, "at most 8"),
-        ({"a": entry(shape="6")}, "shape must be"),
-        ({"a": entry(shape=None)}, "shape must be"),
         ({"a": {"dtype": "F32"}}, "exactly dtype, shape and data_offsets"),
         ({"a": entry() | {"extra": 1}}, "exactly dtype, shape and data_offsets"),
         ({"a": [1, 2]}, "exactly dtype, shape and data_offsets"),
@@ -51,15 +42,6 @@ def test_header_that_contradicts_itself(tmp_path: Path, header: object, message:
         open_checkpoint(path)
     assert "model.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E8M0", "C64", "f32", "", 4, None, ["F32"], "F32\n" * 1000])
-def test_unknown_dtypes(tmp_path: Path, dtype: object) -> None:
-    path = write_directory(tmp_path, safetensors_bytes({"a": entry() | {"dtype": dtype}}, bytes(24)))
-    with pytest.raises(UnsupportedError, match=r"tensor 'a': dtype .* is not one of") as caught:
-        open_checkpoint(path)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 600
 
 
 def test_names_of_any_kind_stay_on_one_short_line(tmp_path: Path) -> None:
@@ -99,3 +81,24 @@ def test_whatever_is_accepted_covers_the_data_exactly(tmp_path_factory, header, 
                 count *= dimension
             sound &= count == value["data_offsets"][1] - value["data_offsets"][0]
         assert not sound
+
+
+def test_offsets_in_any_order_of_names_are_sound(tmp_path: Path) -> None:
+    """The order of names says nothing; that of the data is what counts."""
+    header = {"b": entry(begin=24, end=48), "a": entry(begin=0, end=24)}
+    with open_checkpoint(write_directory(tmp_path, safetensors_bytes(header, bytes(48)))) as checkpoint:
+        assert checkpoint.tensors.keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": entry(end=24), "b": entry(begin=12, end=36)},
+        {"a": entry(), "b": entry(begin=40, end=64)},
+        {"a": entry(begin=0, end=2**63)},
+    ],
+    ids=["overlap", "hole", "beyond"],
+)
+def test_the_command_line(tmp_path: Path, header: object) -> None:
+    source = write_directory(tmp_path / "source", safetensors_bytes(header, bytes(64)))
+    assert "model.safetensors: tensor '" in refused(source, tmp_path / "out")
