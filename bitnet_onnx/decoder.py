@@ -7,12 +7,23 @@ import enum
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
 
 #: Tensors are listed layer by layer before a file is looked at: a lie must not fill the memory.
 MAX_LAYERS = 10_000
 
+#: The fields of a specification that a package's manifest repeats as they are.
+MANIFEST_SIZES: Final = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "tie_word_embeddings",
+)
 #: Linear layers of one block that read the same input, by role.
 ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 MLP_INPUTS = ("gate_proj", "up_proj")

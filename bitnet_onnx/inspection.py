@@ -11,24 +11,13 @@ from bitnet_onnx.converters._roles import CheckpointTensors
 from bitnet_onnx.converters.checkpoints import Checkpoint, open_checkpoint
 from bitnet_onnx.converters.families import Config, find
 from bitnet_onnx.converters.ternary_scheme import ternary_scheme
+from bitnet_onnx.decoder import MANIFEST_SIZES
 from bitnet_onnx.errors import BitnetOnnxError, PackageError
 from bitnet_onnx.json_input import load_object
 from bitnet_onnx.package_format import MANIFEST
 from bitnet_onnx.runtime import PackageInfo
 
 _MAX_MANIFEST: Final = 1 << 24
-#: What is told of a decoder, as in a package's manifest.
-_SIZES: Final = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "context_length",
-    "tie_word_embeddings",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +142,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         family = find(config)
         spec = family.spec(config)
         CheckpointTensors(checkpoint, family, spec, ternary_scheme(config))
-        sizes = {name: getattr(spec, name) for name in _SIZES}
+        sizes = {name: getattr(spec, name) for name in (*MANIFEST_SIZES, "head_dim", "context_length")}
     except BitnetOnnxError as error:
         problem = str(error)
     return Inspection(

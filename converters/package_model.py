@@ -17,7 +17,7 @@ from bitnet_onnx.converters.families import Family, find
 from bitnet_onnx.converters.model import SourceModel, generation_config_of, with_context
 from bitnet_onnx.converters.onnx._head_layout import head_size
 from bitnet_onnx.converters.ternary_scheme import TernaryScheme, ternary_scheme
-from bitnet_onnx.decoder import DecoderSpec
+from bitnet_onnx.decoder import MANIFEST_SIZES, DecoderSpec
 from bitnet_onnx.errors import PackageError
 from bitnet_onnx.json_input import load_object, shown
 from bitnet_onnx.package_format import CONFIG, FORMAT_VERSION, GENERATION_CONFIG, MANIFEST, MODEL, MODEL_DATA
@@ -25,14 +25,6 @@ from bitnet_onnx.package_format import CONFIG, FORMAT_VERSION, GENERATION_CONFIG
 _MAX_JSON: Final = 1 << 24
 _MAX_CONTEXT: Final = 1 << 26
 _MAX_NAME: Final = 200
-_SIZES: Final = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-)
 
 
 @contextmanager
@@ -100,10 +92,10 @@ def _spec(
     spec = family.spec(config)
     if wanted != spec.context_length:
         spec = with_context(family.spec(config.with_values(context_length=wanted)), wanted)
-    for name in _SIZES:
+    for name in (*MANIFEST_SIZES, "head_dim"):
         # The manifest has the size of a head in the cache, which may be larger than that of the weights.
         value, expected = architecture.get(name), head_size(spec) if name == "head_dim" else getattr(spec, name)
-        if isinstance(value, bool) or value != expected:
+        if type(value) is not type(expected) or value != expected:
             raise PackageError(f"{where}: architecture.{name} is {value!r:.40}, but {expected} by {CONFIG}")
     return spec if scheme is None else replace(spec, linear_norm_epsilon=scheme.linear_norm_epsilon)
 

@@ -14,7 +14,7 @@ from bitnet_onnx.converters.checkpoints._files import BinaryFile
 from bitnet_onnx.converters.families import Config, find
 from bitnet_onnx.converters.model import SourceModel, open_model
 from bitnet_onnx.converters.onnx._head_layout import head_size
-from bitnet_onnx.decoder import DecoderSpec
+from bitnet_onnx.decoder import MANIFEST_SIZES, DecoderSpec
 from bitnet_onnx.errors import InputError, PackageError
 from bitnet_onnx.evaluation._engine import engine_differences
 from bitnet_onnx.evaluation._logits import Ids, Progress, Subject, check_linear_layers, check_logits
@@ -27,15 +27,6 @@ from bitnet_onnx.runtime.tokenizer import TextTokenizer
 
 #: Tokens of the prompts that are made up where the user gives none.
 DEFAULT_TOKENS: Final = (1, 7, 64)
-_SIZES: Final = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "tie_word_embeddings",
-)
 #: Steps through the vocabulary of the prompts that are made up, and where they begin.
 _STRIDE, _START = 7919, 1009
 
@@ -176,7 +167,7 @@ def _context(source: Path, layout: str | None, info: PackageInfo) -> int | None:
 def _check_sizes(spec: DecoderSpec, manifest: Mapping[str, object], path: str) -> None:
     architecture = manifest.get("architecture")
     recorded = architecture if isinstance(architecture, dict) else {}
-    expected = {**{name: getattr(spec, name) for name in _SIZES}, "head_dim": head_size(spec)}
+    expected = {**{name: getattr(spec, name) for name in MANIFEST_SIZES}, "head_dim": head_size(spec)}
     for name, size in expected.items():
         if recorded.get(name) != size:
             raise PackageError(

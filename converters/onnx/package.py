@@ -23,6 +23,7 @@ from bitnet_onnx.converters.onnx._space import check_space
 from bitnet_onnx.converters.onnx._tokenizer_file import compact_tokenizer
 from bitnet_onnx.converters.onnx.bodies import Fallback
 from bitnet_onnx.converters.onnx.decoder import DecoderEmitter
+from bitnet_onnx.decoder import MANIFEST_SIZES
 from bitnet_onnx.package_format import (
     CONFIG,
     ENGINE,
@@ -118,16 +119,10 @@ def _manifest(model: SourceModel, layers: tuple[LayerRecord, ...], fallback: Fal
         "source": {"name": model.name, "format": model.format, "sha256": model.sha256()},
         "architecture": {
             "family": spec.family,
-            "vocab_size": spec.vocab_size,
-            "hidden_size": spec.hidden_size,
-            "intermediate_size": spec.intermediate_size,
-            "num_hidden_layers": spec.num_hidden_layers,
-            "num_attention_heads": spec.num_attention_heads,
-            "num_key_value_heads": spec.num_key_value_heads,
+            **{name: getattr(spec, name) for name in MANIFEST_SIZES},
             # Of the cache.
             "head_dim": head_size(spec),
             "context_length": spec.context_length,
-            "tie_word_embeddings": spec.tie_word_embeddings,
         },
         "operator": {"domain": OPERATOR_DOMAIN, "version": OPERATOR_VERSION, "fallback": str(fallback)},
         "summary": {
