@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from exports import FLOAT, KEPT, SOURCES, TERNARY, context_of, initializers, write_source
+from exports import CHOSEN, FLOAT, KEPT, TERNARY, context_of, initializers, write_source
 from safetensors.numpy import load_file, save_file
 from tiny_models import TINY, write_checkpoint
 
@@ -41,7 +41,7 @@ POLICIES = {
 
 @pytest.mark.parametrize(
     ("name", "policy"),
-    [(name, "mixed") for name in SOURCES] + [("biased_mqa", name) for name in POLICIES if name != "mixed"],
+    [(name, "mixed") for name in CHOSEN] + [("biased_mqa", name) for name in POLICIES if name != "mixed"],
 )
 def test_a_package_of_a_package_holds_the_same_bytes(name: str, policy: str, tmp_path: Path) -> None:
     convert(
@@ -70,7 +70,7 @@ def test_by_default_the_head_of_a_package_is_kept(tmp_path: Path) -> None:
     assert {layer["weights"] for layer in layers if layer["role"] in {"embed_tokens", "lm_head"}} == {"int8"}
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_codes_and_scales_by_role(name: str, tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", name)
     convert(source, tmp_path / "package", policy=TERNARY, context_length=context_of(name))

@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from exports import SOURCES, TERNARY, assert_same_values, codes, context_of, wide, with_merges, write_source
+from exports import CHOSEN, TERNARY, assert_same_values, codes, context_of, wide, with_merges, write_source
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -42,7 +42,7 @@ def field(path: Path, key: str) -> object:
     return found.contents()
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_a_family_comes_back_or_is_refused_by_what_gguf_cannot_say(name: str, tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", name)
     target, refusal = tmp_path / "out.gguf", None

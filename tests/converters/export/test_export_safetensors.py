@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exports import FLOAT, SOURCES, TERNARY, assert_same_codes, assert_same_values, context_of, write_source
+from exports import CHOSEN, FLOAT, TERNARY, assert_same_codes, assert_same_values, context_of, write_source
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny_models import TINY, tensors
@@ -27,7 +27,7 @@ ONLINE = {
 }
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_a_dense_directory_holds_the_tensors_of_its_source(name: str, tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", name)
     written = export(source, tmp_path / "out", DENSE, context_length=context_of(name))
@@ -47,7 +47,7 @@ def test_a_dense_directory_holds_the_tensors_of_its_source(name: str, tmp_path: 
             assert json.loads((tmp_path / "out" / file).read_text()) == json.loads((source / file).read_text())
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_ternary_packages_leave_by_either_layout_and_come_back(name: str, tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", name)
     convert(source, tmp_path / "package", policy=TERNARY, context_length=context_of(name))
