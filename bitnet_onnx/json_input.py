@@ -12,8 +12,8 @@ from bitnet_onnx.errors import InputError
 
 #: Real files nest fewer than ten levels deep; the parser itself recurses, so this is checked before it runs.
 MAX_DEPTH = 64
-#: Commas, lists and objects: each takes up to 215 bytes on the way to Python. A tokenizer.json with 262 thousand tokens and
-#: 514 thousand merges as pairs, the largest in use, has 1.9 million.
+#: Commas, lists and objects: each takes up to 215 bytes on the way to Python. A tokenizer.json with 262 thousand tokens
+#: and 514 thousand merges as pairs, the largest in use, has 1.9 million.
 MAX_ITEMS = 2_500_000
 
 _MAX_SHOWN = 80
