@@ -39,7 +39,9 @@ def test_the_seeds_are_sound_and_their_ruins_are_refused(target: str, monkeypatc
             run(seed[:size])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="Atheris has no wheel for this Python")
+@pytest.mark.skipif(
+    importlib.util.find_spec("atheris") is None, reason="Atheris is not installed: it has wheels for Linux only"
+)
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_few_thousand_new_inputs(target: str, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(HERE), str(SUPPORT)))}

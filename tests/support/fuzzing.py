@@ -27,7 +27,8 @@ class ScratchFile:
 
     def __init__(self, name: str) -> None:
         memory = Path("/dev/shm")
-        self.folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
+        self._temporary = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
+        self.folder = Path(self._temporary.name)
         self.path = self.folder / name
 
     def __call__(self, data: bytes) -> Path:
