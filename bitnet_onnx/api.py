@@ -110,7 +110,7 @@ def export(
         source: a Hugging Face directory, a GGUF file, a package, or the name of a model of the zoo.
         output: the directory or the `.gguf` file to create; it appears only when it is complete.
         options: say which format, and how: `SafetensorsOptions` or `GgufOptions`.
-        context_length: positions that the model has room for instead of those that the source names.
+        context_length: positions that a GGUF file names instead of those that the source names.
         i2s_layout: see `convert`.
         overwrite: replace what was written here before.
         written: called after each tensor with how many are written, how many there are, and the name of the last.

@@ -40,6 +40,7 @@ _TARGETS = {
     "group_size": ("onnx",),
     "head": ("onnx",),
     "fallback": ("onnx",),
+    "context": ("onnx", "gguf"),
     "layout": ("safetensors",),
     "dtype": ("safetensors", "gguf"),
     "ternary": ("gguf",),

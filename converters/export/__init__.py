@@ -77,7 +77,7 @@ def export(
         source: a Hugging Face directory, a GGUF file or a package of ours.
         output: the directory or, for GGUF, the file to create; it appears only when it is complete.
         options: say which format, and how.
-        context_length: positions that the model has room for instead of those that the source names.
+        context_length: positions that a GGUF file names instead of those that the source names.
         i2s_layout: how I2_S matrices of a GGUF file are laid out (`x86`), which the file does not tell.
         overwrite: replace what was written here before.
         written: called after each tensor.
@@ -90,9 +90,11 @@ def export(
     if source.resolve().is_relative_to(output.resolve()):
         raise PackageError(f"{output} holds the source {source}: choose another output")
     if isinstance(options, SafetensorsOptions):
+        if context_length is not None:
+            raise InputError("a Hugging Face directory keeps the context of its config.json: leave context_length out")
         with (
             new_directory(output, overwrite=overwrite, kind=_DIRECTORY) as work,
-            open_model(source, context_length=context_length, i2s_layout=i2s_layout) as model,
+            open_model(source, i2s_layout=i2s_layout) as model,
         ):
             layout, losses = write_directory(
                 work,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bounded_command import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoints import (
@@ -229,3 +230,20 @@ def test_block_scales_that_are_not_finite(tmp_path: Path) -> None:
         assert checkpoint.read_rows("model.embed_tokens.weight", 0, 7).shape == (7, 64)
         with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight' holds (inf|nan) at element 480"):
             checkpoint.read_rows("model.embed_tokens.weight", 7, 8)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        gguf_bytes(magic=b"GGUX"),
+        gguf_bytes(version=99),
+        gguf_bytes([pair(ALIGNMENT, 4, u32(3))]),
+        gguf_bytes([pair("general.architecture", 9, u32(9) + u64(1))]),
+        gguf_bytes(keys=1 << 60),
+    ],
+    ids=["magic", "version", "alignment", "nested array", "keys"],
+)
+def test_the_command_line(tmp_path: Path, data: bytes) -> None:
+    source = tmp_path / "source.gguf"
+    source.write_bytes(data)
+    assert "source.gguf" in refused(source, tmp_path / "out")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bitnet_models import CASES, DIVIDES, FALCON, MULTIPLIES, ONLINE, Packed, Stored, pack, packed, stored, write
+from bounded_command import refused
 from tiny_models import TINY
 
 from bitnet_onnx.converters import convert
@@ -192,3 +193,9 @@ def test_truncated_files(tmp_path: Path, case: str) -> None:
             convert(source, tmp_path / "package")
     assert json.loads((source / "config.json").read_text())
     assert not (tmp_path / "package").exists()
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    content = packed(TINY["bitnet"], MULTIPLIES)
+    source = write(tmp_path / "source", content, **{Q: with_code_3(content.codes[Q], 0, 0)})
+    assert f"'{Q}' holds the code 3" in refused(source, tmp_path / "out")

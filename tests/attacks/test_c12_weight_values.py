@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bounded_command import refused
 from safetensors.numpy import load_file, save_file
 from tiny_models import TINY, write_checkpoint
 
@@ -106,3 +107,23 @@ def test_scales_among_neighbours_of_another_magnitude() -> None:
     exact = detect(weight[[0, 1, 3]])
     assert exact is not None
     np.testing.assert_array_equal(exact.dequantize(), weight[[0, 1, 3]])
+
+
+@pytest.mark.parametrize("weights", ["auto", "int8", "ternary"])
+def test_the_largest_weights_still_give_a_sound_manifest(source: Path, tmp_path: Path, weights: str) -> None:
+    def edit(tensors: dict[str, np.ndarray]) -> None:
+        tensors[MATRIX] *= np.float32(5e37)
+
+    change(source, edit)
+    convert(source, tmp_path / "package", weights=weights)
+    text = (tmp_path / "package" / "bitnet_onnx.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+
+
+def test_the_command_line(source: Path, tmp_path: Path) -> None:
+    def edit(tensors: dict[str, np.ndarray]) -> None:
+        tensors[MATRIX][5, 7] = np.nan
+
+    change(source, edit)
+    assert f"'{MATRIX}' holds nan" in refused(source, tmp_path / "out")

@@ -14,14 +14,16 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from tiny_checkpoints import CONFIG, description, entry, gguf_bytes, safetensors_bytes
+from tiny_models import TINY, TinyModel, write_checkpoint
 
 from bitnet_onnx.converters import convert
 from bitnet_onnx.converters.checkpoints._files import BinaryFile
 from bitnet_onnx.converters.checkpoints._gguf_reader import read_gguf
 from bitnet_onnx.converters.checkpoints.huggingface import HuggingFaceCheckpoint
+from bitnet_onnx.converters.families import Config, find
 from bitnet_onnx.converters.onnx import _space
 from bitnet_onnx.converters.onnx._data_file import ALIGNMENT, DataFile
-from bitnet_onnx.errors import PackageError
+from bitnet_onnx.errors import InputError, PackageError
 from bitnet_onnx.packing import packed_shape
 from bitnet_onnx.policy import Policy, Precision, Weights
 from bitnet_onnx.runtime import PackageInfo
@@ -117,3 +119,29 @@ def test_sizes_are_counted_beyond_32_bits(tmp_path: Path, monkeypatch: pytest.Mo
         _space.check_space(tmp_path / "x", spec, None, policy)  # type: ignore[arg-type]
     monkeypatch.setattr(_space, "free_bytes", lambda _: rows * columns)
     _space.check_space(tmp_path / "x", spec, None, policy)  # type: ignore[arg-type]
+
+
+def test_a_row_too_long_for_exact_sums(tmp_path: Path) -> None:
+    """65793 columns of 8 bits could overflow 32 bits: refused, with the numbers."""
+    changes = {"intermediate_size": 65800, "num_hidden_layers": 1, "hidden_size": 8, "head_dim": 16}
+    model = TinyModel(1, {**TINY["untied_gqa"].config, **changes})
+    source = write_checkpoint(tmp_path / "source", model)
+    with pytest.raises(InputError, match="in_features 65800 with 8-bit weights can overflow a 32-bit sum"):
+        convert(source, tmp_path / "package", policy=Policy(Precision(Weights.INT8, 0)))
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_sizes_beyond_4_gib_are_arithmetic_only() -> None:
+    """A specification of any size is described without allocating: 200 G parameters, tensors above 4 GiB."""
+    config = Config(
+        dict(TINY["untied_gqa"].config)
+        | {
+            "hidden_size": 65536,
+            "num_attention_heads": 512,
+            "intermediate_size": 2**20,
+            "vocab_size": 2**20,
+            "num_hidden_layers": 1,
+        }
+    )
+    shapes = dict(find(config).spec(config).tensors())
+    assert shapes["layers.0.mlp.up_proj.weight"] == (2**20, 65536)
