@@ -28,7 +28,7 @@ from bitnet_onnx.converters.onnx._data_file import DataFile
 
 moment = sys.argv.pop(1)
 owner, name, call, seconds = {
-    "reading the tokenizer": (huggingface, "check_tokenizer", 1, 30),
+    "reading the tokenizer": (huggingface, "check_foreign_tokenizer", 1, 30),
     "the first matrix": (DataFile, "store", 1, 30),
     "a later matrix": (DataFile, "store", 9, 30),
     "beside other threads": (by_rows, "row_magnitudes", 3, 1),
