@@ -16,7 +16,7 @@ from bitnet_onnx.errors import BitnetOnnxError
 
 #: Command, and the line that `--help` shows, so that help imports none of them.
 _COMMANDS = {
-    "convert": "Convert a checkpoint into an ONNX package.",
+    "convert": "Convert a checkpoint into an ONNX package, or a model into GGUF or safetensors.",
     "inspect": "Describe a checkpoint or a package.",
     "validate": "Compare a package with the checkpoint that it was made from.",
     "infer": "Generate text from a package.",
@@ -49,7 +49,7 @@ class _Group(click.Group):
 @click.version_option(package_name="bitnet-onnx", prog_name="bitnet-onnx")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done, step by step.")
 def app(verbose: bool) -> None:
-    """Any Llama-family or BitNet checkpoint as one ONNX package with ternary or low-bit weights."""
+    """Any Llama- or GPT-family checkpoint, BitNet included, as one ONNX package with low-bit weights."""
     setup_logging(logging.DEBUG if verbose else logging.WARNING)
 
 
