@@ -30,7 +30,7 @@ ONLINE = {
 @pytest.mark.parametrize("name", CHOSEN)
 def test_a_dense_directory_holds_the_tensors_of_its_source(name: str, tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", name)
-    written = export(source, tmp_path / "out", DENSE, context_length=context_of(name))
+    written = export(source, tmp_path / "out", DENSE)
     assert written.losses == ()
     assert written.target is Target.SAFETENSORS
     before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
@@ -225,3 +225,9 @@ def test_only_what_was_written_here_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such file"):
         export(tmp_path / "absent", tmp_path / "new", DENSE)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out", "source"]
+
+
+def test_a_context_of_its_own_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="keeps the context of its config.json"):
+        export(write_source(tmp_path / "source", "tied_mha"), tmp_path / "out", DENSE, context_length=64)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
