@@ -228,6 +228,6 @@ def test_only_what_was_written_here_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_context_of_its_own_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="keeps the context of its config.json"):
+    with pytest.raises(InputError, match=r"keeps the context of its config\.json"):
         export(write_source(tmp_path / "source", "tied_mha"), tmp_path / "out", DENSE, context_length=64)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
