@@ -16,7 +16,7 @@ from bitnet_onnx.runtime.sampling import SamplingParameters
 EndReason: TypeAlias = Literal["stop", "length", "context", "cancelled", "deadline", "error"]
 
 
-class EngineBusy(BitnetOnnxError):
+class EngineBusyError(BitnetOnnxError):
     """The queue is full or the memory is spent: come again later.
 
     Attributes:
