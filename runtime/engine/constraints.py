@@ -25,7 +25,7 @@ from bitnet_onnx.errors import BitnetOnnxError, InputError, UnsupportedError
 from bitnet_onnx.limited_process import run_limited
 from bitnet_onnx.runtime._native_errors import one_line
 from bitnet_onnx.runtime.engine._schema_check import check_schema
-from bitnet_onnx.runtime.engine._token_bytes import token_bytes
+from bitnet_onnx.runtime.engine._token_bytes import Spelling, token_bytes
 from bitnet_onnx.runtime.tokenizer import TextTokenizer, parse_tokenizer
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class ConstraintFactory:
 
     def trusted_grammar(self, lark: str, where: str) -> GrammarConstraint:
         """As `grammar`, where whatever schemas it holds have been checked."""
-        return self._compile(self._library.LLMatcher.grammar_from_lark(lark), where)
+        return self._compile(self._library.LLMatcher.grammar_from_lark(lark), where, names_tokens=True)
 
     def choice(self, choices: Sequence[str]) -> GrammarConstraint:
         """One of some texts.
@@ -214,9 +214,11 @@ class ConstraintFactory:
         pattern = "|".join("".join(f"\\x{{{ord(character):x}}}" for character in text) for text in texts)
         return self._compile(self._library.LLMatcher.grammar_from_regex(f"({pattern})"), "choice")
 
-    def _compile(self, grammar: str, where: str, *, tried: bool = False) -> GrammarConstraint:
+    def _compile(
+        self, grammar: str, where: str, *, tried: bool = False, names_tokens: bool = False
+    ) -> GrammarConstraint:
         if not tried:
-            self._try(grammar, where)
+            self._try(grammar, where, names_tokens)
         try:
             matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         except (KeyboardInterrupt, SystemExit):
@@ -229,7 +231,7 @@ class ConstraintFactory:
             raise UnsupportedError(f"{where} cannot be followed whole: {_reason(warnings[0])}")
         return GrammarConstraint(matcher, self._vocab_size, self._stop_ids)
 
-    def _try(self, grammar: str, where: str) -> None:
+    def _try(self, grammar: str, where: str, names_tokens: bool) -> None:
         """Compiles a new grammar in a process of its own first, which it may end."""
         key = hashlib.sha256(grammar.encode()).digest()
         with self._lock:
@@ -238,6 +240,8 @@ class ConstraintFactory:
                 return
         request = {
             "grammar": grammar,
+            "vocab_size": self._vocab_size if names_tokens else 0,
+            "control": self._control if names_tokens else {},
             "limits": _LIMITS,
             "max_megabytes": _TRIAL_MEGABYTES,
             "max_seconds": _TRIAL_SECONDS,
@@ -270,11 +274,10 @@ class _Vocabulary:
         self.eos_token_id = vocab_size
         self.tokens = (*found.tokens, b"\xff[end]")
         self.special_token_ids = (*found.control, vocab_size)
-        self._tokenizer = tokenizer
+        self._spelling = Spelling(tokenizer, found.tokens, found.control)
 
     def __call__(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._spelling(text)
 
 
 def _ll_tokenizer(tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -> llguidance.LLTokenizer:
@@ -323,7 +326,7 @@ def _text(value: object, where: str, most: int) -> str:
 
 def _reason(message: str) -> str:
     """What llguidance says, on one line of bounded length."""
-    text = " ".join(message.replace("<non-verbose/>", " ").split())
+    text = " ".join(message.partition("<backtrace>")[0].replace("<non-verbose/>", " ").split())
     if text.startswith("NoExtension"):
         return "no text satisfies it"
     return text if len(text) <= 300 else text[:150] + " ... " + text[-150:]
