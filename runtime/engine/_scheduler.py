@@ -104,6 +104,7 @@ class Scheduler:
                 run.sequence = sequence
                 run.reading = True
                 run.remembered = 0
+                run.cached_tokens = run.cached_tokens if run.generated else 0
                 self.resident.append(run)
                 self._readers.append(run)
             elif self.resident:
@@ -169,7 +170,9 @@ class Scheduler:
         return len(found) < most
 
     def _remember(self, run: Run) -> None:
-        """Offers the blocks that became complete to the cache."""
+        """Offers the blocks that became complete to the cache, but for times when it would have to yield them again."""
+        if self._pressed:
+            return
         sequence, size = _held(run), self._cache.block_tokens
         complete = sequence.length // size
         for index in range(run.remembered, complete):

@@ -17,7 +17,7 @@ from bitnet_onnx.runtime.engine._prompt_cache import BlockKeys, PromptCache
 from bitnet_onnx.runtime.engine._run import Run
 from bitnet_onnx.runtime.engine._scheduler import Scheduler
 from bitnet_onnx.runtime.engine.metrics import Counters, EngineMetrics
-from bitnet_onnx.runtime.engine.request import EngineBusyError, EngineRequest, Finished
+from bitnet_onnx.runtime.engine.request import EngineBusyError, EngineRequest
 from bitnet_onnx.runtime.engine.stream import AnswerStream
 
 logger = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ class Engine:
         vocab, context = self._session.vocab_size, self._session.context_length
         if not 1 <= len(request.prompt) <= context:
             raise InputError(
-                f"the prompt has {len(request.prompt)} tokens, expected 1 to the model's context {context}"
+                f"the prompt has {len(request.prompt)} tokens, expected 1 to {context}, the model's context"
             )
         for token in request.prompt:
             try:
@@ -256,15 +256,22 @@ class Engine:
 
     def _wait_for_work(self, busy: bool) -> bool:
         """Waits until there is something to do; False when the engine is to end."""
-        trimmed = False
-        with self._changed:
-            while not self._closing:
-                if busy or self._inbox:
-                    return True
-                if not self._changed.wait(None if trimmed else self.settings.idle_trim_s) and not trimmed:
-                    trimmed = True
-                    self._session.trim()
-            return False
+        trimmed = busy
+        while True:
+            with self._changed:
+                if not (busy or self._inbox or self._closing):
+                    self._changed.wait(None if trimmed else self.settings.idle_trim_s)
+                if self._closing or busy or self._inbox:
+                    return not self._closing
+            if not trimmed:
+                trimmed = True
+                self._trim()
+
+    def _trim(self) -> None:
+        try:
+            self._session.trim()
+        except Exception:
+            logger.exception("idle memory could not be given back")
 
     def _run_down(self) -> None:
         """Answers what is left if so wished, ends the rest, and gives all memory back."""
@@ -278,7 +285,7 @@ class Engine:
             self._inbox = []
         self._scheduler.end_all("cancelled")
         self._cache.clear()
-        self._session.trim()
+        self._trim()
 
     def _die(self, error: BaseException) -> None:
         logger.critical("the engine's thread died", exc_info=error)
@@ -290,8 +297,7 @@ class Engine:
             runs = [*self._inbox, *self._scheduler.resident, *self._scheduler.waiting]
             self._inbox = []
         for run in runs:
-            event: Finished = run.finished("error", failure)
-            run.stream.put(event)
+            run.stream.put(run.finished("error", failure))
 
     def _count_time(self, ended: int) -> None:
         """Keeps the mean time between two ends of answers, for `retry_after_s`."""
