@@ -20,6 +20,7 @@ _MAX_THREADS = 1024
 #: A graph that computes logits at every position of a chunk gets smaller chunks with a large vocabulary.
 _MAX_CHUNK_LOGITS_BYTES = 64 * 2**20
 _MIN_CHUNK = 16
+_NOTHING = np.ones((1, 1), np.int64)
 
 
 class DecoderGraph:
@@ -62,6 +63,7 @@ class DecoderGraph:
         self._check_interface()
         self._run_options = ort.RunOptions()
         self._run_options.log_severity_level = _LOG_SEVERITY
+        self._nothing = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, 1, self.architecture.vocab_size), np.float32))
 
     def run(
         self, binding: ort.IOBinding, tokens: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], first: int
@@ -92,6 +94,10 @@ class DecoderGraph:
             self.session.run_with_iobinding(binding, self._run_options)
         except Exception as error:
             raise BitnetOnnxError(f"{self.path}: running failed: {one_line(error)}") from None
+        finally:
+            # A binding that is kept would keep what was bound to it.
+            binding.bind_cpu_input("attention_mask", _NOTHING)
+            binding.bind_ortvalue_output("logits", self._nothing)
         return logits
 
     def checked(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""One byte budget for everything that serving allocates: keys and values, prompt cache, ONNX Runtime's working memory."""
+"""One byte budget for what serving allocates: keys and values, the prompt cache, working memory of ONNX Runtime."""
 
 from __future__ import annotations
 
