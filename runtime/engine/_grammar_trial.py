@@ -41,7 +41,7 @@ class _Bytes:
         return [self.first + byte for byte in text.encode()]
 
 
-def try_grammar(request: dict[str, Any], limits: llguidance.LLParserLimits) -> dict[str, str]:
+def try_grammar(request: dict[str, Any], limits: llguidance.LLParserLimits) -> dict[str, object]:
     """Compiles `grammar` and walks into it.
 
     Args:
@@ -49,10 +49,11 @@ def try_grammar(request: dict[str, Any], limits: llguidance.LLParserLimits) -> d
         limits: of each step.
 
     Returns:
-        `{}`, or `{"error": message}`.
+        `{"megabytes": what it took}`, or `{"error": message}`.
     """
     vocabulary = _Bytes(request["vocab_size"], request["control"])
     tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary))
+    before = _peak_megabytes()
     for seed in range(_WALKS):
         choose = random.Random(seed)  # noqa: S311
         matcher = llguidance.LLMatcher(tokenizer, request["grammar"], log_level=0, limits=limits)
@@ -67,7 +68,15 @@ def try_grammar(request: dict[str, Any], limits: llguidance.LLParserLimits) -> d
             matcher.consume_token(int(choose.choice(list(allowed[-256:]))))
         if matcher.is_error():
             return {"error": matcher.get_error()}
-    return {}
+    return {"megabytes": _peak_megabytes() - before}
+
+
+def _peak_megabytes() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
 
 
 def _limit_process(megabytes: int, seconds: int) -> None:

@@ -26,6 +26,7 @@ from bitnet_onnx.limited_process import run_limited
 from bitnet_onnx.runtime._native_errors import one_line
 from bitnet_onnx.runtime.engine._schema_check import check_schema
 from bitnet_onnx.runtime.engine._token_bytes import Spelling, token_bytes
+from bitnet_onnx.runtime.engine.request import EngineBusyError
 from bitnet_onnx.runtime.tokenizer import TextTokenizer, parse_tokenizer
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ _TRIAL = Path(__file__).with_name("_grammar_trial.py")
 _TRIAL_SECONDS = 5
 _TRIAL_MEGABYTES = 768
 _REMEMBERED_TRIALS = 256
+_TRIALS_AT_ONCE = 2
+_MAX_WAIT_SECONDS = 10.0
+#: Of one grammar, in each answer that follows it.
+_MAX_MEGABYTES = 96
 _MAX_MASK_SECONDS = 2.0
 _MAX_PATTERN = 8 * 1024
 _MAX_GRAMMAR = 64 * 1024
@@ -48,7 +53,7 @@ _LIMITS: dict[str, int | bool] = {
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
     "max_items_in_row": 2_000,
-    "max_lexer_states": 50_000,
+    "max_lexer_states": 20_000,
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
@@ -156,6 +161,7 @@ class ConstraintFactory:
         self._tokenizer = _ll_tokenizer(inner, vocab_size, sorted(self._stop_ids))
         self._tried: OrderedDict[bytes, None] = OrderedDict()
         self._lock = threading.Lock()
+        self._trials = threading.BoundedSemaphore(_TRIALS_AT_ONCE)
 
     @property
     def control_tokens(self) -> Mapping[str, int]:
@@ -169,9 +175,13 @@ class ConstraintFactory:
     def json_schema(self, schema: Mapping[str, object], where: str = "schema") -> GrammarConstraint:
         """JSON that is valid by `schema` (draft 2020-12); properties come in the order of the schema.
 
+        A schema that is new takes a tenth of a second, and at worst some seconds: not for an event loop. So do the
+        other kinds of grammar.
+
         Raises:
             InputError: the schema is wrong or too large; nothing is valid by it.
             UnsupportedError: a keyword or value that could not be enforced.
+            EngineBusyError: too many new grammars at once.
         """
         return self._compile(_schema_grammar(check_schema(schema, where)), where)
 
@@ -246,7 +256,12 @@ class ConstraintFactory:
             "max_megabytes": _TRIAL_MEGABYTES,
             "max_seconds": _TRIAL_SECONDS,
         }
-        done = run_limited(_TRIAL, json.dumps(request).encode(), seconds=_TRIAL_SECONDS)
+        if not self._trials.acquire(timeout=_MAX_WAIT_SECONDS):
+            raise EngineBusyError(f"{where}: too many new grammars are being read", retry_after_s=_TRIAL_SECONDS)
+        try:
+            done = run_limited(_TRIAL, json.dumps(request).encode(), seconds=_TRIAL_SECONDS)
+        finally:
+            self._trials.release()
         try:
             answer = json.loads(done.output) if done is not None and not done.status else None
         except ValueError:
@@ -256,8 +271,12 @@ class ConstraintFactory:
             raise InputError(
                 f"{where} is too complex: it takes more than {_TRIAL_SECONDS} s or {_TRIAL_MEGABYTES} MB to read"
             )
-        if answer:
-            raise InputError(f"{where} cannot be followed: {_reason(str(answer.get('error')))}")
+        if "error" in answer:
+            raise InputError(f"{where} cannot be followed: {_reason(str(answer['error']))}")
+        if answer["megabytes"] > _MAX_MEGABYTES:
+            raise InputError(
+                f"{where} is too complex: it takes {answer['megabytes']} MB, above the limit of {_MAX_MEGABYTES}"
+            )
         with self._lock:
             self._tried[key] = None
             while len(self._tried) > _REMEMBERED_TRIALS:

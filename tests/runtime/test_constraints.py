@@ -6,8 +6,10 @@ import ipaddress
 import json
 import re
 import sys
+import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from bitnet_onnx.errors import BitnetOnnxError, InputError, PackageError, Unsupp
 from bitnet_onnx.runtime import PackageInfo
 from bitnet_onnx.runtime.engine import _grammar_trial, constraints
 from bitnet_onnx.runtime.engine.constraints import ConstraintError, ConstraintFactory, GrammarConstraint
+from bitnet_onnx.runtime.engine.request import EngineBusyError
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
 
 
@@ -380,7 +383,7 @@ def test_a_grammar_is_tried_once(tiny: Bench, monkeypatch: pytest.MonkeyPatch) -
 
     def run(script: Path, request: bytes, *, seconds: int) -> _Done:
         runs.append(request)
-        return _Done(b"{}")
+        return _Done(b'{"megabytes": 1}')
 
     monkeypatch.setattr(constraints, "run_limited", run)
     monkeypatch.setattr(constraints, "_REMEMBERED_TRIALS", 1)
@@ -398,8 +401,37 @@ def test_a_trial_without_an_answer_is_a_refusal(
         tiny.factory.regex("never tried before")
 
 
+def test_what_takes_much_memory_is_refused(tiny: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraints, "run_limited", lambda *_, **__: _Done(b'{"megabytes": 97}'))
+    with pytest.raises(InputError, match="97 MB, above the limit of 96"):
+        tiny.factory.regex("large")
+
+
+def test_too_many_new_grammars_at_once_are_asked_to_wait(tiny: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraints, "_MAX_WAIT_SECONDS", 0.01)
+    begun, done = threading.Semaphore(0), threading.Event()
+
+    def run(script: Path, request: bytes, *, seconds: int) -> _Done:
+        begun.release()
+        done.wait(60)
+        return _Done(b'{"megabytes": 1}')
+
+    monkeypatch.setattr(constraints, "run_limited", run)
+    with ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(tiny.factory.regex, f"slow {index}") for index in range(2)]
+        begun.acquire()
+        begun.acquire()
+        try:
+            with pytest.raises(EngineBusyError, match="too many new grammars"):
+                tiny.factory.regex("late")
+        finally:
+            done.set()
+        assert all(other.result() is not None for other in others)
+    assert tiny.factory.regex("late") is not None
+
+
 def test_the_trial_reads_and_writes_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    for grammar, words in (("start: /ab*/ <s> <[2]>", "{}"), ("start: (", '{"error": ')):
+    for grammar, words in (("start: /ab*/ <s> <[2]>", '{"megabytes": '), ("start: (", '{"error": ')):
         request = {
             "grammar": grammar,
             "vocab_size": 3,
