@@ -16,6 +16,7 @@ _NO_TEXT = b"\xff"
 _HARMLESS = ("Fuse", "Strip")
 _MAX_DEPTH = 8
 _MAX_TOKEN_BYTES = 64
+_MAX_TEXT = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,16 @@ class Spelling:
         self._longest = min(max(map(len, self._ids), default=0), _MAX_TOKEN_BYTES)
 
     def __call__(self, text: str) -> list[int]:
-        """Ids, possibly none where the vocabulary cannot spell the text."""
+        """Ids, possibly none where the vocabulary cannot spell the text; of a long text those of its beginning.
+
+        Only the first one is ever taken from a forced text, and it is asked for anew with each token.
+        """
+        whole = len(text) <= _MAX_TEXT
+        ids = self._encode(text if whole else text[:_MAX_TEXT])
+        # The last tokens before the cut might be others without it.
+        return ids if whole else ids[: max(1, len(ids) - _MAX_TOKEN_BYTES)]
+
+    def _encode(self, text: str) -> list[int]:
         data = text.encode("utf-8", "replace")
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         if all(token < len(self._tokens) for token in ids) and b"".join(self._tokens[token] for token in ids) == data:

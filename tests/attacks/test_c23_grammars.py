@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import resource
+import os
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,11 @@ from tiny_package import byte_tokenizer
 from bitnet_onnx.errors import BitnetOnnxError, InputError
 from bitnet_onnx.runtime.engine.constraints import ConstraintError, ConstraintFactory
 from bitnet_onnx.runtime.engine.structured_output import plan_output
+
+try:
+    import resource
+except ImportError:  # Windows: time is measured there, memory is not
+    resource = None  # type: ignore[assignment]
 
 SECONDS = 10
 MEGABYTES = 600
@@ -34,11 +38,13 @@ def _bounded() -> Iterator[None]:
 
 
 def _seconds() -> float:
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _memory() -> int:
+    if resource is None:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
 
 

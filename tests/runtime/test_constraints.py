@@ -27,6 +27,7 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from bitnet_onnx.errors import BitnetOnnxError, InputError, PackageError, UnsupportedError
 from bitnet_onnx.runtime import PackageInfo
 from bitnet_onnx.runtime.engine import _grammar_trial, constraints
+from bitnet_onnx.runtime.engine._token_bytes import Spelling, token_bytes
 from bitnet_onnx.runtime.engine.constraints import ConstraintError, ConstraintFactory, GrammarConstraint
 from bitnet_onnx.runtime.engine.request import EngineBusyError
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
@@ -303,6 +304,45 @@ def test_a_grammar_that_the_vocabulary_cannot_spell_is_an_error() -> None:
         factory.choice(["\u00e9", "\u65e5"]).allowed()
 
 
+def test_long_forced_text_is_cut_as_the_tokenizer_cuts_it() -> None:
+    tokenizer = sentencepiece_tokenizer()
+    text = "yes {yes a1 \u00e9\u65e5" * 60
+    tokens = token_bytes(tokenizer, 290, [2])
+    spelling = Spelling(tokenizer, tokens.tokens, tokens.control)
+    begin = spelling(text)
+    assert 0 < len(begin) < len(spelling(text[:512]))
+    constraint = ConstraintFactory(tokenizer.to_str().encode(), 290, [2]).choice([text])
+    ids: list[int] = []
+    while not constraint.complete:
+        (token,) = np.flatnonzero(constraint.allowed())
+        constraint.accept(int(token))
+        ids.append(int(token))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    assert ids == tokenizer.encode(text, add_special_tokens=False).ids
+    assert ids[: len(begin)] == begin
+
+
+class Panic(BaseException):
+    """As the bindings raise what their library did not foresee."""
+
+
+def test_what_the_library_only_warns_of_or_panics_at_is_refused(tiny: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    lenient = 'start: %json {"x-guidance": {"lenient": true}, "type": "array", "uniqueItems": true}'
+    with pytest.raises(UnsupportedError, match="cannot be followed whole"):
+        tiny.factory.trusted_grammar(lenient, "tools")
+
+    class Matcher:
+        grammar_from_regex = llguidance.LLMatcher.grammar_from_regex
+
+        def __init__(self, *_: object, **__: object) -> None:
+            raise Panic("index out of bounds")
+
+    tiny.factory.regex("tried")
+    monkeypatch.setattr(llguidance, "LLMatcher", Matcher)
+    with pytest.raises(InputError, match="regex cannot be followed: index out of bounds"):
+        tiny.factory.regex("tried")
+
+
 def test_constraints_of_one_factory_know_nothing_of_each_other(tiny: Bench) -> None:
     one, other = (tiny.factory.choice(["ab", "ac"]) for _ in range(2))
     one.accept(BYTES[ord("a")])
@@ -330,6 +370,7 @@ def test_sentencepiece_vocabularies_spell_bytes_and_spaces() -> None:
     assert pieces("yes") == {"yes"}
     assert pieces(" yes") == {"\u2581yes"}
     assert pieces("\u65e5") == {"<0xE6>"}
+    assert "<0xZZ>" in pieces("<0xZZ>", "\u00e9")
     for seed in range(5):
         answer = json.loads(bench.draw(bench.factory.json_schema(SCHEMAS["object"]), seed))
         jsonschema.validate(answer, SCHEMAS["object"])

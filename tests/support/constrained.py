@@ -15,22 +15,8 @@ def sentencepiece_tokenizer() -> Tokenizer:
     """Llama 2's kind: a sign for the space, one token for each byte, a few words."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += [
-        "\u2581",
-        "y",
-        "e",
-        "s",
-        "ye",
-        "yes",
-        "\u2581yes",
-        "\u2581{",
-        "{",
-        "no",
-        '{"',
-        '"',
-        "a",
-        "1",
-        "\u00e9",
-        "}",
+        *("\u2581", "y", "e", "s", "ye", "yes", "\u2581yes", "\u2581{", "{", "no", '{"', '"', "a", "1", "\u00e9", "}"),
+        "<0xZZ>",
     ]
     tokenizer = Tokenizer(
         models.BPE(
