@@ -1,0 +1,3 @@
+"""Continuous batching: many answers at a time through one decoder."""
+
+from __future__ import annotations

@@ -1,0 +1,102 @@
+"""Tries a grammar in a process of its own; started by `constraints.py`, reads and writes one JSON object.
+
+A grammar comes from whoever asks. llguidance has limits of its own, but a few constructions take minutes, gigabytes
+or the stack before any of them is looked at; only the operating system can end those reliably.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import llguidance
+import numpy as np
+
+_STEPS = 48
+_WALKS = 2
+
+
+class _Bytes:
+    """Every byte a token: a walk over them meets what a walk over any vocabulary meets.
+
+    Before them stand the ids and control tokens of the model, which a grammar may name.
+    """
+
+    bos_token_id = None
+
+    def __init__(self, vocab_size: int, control: dict[str, int]) -> None:
+        names = [b"\xff[%d]" % token for token in range(vocab_size)]
+        for name, token in control.items():
+            names[token] = b"\xff" + name.encode("utf-8", "replace")
+        self.first = vocab_size
+        self.eos_token_id = vocab_size + 256
+        self.tokens: Sequence[bytes] = (*names, *(bytes([byte]) for byte in range(256)), b"\xff[end]")
+        self.special_token_ids = (*range(vocab_size), self.eos_token_id)
+
+    def __call__(self, text: str) -> list[int]:
+        return [self.first + byte for byte in text.encode()]
+
+
+def try_grammar(request: dict[str, Any], limits: llguidance.LLParserLimits) -> dict[str, object]:
+    """Compiles `grammar` and walks into it.
+
+    Args:
+        request: `grammar`, `vocab_size` and `control`: text and id of the control tokens.
+        limits: of each step.
+
+    Returns:
+        `{"megabytes": what it took}`, or `{"error": message}`.
+    """
+    vocabulary = _Bytes(request["vocab_size"], request["control"])
+    tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary))
+    before = _peak_megabytes()
+    for seed in range(_WALKS):
+        choose = random.Random(seed)  # noqa: S311
+        matcher = llguidance.LLMatcher(tokenizer, request["grammar"], log_level=0, limits=limits)
+        for _ in range(_STEPS):
+            if matcher.is_error() or matcher.is_stopped():
+                break
+            mask = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+            allowed = np.flatnonzero(mask[: vocabulary.eos_token_id])
+            if not allowed.size:
+                break
+            # Bytes stand last: of many tokens the last ones are text.
+            matcher.consume_token(int(choose.choice(list(allowed[-256:]))))
+        if matcher.is_error():
+            return {"error": matcher.get_error()}
+    return {"megabytes": _peak_megabytes() - before}
+
+
+def _peak_megabytes() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
+
+
+def _limit_process(megabytes: int, seconds: int) -> None:
+    try:
+        import resource
+    except ImportError:  # Windows: the parent's time limit remains
+        return
+    for kind, limit in ((resource.RLIMIT_AS, megabytes << 20), (resource.RLIMIT_CPU, seconds)):
+        # macOS refuses a limit below the address space already reserved.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(kind, (limit, limit))
+
+
+def main() -> None:
+    """Reads the request from standard input and writes the answer to standard output."""
+    request = json.load(sys.stdin.buffer)
+    _limit_process(request["max_megabytes"], request["max_seconds"])
+    limits = llguidance.LLParserLimits(**request["limits"])
+    sys.stdout.buffer.write(json.dumps(try_grammar(request, limits)).encode())
+
+
+if __name__ == "__main__":
+    main()
