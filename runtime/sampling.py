@@ -101,12 +101,16 @@ class Sampler:
         Raises:
             BitnetOnnxError: a logit is NaN, or the largest is infinite.
         """
-        largest = float(logits.max())
+        # NaN counts as the largest.
+        best = int(logits.argmax())
+        largest = float(logits[best])
         if not math.isfinite(largest):
             raise BitnetOnnxError(
                 f"the largest logit is {largest}: the model computed no usable result; convert it again with more "
                 f"bits, or check the checkpoint for NaN"
             )
+        if self._generator is None and not self._penalizes:
+            return best
         scores = logits.astype(np.float64)
         self._penalize(scores)
         if self._generator is None:
@@ -124,9 +128,13 @@ class Sampler:
         drawn = self._generator.random() * cumulative[-1]
         return int(kept[min(int(cumulative.searchsorted(drawn, side="right")), kept.size - 1)])
 
+    @property
+    def _penalizes(self) -> bool:
+        return self._parameters.repetition_penalty != 1 and bool(self._seen)
+
     def _penalize(self, scores: npt.NDArray[np.float64]) -> None:
         penalty = self._parameters.repetition_penalty
-        if penalty == 1 or not self._seen:
+        if not self._penalizes:
             return
         seen = np.fromiter(self._seen, np.int64, len(self._seen))
         values = scores[seen]
