@@ -45,7 +45,7 @@ def test_chunks_equal_the_whole(package: PackageInfo, whole: npt.NDArray[np.floa
 
 
 def test_a_large_vocabulary_makes_chunks_small(package: PackageInfo) -> None:
-    small = DecoderSession(package, Device(), threads=1)._chunk
+    small = DecoderSession(package, Device(), threads=1)._graph.chunk
     large = replace(package, architecture=replace(package.architecture, vocab_size=2**24))
     with pytest.raises(PackageError, match="logits"):
         DecoderSession(large, Device(), threads=1)

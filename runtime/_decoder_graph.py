@@ -1,0 +1,171 @@
+"""A decoder graph opened in ONNX Runtime: its options, the check against the manifest, and one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from bitnet_onnx.errors import BitnetOnnxError, InputError, PackageError
+from bitnet_onnx.package_format import LOGITS_START
+from bitnet_onnx.runtime._native_errors import one_line
+from bitnet_onnx.runtime.devices import Device, register_library
+from bitnet_onnx.runtime.package import PackageInfo
+
+#: ONNX Runtime's severity "error": what it says below is said again by our exceptions or is of no use.
+_LOG_SEVERITY = 4
+_MAX_THREADS = 1024
+#: A graph that computes logits at every position of a chunk gets smaller chunks with a large vocabulary.
+_MAX_CHUNK_LOGITS_BYTES = 64 * 2**20
+_MIN_CHUNK = 16
+_NOTHING = np.ones((1, 1), np.int64)
+
+
+class DecoderGraph:
+    """One opened graph.
+
+    Args:
+        package: the checked package.
+        device: where it runs; without an operator library the function bodies of the file run.
+        threads: threads of one operator; None: as many as there are physical cores.
+        prefill_chunk: most tokens of one row that a call is to read.
+
+    Attributes:
+        path: the file.
+        session: for bindings.
+        architecture: the sizes of the manifest.
+        restricts_logits: logits can be had of the last positions only.
+        chunk: `prefill_chunk`, or less where logits of every position would take too much memory.
+
+    Raises:
+        InputError: `threads` or `prefill_chunk` is out of range.
+        OperatorError: the operator library cannot be loaded.
+        PackageError: ONNX Runtime refuses the graph, or the graph is not what the manifest says.
+    """
+
+    def __init__(self, package: PackageInfo, device: Device, *, threads: int | None, prefill_chunk: int) -> None:
+        if threads is not None and not 1 <= threads <= _MAX_THREADS:
+            raise InputError(f"threads is {threads}, expected 1 to {_MAX_THREADS}")
+        if prefill_chunk < 1:
+            raise InputError(f"prefill_chunk is {prefill_chunk}, expected at least 1")
+        self.architecture = package.architecture
+        self.path = package.engine_path or package.model_path
+        self.restricts_logits = package.engine_path is not None
+        fitting = _MAX_CHUNK_LOGITS_BYTES // (4 * self.architecture.vocab_size)
+        self.chunk = prefill_chunk if self.restricts_logits else min(prefill_chunk, max(fitting, _MIN_CHUNK))
+        options = _session_options(device, threads)
+        try:
+            self.session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise PackageError(f"{self.path}: ONNX Runtime cannot open it: {one_line(error)}") from None
+        self._check_interface()
+        self._run_options = ort.RunOptions()
+        self._run_options.log_severity_level = _LOG_SEVERITY
+        self._nothing = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, 1, self.architecture.vocab_size), np.float32))
+
+    def run(
+        self, binding: ort.IOBinding, tokens: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], first: int
+    ) -> npt.NDArray[np.float32]:
+        """One call.
+
+        Args:
+            binding: has the buffers of keys and values bound.
+            tokens: `[batch, S]`.
+            mask: `[batch, total]`, ones for the tokens of a row after the call.
+            first: the first position of the S whose logits are wanted.
+
+        Returns:
+            Logits `[batch, positions, vocab_size]`: from `first` on, or of all S where the graph cannot restrict them.
+
+        Raises:
+            BitnetOnnxError: ONNX Runtime failed.
+        """
+        binding.bind_cpu_input("input_ids", tokens)
+        binding.bind_cpu_input("attention_mask", mask)
+        if self.restricts_logits:
+            binding.bind_cpu_input(LOGITS_START, np.array([first], np.int64))
+        else:
+            first = 0
+        logits = np.empty((tokens.shape[0], tokens.shape[1] - first, self.architecture.vocab_size), np.float32)
+        binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
+        try:
+            self.session.run_with_iobinding(binding, self._run_options)
+        except Exception as error:
+            raise BitnetOnnxError(f"{self.path}: running failed: {one_line(error)}") from None
+        finally:
+            # A binding that is kept would keep what was bound to it.
+            binding.bind_cpu_input("attention_mask", _NOTHING)
+            binding.bind_ortvalue_output("logits", self._nothing)
+        return logits
+
+    def checked(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        """`ids` as an array.
+
+        Raises:
+            InputError: no ids, or one that is outside the vocabulary.
+        """
+        if len(ids) == 0:
+            raise InputError("no token ids to read")
+        tokens = np.asarray(ids)
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+            raise InputError("token ids are not a flat sequence of integers")
+        vocab_size = self.architecture.vocab_size
+        wrong = tokens[(tokens < 0) | (tokens >= vocab_size)]
+        if wrong.size:
+            raise InputError(f"token id {wrong[0]} is outside the model's vocabulary of {vocab_size}")
+        return tokens.astype(np.int64)
+
+    def _check_interface(self) -> None:
+        """Compares the graph's inputs and outputs with the manifest, so that no later call meets a lie."""
+        sizes = self.architecture
+        cache = (None, sizes.num_key_value_heads, None, sizes.head_dim)
+        inputs: dict[str, tuple[str, tuple[int | None, ...]]] = {
+            "input_ids": ("tensor(int64)", (None, None)),
+            "attention_mask": ("tensor(int64)", (None, None)),
+        }
+        if self.restricts_logits:
+            inputs[LOGITS_START] = ("tensor(int64)", (1,))
+        outputs: dict[str, tuple[str, tuple[int | None, ...]]] = {
+            "logits": ("tensor(float)", (None, None, sizes.vocab_size))
+        }
+        for layer in range(sizes.num_hidden_layers):
+            for part in ("key", "value"):
+                inputs[f"past_key_values.{layer}.{part}"] = ("tensor(float)", cache)
+                outputs[f"present.{layer}.{part}"] = ("tensor(float)", cache)
+        for kind, found, expected in (
+            ("input", self.session.get_inputs(), inputs),
+            ("output", self.session.get_outputs(), outputs),
+        ):
+            by_name = {argument.name: argument for argument in found}
+            if unexpected := by_name.keys() ^ expected.keys():
+                name = min(unexpected)
+                state = "missing" if name in expected else "not in the manifest"
+                raise PackageError(f"{self.path}: graph {kind} {name} is {state}")
+            for name, (element, shape) in expected.items():
+                argument = by_name[name]
+                if argument.type != element or not _matches(argument.shape, shape):
+                    raise PackageError(
+                        f"{self.path}: graph {kind} {name} is {argument.type} {argument.shape}, "
+                        f"the manifest says {element} {list(shape)}"
+                    )
+
+
+def _matches(found: Sequence[int | str | None], expected: tuple[int | None, ...]) -> bool:
+    return len(found) == len(expected) and all(
+        size is None or not isinstance(dimension, int) or dimension == size
+        for dimension, size in zip(found, expected, strict=True)
+    )
+
+
+def _session_options(device: Device, threads: int | None) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_SEVERITY
+    options.intra_op_num_threads = threads or 0
+    # Shapes change from call to call. The arena would keep the largest prefill's memory for ever.
+    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = False
+    if device.operator_library is not None:
+        register_library(options, device.operator_library)
+    return options

@@ -1,0 +1,122 @@
+"""What the engine needs of the decoder below it, and of the memory pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class SequenceLike(Protocol):
+    """One sequence of a batch session; made, changed and closed by the session alone."""
+
+    @property
+    def length(self) -> int:
+        """Tokens whose keys and values are held."""
+        ...
+
+
+class KvBlockLike(Protocol):
+    """Keys and values of some neighbouring positions, copied out of a sequence."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        ...
+
+
+class BatchSessionLike(Protocol):
+    """A decoder that steps many sequences at once; used by one thread. Handles are of the session's own types."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a sequence."""
+        ...
+
+    @property
+    def prefill_chunk(self) -> int:
+        """Most tokens of one `prefill`."""
+        ...
+
+    @property
+    def max_batch(self) -> int:
+        """Most sequences at a time."""
+        ...
+
+    def open(self, length: int) -> Any | None:
+        """An empty sequence with room for `length` tokens; None when memory or slots are spent."""
+        ...
+
+    def prefill(self, sequence: Any, ids: Sequence[int], *, logits: bool) -> npt.NDArray[np.float32] | None:
+        """Reads ids behind what the sequence holds; the logits `[vocab]` of the last position if asked."""
+        ...
+
+    def decode(self, sequences: Sequence[Any], ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Reads one token into each of the sequences; logits `[n, vocab]`."""
+        ...
+
+    def reserve(self, sequence: Any, length: int) -> bool:
+        """Makes room for `length` tokens in all; False when memory is spent."""
+        ...
+
+    def close(self, sequence: Any) -> None:
+        """Gives the slot back."""
+        ...
+
+    def copy_out(self, sequence: Any, start: int, stop: int) -> KvBlockLike:
+        """Keys and values of positions `start` to `stop`."""
+        ...
+
+    def copy_in(self, sequence: Any, block: Any) -> None:
+        """Appends what `copy_out` gave for the same positions of the same tokens."""
+        ...
+
+    def trim(self) -> None:
+        """Gives back memory that no sequence needs."""
+        ...
+
+
+class LeaseLike(Protocol):
+    """Bytes taken from the pool."""
+
+    def release(self) -> None:
+        """Gives them back."""
+        ...
+
+
+class MemoryReportLike(Protocol):
+    """How a pool is used; sizes in bytes."""
+
+    @property
+    def budget(self) -> int:
+        """All that may be taken."""
+        ...
+
+    @property
+    def used(self) -> int:
+        """Taken now."""
+        ...
+
+    @property
+    def peak(self) -> int:
+        """Most that was taken at a time."""
+        ...
+
+
+class MemoryPoolLike(Protocol):
+    """One byte budget that all of the engine's memory comes from."""
+
+    def take(self, owner: str, nbytes: int) -> LeaseLike | None:
+        """Takes bytes; None when there is no room."""
+        ...
+
+    def report(self) -> MemoryReportLike:
+        """How the pool is used."""
+        ...

@@ -1,0 +1,377 @@
+"""Many sequences over one opened decoder: prompts in chunks, and one token for all of them in one call."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, abc
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from bitnet_onnx.errors import BitnetOnnxError, InputError
+from bitnet_onnx.quantized import FloatArray
+from bitnet_onnx.runtime._decoder_graph import DecoderGraph
+from bitnet_onnx.runtime._malloc import return_free_memory
+from bitnet_onnx.runtime.devices import Device
+from bitnet_onnx.runtime.engine._activations import activation_bytes
+from bitnet_onnx.runtime.engine._kv_slots import open_slots
+from bitnet_onnx.runtime.engine.request import EngineBusyError
+from bitnet_onnx.runtime.memory import HybridMemoryPool
+from bitnet_onnx.runtime.package import PackageInfo
+
+_MAX_BATCH: Final = 1024
+#: Rows without a token to decode that a call takes along rather than being split: a call costs as much as five rows.
+_MAX_GAP: Final = 4
+#: Steps that a free slot below others may cost a row before the highest sequence moves there.
+_PATIENCE: Final = 4
+#: Bindings that are kept. Each knows the buffers of one range of slots.
+_BINDINGS: Final = 32
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One text in the session. `BatchSession.open` gives it, and nobody else changes it.
+
+    Attributes:
+        length: tokens held.
+        room: tokens that fit without asking for memory.
+    """
+
+    length: int
+    room: int
+    _slot: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KvBlock:
+    """Keys and values of some positions of a sequence, apart from it.
+
+    Attributes:
+        start: first position.
+        data: float `[2 * layers, kv_heads, positions, head_dim]`, keys and values of layer 0, of layer 1, ...
+    """
+
+    start: int
+    data: FloatArray
+
+    @property
+    def stop(self) -> int:
+        """The position behind the last."""
+        return self.start + int(self.data.shape[2])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return self.data.nbytes
+
+
+class BatchSession:
+    """An opened decoder with slots for the keys and values of `max_batch` sequences; for one thread.
+
+    Logits of a sequence are the same bits whatever else is in the batch and however its prompt is cut into chunks, as
+    far as the operators keep to that: those of the operator library do, function bodies do up to rounding.
+
+    Args:
+        package: the checked package.
+        device: where it runs.
+        memory: what is allocated is accounted there, keys and values as `kv`, what a call needs as `onnxruntime`.
+        threads: threads of one operator; None: as many as there are physical cores.
+        max_batch: most sequences at a time.
+        prefill_chunk: most tokens of a prompt that one call reads.
+
+    Attributes:
+        vocab_size: number of logits.
+        context_length: most tokens of a sequence.
+        prefill_chunk: as the argument, or less where the package has no graph of the engine and many logits.
+        max_batch: as the argument.
+
+    Raises:
+        InputError: an argument is out of range.
+        OperatorError: the operator library cannot be loaded.
+        PackageError: the graph cannot be opened, or is not what the manifest says.
+        BitnetOnnxError: the budget has no room for a single call.
+    """
+
+    def __init__(
+        self,
+        package: PackageInfo,
+        device: Device,
+        memory: HybridMemoryPool,
+        *,
+        threads: int | None = None,
+        max_batch: int = 16,
+        prefill_chunk: int = 256,
+    ) -> None:
+        if not 1 <= max_batch <= _MAX_BATCH:
+            raise InputError(f"max_batch is {max_batch}, expected 1 to {_MAX_BATCH}")
+        sizes = package.architecture
+        chunk = min(prefill_chunk, sizes.context_length)
+        self._graph = DecoderGraph(package, device, threads=threads, prefill_chunk=chunk)
+        self.vocab_size = sizes.vocab_size
+        self.context_length = sizes.context_length
+        self.prefill_chunk = self._graph.chunk
+        self.max_batch = max_batch
+        needed = activation_bytes(self._graph.path, chunk=self.prefill_chunk, batch=max_batch)
+        working, kv = memory.take("onnxruntime", needed), memory.take("kv", 0)
+        if working is None or kv is None:
+            if working is not None:
+                working.release()
+            raise BitnetOnnxError(
+                f"a step of {package.directory} needs {needed} bytes of working memory, and the budget of "
+                f"{memory.budget} bytes has no room for that; give more memory or smaller prefill_chunk and max_batch"
+            )
+        self._working, self._kv = working, kv
+        self._token_bytes = sizes.cache_bytes_per_token
+        self._lengths = np.zeros(max_batch, np.int64)
+        self._open: list[Sequence | None] = [None] * max_batch
+        self._free = (1 << max_batch) - 1
+        self._wasted = 0
+        self._bindings: OrderedDict[tuple[int, int], ort.IOBinding] = OrderedDict()
+        self._slots = open_slots(sizes, max_batch, kv, self._bindings.clear)
+
+    def open(self, length: int) -> Sequence | None:
+        """An empty sequence with room for `length` tokens; None: memory or slots are spent.
+
+        Raises:
+            InputError: `length` is negative or more than the context.
+        """
+        self._check_length(length)
+        if not self._free:
+            return None
+        slot = (self._free & -self._free).bit_length() - 1
+        if not self._commit(slot, length):
+            return None
+        self._free &= ~(1 << slot)
+        sequence = Sequence(0, length, slot)
+        self._open[slot] = sequence
+        return sequence
+
+    def reserve(self, sequence: Sequence, length: int) -> bool:
+        """Room for `length` tokens in all; False: no memory, and everything is as before.
+
+        Raises:
+            InputError: `length` is negative or more than the context, or the sequence is closed.
+        """
+        self._check_open(sequence)
+        self._check_length(length)
+        if length > sequence.room:
+            if not self._commit(sequence._slot, length):
+                return False
+            sequence.room = length
+        return True
+
+    def prefill(self, sequence: Sequence, ids: abc.Sequence[int], *, logits: bool) -> FloatArray | None:
+        """Reads a chunk of a prompt behind what the sequence holds.
+
+        Returns:
+            Logits `[vocab_size]` of the last position, or None if they are not asked for.
+
+        Raises:
+            InputError: no ids or more than `prefill_chunk`, one outside the vocabulary, more than the context holds, or
+                a closed sequence.
+            EngineBusyError: no memory.
+            BitnetOnnxError: ONNX Runtime failed; the sequence holds what it held before.
+        """
+        tokens = self._graph.checked(ids)
+        if tokens.size > self.prefill_chunk:
+            raise InputError(f"{tokens.size} tokens in one chunk, at most {self.prefill_chunk} fit")
+        total = self._make_room(sequence, tokens.size)
+        slot = sequence._slot
+        mask = np.ones((1, total), np.int64)
+        found = self._graph.run(self._binding(slot, slot + 1), tokens[np.newaxis], mask, tokens.size - 1)
+        self._set_length(sequence, total)
+        # A view would keep the logits of the whole chunk alive.
+        return np.array(found[0, -1]) if logits else None
+
+    def decode(self, sequences: abc.Sequence[Sequence], ids: abc.Sequence[int]) -> FloatArray:
+        """Reads one token for each of some sequences.
+
+        Returns:
+            Logits `[n, vocab_size]` of what comes next, in the order of `sequences`.
+
+        Raises:
+            InputError: other numbers of sequences and ids, a sequence twice, or as `prefill`.
+            EngineBusyError, BitnetOnnxError: as `prefill`; no sequence has changed.
+        """
+        tokens = self._graph.checked(ids)
+        if tokens.size != len(sequences) or len(set(map(id, sequences))) != len(sequences):
+            raise InputError(f"{tokens.size} tokens for {len(sequences)} sequences; each once and a token for each")
+        for sequence in sequences:
+            self._make_room(sequence, 1)
+        self._close_gaps()
+        slots = np.array([sequence._slot for sequence in sequences])
+        inputs = np.zeros((self.max_batch, 1), np.int64)
+        inputs[slots, 0] = tokens
+        found = []
+        rows = np.empty(self.max_batch, np.int64)
+        count = 0
+        for first, stop in self._ranges(sorted(slots.tolist())):
+            found.append(self._step(inputs, first, stop))
+            rows[first:stop] = np.arange(count, count + stop - first)
+            count += stop - first
+        for sequence in sequences:
+            sequence.length += 1
+        self._lengths[slots] += 1
+        self._account()
+        logits = found[0] if len(found) == 1 else np.concatenate(found)
+        order = rows[slots]
+        return logits if np.array_equal(order, np.arange(count)) else logits[order]
+
+    def truncate(self, sequence: Sequence, length: int) -> None:
+        """Forgets every token from position `length` on; the room stays.
+
+        Raises:
+            InputError: `length` is negative or more than is held, or the sequence is closed.
+        """
+        self._check_open(sequence)
+        if not 0 <= length <= sequence.length:
+            raise InputError(f"cannot truncate a sequence of {sequence.length} tokens to {length}")
+        self._set_length(sequence, length)
+
+    def close(self, sequence: Sequence) -> None:
+        """Gives the slot back; its memory is kept for the next sequence until `trim`, or until another needs it.
+
+        Raises:
+            InputError: the sequence is closed.
+        """
+        self._check_open(sequence)
+        self._set_length(sequence, 0)
+        sequence.room = 0
+        self._open[sequence._slot] = None
+        self._free |= 1 << sequence._slot
+
+    def copy_out(self, sequence: Sequence, start: int, stop: int) -> KvBlock:
+        """A copy of the keys and values of positions `start` to `stop`.
+
+        Raises:
+            InputError: the sequence does not hold them, or is closed.
+        """
+        self._check_open(sequence)
+        if not 0 <= start < stop <= sequence.length:
+            raise InputError(f"positions {start} to {stop} of a sequence of {sequence.length} tokens cannot be copied")
+        return KvBlock(start, np.stack([buffer[sequence._slot, :, start:stop] for buffer in self._slots.buffers]))
+
+    def copy_in(self, sequence: Sequence, block: KvBlock) -> None:
+        """Appends what `copy_out` gave, of the same text, to a sequence that holds the tokens before it.
+
+        Raises:
+            InputError: the block begins elsewhere or is of another model, or the sequence is closed or full.
+            EngineBusyError: no memory.
+        """
+        self._check_open(sequence)
+        buffers = self._slots.buffers
+        shape = (len(buffers), buffers[0].shape[1], block.stop - block.start, buffers[0].shape[3])
+        if block.start != sequence.length or block.data.shape != shape:
+            raise InputError(
+                f"keys and values of positions {block.start} to {block.stop} do not continue a sequence of "
+                f"{sequence.length} tokens of this model"
+            )
+        total = self._make_room(sequence, block.stop - block.start)
+        for buffer, part in zip(self._slots.buffers, block.data, strict=True):
+            buffer[sequence._slot, :, block.start : block.stop] = part
+        self._set_length(sequence, total)
+
+    def trim(self) -> None:
+        """Gives memory back that no sequence has reserved: for when there is nothing else to do."""
+        used = 0
+        longest = 0
+        for slot, sequence in enumerate(self._open):
+            room = 0 if sequence is None else sequence.room
+            self._slots.release(slot, room)
+            if sequence is not None:
+                used, longest = slot + 1, max(longest, room)
+        self._slots.trim(used, longest)
+        return_free_memory()
+
+    def _check_length(self, length: int) -> None:
+        if not 0 <= length <= self.context_length:
+            raise InputError(f"{length} tokens do not fit the model's context of {self.context_length}")
+
+    def _check_open(self, sequence: Sequence) -> None:
+        if self._open[sequence._slot] is not sequence:
+            raise InputError("the sequence is closed, or belongs to another session")
+
+    def _make_room(self, sequence: Sequence, count: int) -> int:
+        """Room for `count` more tokens; returns the length with them."""
+        total = sequence.length + count
+        if not self.reserve(sequence, total):
+            raise EngineBusyError(f"no memory for a sequence of {total} tokens; close another or give more memory")
+        return total
+
+    def _commit(self, slot: int, length: int) -> bool:
+        """Memory for `length` tokens in a slot, if need be what free slots still have."""
+        if self._slots.commit(slot, length):
+            return True
+        for other in range(self.max_batch):
+            if self._free >> other & 1 and other != slot:
+                self._slots.release(other, 0)
+        return self._slots.commit(slot, length)
+
+    def _set_length(self, sequence: Sequence, length: int) -> None:
+        sequence.length = length
+        self._lengths[sequence._slot] = length
+        self._account()
+
+    def _account(self) -> None:
+        self._kv.fill(int(self._lengths.sum()) * self._token_bytes)
+
+    def _ranges(self, slots: list[int]) -> abc.Iterator[tuple[int, int]]:
+        """Ranges of slots that hold all of `slots`, ascending, and few others."""
+        first = stop = slots[0]
+        for slot in slots:
+            if slot > stop and (slot - stop > _MAX_GAP or not all(map(self._can_rest, range(stop, slot)))):
+                yield first, stop
+                first = slot
+            stop = slot + 1
+        yield first, stop
+
+    def _can_rest(self, slot: int) -> bool:
+        """Whether a row may be in a call with a token that is no part of it: it is written behind what is held."""
+        length = int(self._lengths[slot])
+        return length < self.context_length and self._slots.commit(slot, length + 1)
+
+    def _step(self, inputs: npt.NDArray[np.int64], first: int, stop: int) -> FloatArray:
+        """One call over a range of slots: logits `[stop - first, vocab_size]`."""
+        totals = self._lengths[first:stop] + 1
+        mask = (np.arange(totals.max()) < totals[:, np.newaxis]).astype(np.int64)
+        return self._graph.run(self._binding(first, stop), inputs[first:stop], mask, 0)[:, 0]
+
+    def _close_gaps(self) -> None:
+        """Moves the highest sequence to the lowest free slot when the gap has cost as much as the copy."""
+        top = ((1 << self.max_batch) - 1 ^ self._free).bit_length() - 1
+        hole = (self._free & -self._free).bit_length() - 1
+        if hole < 0 or hole > top:
+            self._wasted = 0
+            return
+        self._wasted += 1
+        if self._wasted < _PATIENCE:
+            return
+        self._wasted = 0
+        sequence = self._open[top]
+        if sequence is None or not self._commit(hole, sequence.room):
+            return
+        for buffer in self._slots.buffers:
+            buffer[hole, :, : sequence.length] = buffer[top, :, : sequence.length]
+        self._lengths[hole], self._lengths[top] = sequence.length, 0
+        self._open[hole], self._open[top] = sequence, None
+        self._free ^= 1 << hole | 1 << top
+        sequence._slot = hole
+        self._slots.release(top, 0)
+
+    def _binding(self, first: int, stop: int) -> ort.IOBinding:
+        """The binding with the buffers of a range of slots bound in place."""
+        binding = self._bindings.get((first, stop))
+        if binding is None:
+            binding = self._graph.session.io_binding()
+            for index, buffer in enumerate(self._slots.buffers):
+                layer, part = index // 2, ("key", "value")[index % 2]
+                value = ort.OrtValue.ortvalue_from_numpy(buffer[first:stop])
+                binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", value)
+                binding.bind_ortvalue_output(f"present.{layer}.{part}", value)
+            self._bindings[first, stop] = binding
+            if len(self._bindings) > _BINDINGS:
+                self._bindings.popitem(last=False)
+        self._bindings.move_to_end((first, stop))
+        return binding

@@ -1,0 +1,199 @@
+"""A decoder without a graph for the engine's tests: logits are a function of all tokens read, and of nothing else.
+
+It refuses whatever the real one could not do: more rows than slots, tokens without room, a closed sequence, a block in
+the wrong place, two threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+BYTES_PER_TOKEN = 10
+GRANULE = 8
+STOP_ID = 0
+
+
+class FakeLease:
+    def __init__(self, pool: FakePool, owner: str, nbytes: int) -> None:
+        self.pool, self.owner, self.nbytes = pool, owner, nbytes
+
+    def resize(self, nbytes: int) -> bool:
+        return self.pool.change(self.owner, nbytes - self.nbytes) and self._set(nbytes)
+
+    def release(self) -> None:
+        assert self.nbytes >= 0, "released twice"
+        self.pool.change(self.owner, -self.nbytes)
+        self.nbytes = -1
+
+    def _set(self, nbytes: int) -> bool:
+        self.nbytes = nbytes
+        return True
+
+
+@dataclass
+class FakePool:
+    """A budget; what would exceed it is not given."""
+
+    budget: int = 1 << 30
+    used: int = 0
+    peak: int = 0
+    by_owner: dict[str, int] = field(default_factory=dict)
+
+    def take(self, owner: str, nbytes: int) -> FakeLease | None:
+        return FakeLease(self, owner, nbytes) if self.change(owner, nbytes) else None
+
+    def change(self, owner: str, by: int) -> bool:
+        if self.used + by > self.budget:
+            return False
+        self.used += by
+        self.peak = max(self.peak, self.used)
+        self.by_owner[owner] = self.by_owner.get(owner, 0) + by
+        return True
+
+    def report(self) -> FakePool:
+        return self
+
+
+@dataclass(frozen=True)
+class FakeBlock:
+    start: int
+    tokens: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.tokens) * BYTES_PER_TOKEN
+
+
+class FakeSequence:
+    def __init__(self, lease: FakeLease) -> None:
+        self.lease = lease
+        self.tokens: list[int] = []
+        self.closed = False
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def room(self) -> int:
+        return self.lease.nbytes // BYTES_PER_TOKEN
+
+
+class FakeBatchSession:
+    """As `BatchSession`.
+
+    Attributes:
+        log: what was called, as tuples that begin with the method's name.
+        poison: tokens behind which all logits are NaN.
+        before: called with the method's name and the sequences before each call; it may raise.
+    """
+
+    def __init__(
+        self,
+        pool: FakePool | None = None,
+        *,
+        vocab_size: int = 29,
+        context_length: int = 64,
+        max_batch: int = 4,
+        prefill_chunk: int = 8,
+    ) -> None:
+        self.pool = FakePool() if pool is None else pool
+        self.vocab_size, self.context_length = vocab_size, context_length
+        self.max_batch, self.prefill_chunk = max_batch, prefill_chunk
+        self.opened: list[FakeSequence] = []
+        self.log: list[tuple[object, ...]] = []
+        self.poison: set[int] = set()
+        self.before: Callable[[str, Sequence[FakeSequence]], None] = lambda name, sequences: None
+        self.trims = 0
+        self._thread: int | None = None
+
+    def open(self, length: int) -> FakeSequence | None:
+        self._called("open", [])
+        assert 1 <= length <= self.context_length
+        if len(self.opened) == self.max_batch:
+            return None
+        lease = self.pool.take("kv", _rounded(length))
+        if lease is None:
+            return None
+        self.opened.append(FakeSequence(lease))
+        return self.opened[-1]
+
+    def prefill(self, sequence: FakeSequence, ids: Sequence[int], *, logits: bool) -> npt.NDArray[np.float32] | None:
+        self._called("prefill", [sequence])
+        assert 1 <= len(ids) <= self.prefill_chunk
+        self.log.append(("prefill", tuple(ids)))
+        self._append(sequence, ids)
+        return self.logits(sequence.tokens) if logits else None
+
+    def decode(self, sequences: Sequence[FakeSequence], ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        self._called("decode", sequences)
+        assert len({id(sequence) for sequence in sequences}) == len(sequences) == len(ids) > 0
+        self.log.append(("decode", len(ids)))
+        for sequence, token in zip(sequences, ids, strict=True):
+            self._append(sequence, [token])
+        return np.stack([self.logits(sequence.tokens) for sequence in sequences])
+
+    def reserve(self, sequence: FakeSequence, length: int) -> bool:
+        self._called("reserve", [sequence])
+        assert length <= self.context_length
+        return length <= sequence.room or sequence.lease.resize(_rounded(length))
+
+    def close(self, sequence: FakeSequence) -> None:
+        self._called("close", [sequence])
+        self.opened.remove(sequence)
+        sequence.closed = True
+        sequence.lease.release()
+
+    def copy_out(self, sequence: FakeSequence, start: int, stop: int) -> FakeBlock:
+        self._called("copy_out", [sequence])
+        assert 0 <= start < stop <= sequence.length
+        return FakeBlock(start, tuple(sequence.tokens[start:stop]))
+
+    def copy_in(self, sequence: FakeSequence, block: FakeBlock) -> None:
+        self._called("copy_in", [sequence])
+        assert block.start == sequence.length, "a block in the wrong place"
+        self._append(sequence, block.tokens)
+
+    def trim(self) -> None:
+        self._called("trim", [])
+        self.trims += 1
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Of what comes behind `tokens`."""
+        if tokens[-1] in self.poison:
+            return np.full(self.vocab_size, np.nan, np.float32)
+        generator = np.random.default_rng([len(tokens), *tokens])
+        return generator.standard_normal(self.vocab_size).astype(np.float32)
+
+    def answer(self, prompt: Sequence[int], most: int) -> list[int]:
+        """The greedy answer to one prompt alone."""
+        tokens = list(prompt)
+        while len(tokens) - len(prompt) < most and len(tokens) <= self.context_length:
+            tokens.append(int(self.logits(tokens).argmax()))
+            if tokens[-1] == STOP_ID:
+                break
+        return tokens[len(prompt) :]
+
+    def _append(self, sequence: FakeSequence, ids: Sequence[int]) -> None:
+        assert sequence.length + len(ids) <= sequence.room, "tokens without room"
+        sequence.tokens += ids
+
+    def _called(self, name: str, sequences: Sequence[FakeSequence]) -> None:
+        self._thread = threading.get_ident() if self._thread is None else self._thread
+        assert self._thread == threading.get_ident(), "two threads use one session"
+        assert not any(sequence.closed for sequence in sequences), f"{name} of a closed sequence"
+        self.before(name, sequences)
+
+
+def _rounded(length: int) -> int:
+    return -(-length // GRANULE) * GRANULE * BYTES_PER_TOKEN
+
+
+def decode_text(ids: Sequence[int]) -> str:
+    """Every token a letter; the end has none."""
+    return "".join(chr(ord("a") + token % 26) for token in ids if token != STOP_ID)
