@@ -18,11 +18,11 @@ from bitnet_onnx.runtime.server.errors import handle_errors, json_response
 from bitnet_onnx.runtime.server.guard import Guard
 from bitnet_onnx.runtime.server.page import page_response
 from bitnet_onnx.runtime.server.prometheus import CONTENT_TYPE, ServerMetrics
-from bitnet_onnx.runtime.server.prompts import PromptEncoder
+from bitnet_onnx.runtime.server.prompts import RequestPrompts
 from bitnet_onnx.runtime.server.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from bitnet_onnx.runtime.server.service import Service
 from bitnet_onnx.runtime.server.settings import ServerSettings
-from bitnet_onnx.runtime.server.structured import StructuredOutput
+from bitnet_onnx.runtime.server.structured import PlanAnswer
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": text}
@@ -42,11 +42,11 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 
 def create_app(
     engine: EngineLike,
-    prompts: PromptEncoder,
+    prompts: RequestPrompts,
     settings: ServerSettings,
     *,
     keys: ApiKeys | None = None,
-    structured: StructuredOutput | None = None,
+    plan_answer: PlanAnswer | None = None,
 ) -> FastAPI:
     """The application that serves one engine; starting and closing the engine is the caller's.
 
@@ -55,9 +55,9 @@ def create_app(
         prompts: encoder of the same package.
         settings: names and limits.
         keys: that open it; None: it is open.
-        structured: enforces `response_format` and `tools`; None: requests with these are refused.
+        plan_answer: enforces `response_format` and `tools`; None: requests with these are refused.
     """
-    service = Service(engine, prompts, settings, structured)
+    service = Service(engine, prompts, settings, plan_answer)
     metrics = ServerMetrics(engine)
 
     @asynccontextmanager
@@ -66,9 +66,7 @@ def create_app(
         service.close()
 
     # No documentation pages: they load scripts from other hosts. The document itself is at /openapi.json.
-    app = FastAPI(
-        title="bitnet-onnx", version=version("bitnet-onnx"), docs_url=None, redoc_url=None, lifespan=lifespan
-    )
+    app = FastAPI(title="bitnet-onnx", version=version("bitnet-onnx"), docs_url=None, redoc_url=None, lifespan=lifespan)
     handle_errors(app)
     app.add_middleware(Guard, keys=keys or ApiKeys(), settings=settings, metrics=metrics)
     model = {"id": settings.model_name, "object": "model", "created": 0, "owned_by": "bitnet-onnx"}
@@ -94,9 +92,9 @@ def create_app(
         return json_response({"object": "list", "data": [model]})
 
     @app.get("/v1/models/{name:path}", responses={401: _REFUSALS[401], 404: _REFUSALS[404]})
-    async def model_by_name(name: str) -> Response:
+    async def model_by_name(request: Request) -> Response:
         """The one model, by its name."""
-        service.check_model(name)
+        service.check_model(request.path_params["name"])
         return json_response(model)
 
     @app.post("/v1/chat/completions", openapi_extra=_body(ChatRequest), responses=_REFUSALS)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
 
 from fastapi import Request
 from fastapi.responses import Response
 
 from bitnet_onnx.errors import InputError
-from bitnet_onnx.runtime.engine.request import EngineRequest, TokenEvent
+from bitnet_onnx.runtime.engine.request import Constraint, EngineRequest, Finished, TokenEvent
+from bitnet_onnx.runtime.engine.tool_calls import Delta, ToolCallDelta
 from bitnet_onnx.runtime.server._interfaces import AnswerStreamLike
 from bitnet_onnx.runtime.server.answers import Answer, Answers, EventStream, until_gone
 from bitnet_onnx.runtime.server.errors import FieldError, json_response
@@ -25,16 +25,16 @@ from bitnet_onnx.runtime.server.generation import (
 from bitnet_onnx.runtime.server.logprobs import chat_logprobs
 from bitnet_onnx.runtime.server.schemas import ChatRequest
 from bitnet_onnx.runtime.server.service import Service
-from bitnet_onnx.runtime.server.structured import AnswerForm, form_of
+from bitnet_onnx.runtime.server.structured import AnswerParser, AnswerPlan, plan_of, shape_error
 
 
 @dataclass(frozen=True, slots=True)
 class _Chat:
-    """A conversation under way."""
+    """A conversation under way; with tools each answer has a parser."""
 
     request: ChatRequest
-    form: AnswerForm
     streams: list[AnswerStreamLike]
+    parsers: list[AnswerParser | None]
 
 
 async def answer_chat(service: Service, request: Request) -> Response:
@@ -45,9 +45,8 @@ async def answer_chat(service: Service, request: Request) -> Response:
     """
     chat = await service.prepare(request, lambda body, tenant: _submit(service, body, tenant))
     answers = Answers(chat.streams)
-    head = Head.new(
-        "chatcmpl", "chat.completion.chunk" if chat.request.stream else "chat.completion", service.settings.model_name
-    )
+    kind = "chat.completion.chunk" if chat.request.stream else "chat.completion"
+    head = Head.new("chatcmpl", kind, service.settings.model_name)
     headers = {"X-Request-Id": head.id}
     if chat.request.stream:
         return EventStream(_chunks(service, chat, answers, head), answers, headers)
@@ -69,8 +68,8 @@ def _submit(service: Service, body: Mapping[str, object], tenant: str) -> _Chat:
         raise FieldError("top_logprobs", "needs logprobs to be true")
     choices = request.n or 1
     service.check_answers(1, choices)
-    form = form_of(request)
-    ids = _encode(service, request, form)
+    plan = plan_of(request, service.plan_answer)
+    ids = service.prompts.conversation(request.messages, None if plan is None else plan.template_tools)
     length = answer_length(
         request.max_completion_tokens or request.max_tokens,
         None,
@@ -78,74 +77,65 @@ def _submit(service: Service, body: Mapping[str, object], tenant: str) -> _Chat:
         service.prompts.context_length,
         "max_completion_tokens" if request.max_completion_tokens else "max_tokens",
     )
-    requests = []
-    for choice in range(choices):
-        parameters = sampling_parameters(
-            request, max_tokens=length, choice=choice, vocab_size=service.prompts.vocab_size
+    requests = [
+        EngineRequest(
+            ids,
+            sampling_parameters(request, max_tokens=length, choice=choice, vocab_size=service.prompts.vocab_size),
+            tenant=tenant,
+            top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+            constraint=_constraint(plan),
         )
-        try:
-            constraint = None if form.free or service.structured is None else service.structured.make_constraint(form)
-        except InputError as error:
-            raise FieldError("response_format" if form.response_format else "tools", str(error)) from None
-        requests.append(
-            EngineRequest(
-                ids,
-                parameters,
-                tenant=tenant,
-                top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-                constraint=constraint,
-            )
-        )
-    return _Chat(request, form, submit_all(service.engine, requests))
+        for choice in range(choices)
+    ]
+    parsers = [None if plan is None else plan.parser() for _ in requests]
+    return _Chat(request, submit_all(service.engine, requests), parsers)
 
 
-def _encode(service: Service, request: ChatRequest, form: AnswerForm) -> tuple[int, ...]:
-    if not form.free and service.structured is None:
-        field = "response_format" if form.response_format is not None else "tools"
-        raise FieldError(field, "this server cannot enforce it, and refuses rather than ignores it")
-    if not form.tools or service.structured is None:
-        return service.prompts.conversation(request.messages)
-    messages = [message.model_dump(exclude_none=True) for message in request.messages]
+def _constraint(plan: AnswerPlan | None) -> Constraint | None:
     try:
-        ids = service.structured.encode_tools(messages, form)
+        return None if plan is None else plan.constraint()
     except InputError as error:
-        raise FieldError("tools", str(error)) from None
-    return service.prompts.checked(ids, "messages")
+        raise shape_error(error) from None
 
 
 def _choice(service: Service, chat: _Chat, index: int, answer: Answer) -> dict[str, object]:
-    message, called = _message(service, chat.form, answer.text)
+    parser = chat.parsers[index]
+    message: dict[str, object] = {"role": "assistant", "content": answer.text, "refusal": None}
+    end = finish_reason(answer.finished.reason)
+    if parser is not None:
+        deltas = [delta for token in answer.tokens for delta in parser.push(token.text, token.id)] + parser.finish()
+        content, calls = _split(deltas)
+        message["content"] = content if content or not calls else None
+        if calls:
+            message["tool_calls"] = [_call(call) for call in calls]
+            end = "tool_calls"
     return {
         "index": index,
-        "message": {"role": "assistant", **message},
+        "message": message,
         "logprobs": chat_logprobs(answer.tokens, service.prompts.token_text) if chat.request.logprobs else None,
-        "finish_reason": "tool_calls" if called else finish_reason(answer.finished.reason),
+        "finish_reason": end,
     }
 
 
-def _message(service: Service, form: AnswerForm, text: str) -> tuple[dict[str, object], bool]:
-    """The fields of a complete answer beside its role, and whether it calls tools."""
-    if not form.tools or service.structured is None:
-        return {"content": text, "refusal": None}, False
-    content, calls = service.structured.read_tool_calls(text, form)
-    if not calls:
-        return {"content": content, "refusal": None}, False
-    tool_calls = [
-        {
-            "id": f"call_{os.urandom(12).hex()}",
-            "type": "function",
-            "function": {"name": call.name, "arguments": call.arguments},
-        }
-        for call in calls
-    ]
-    return {"content": content or None, "refusal": None, "tool_calls": tool_calls}, True
+def _split(deltas: Iterable[Delta]) -> tuple[str, list[ToolCallDelta]]:
+    content, calls = "", []
+    for delta in deltas:
+        if isinstance(delta, ToolCallDelta):
+            calls.append(delta)
+        else:
+            content += delta.text
+    return content, calls
+
+
+def _call(call: ToolCallDelta) -> dict[str, object]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 async def _chunks(service: Service, chat: _Chat, answers: Answers, head: Head) -> AsyncGenerator[object]:
-    """Every chunk of the stream. With tools an answer is told when it is complete: only then it is known what it is."""
+    """Every chunk of the stream; a call of a tool is told when it is whole."""
     usage = Usage()
     more: dict[str, object] = {"usage": None} if chat.request.usage_in_stream else {}
-    held: list[list[str]] = [[] for _ in chat.streams]
+    called: set[int] = set()
 
     def chunk(index: int, delta: dict[str, object], token: TokenEvent | None = None, end: str | None = None) -> object:
         logprobs = None
@@ -157,29 +147,20 @@ async def _chunks(service: Service, chat: _Chat, answers: Answers, head: Head) -
     for index in range(len(chat.streams)):
         yield chunk(index, {"role": "assistant", "content": "", "refusal": None})
     async for index, event in answers:
-        if isinstance(event, TokenEvent):
-            if chat.form.tools:
-                held[index].append(event.text)
-                if chat.request.logprobs:
-                    yield chunk(index, {}, event)
-            elif event.text or chat.request.logprobs:
-                yield chunk(index, {"content": event.text}, event)
-            continue
-        usage.add(0, event)
-        end = finish_reason(event.reason)
-        if chat.form.tools:
-            delta, called = _message(service, chat.form, "".join(held[index]))
-            if called:
-                end = "tool_calls"
-            yield chunk(index, _streamed(delta))
-        yield chunk(index, {}, end=end)
+        parser = chat.parsers[index]
+        text = event.text if isinstance(event, TokenEvent) else ""
+        if parser is not None:
+            deltas = parser.finish() if isinstance(event, Finished) else parser.push(event.text, event.id)
+            text, calls = _split(deltas)
+            for call in calls:
+                called.add(index)
+                yield chunk(index, {"tool_calls": [{"index": call.index, **_call(call)}]})
+        if isinstance(event, Finished):
+            usage.add(0, event)
+            if text:
+                yield chunk(index, {"content": text})
+            yield chunk(index, {}, end="tool_calls" if index in called else finish_reason(event.reason))
+        elif text or chat.request.logprobs:
+            yield chunk(index, {"content": text}, event)
     if chat.request.usage_in_stream:
         yield head.as_dict(choices=[], usage=usage.as_dict())
-
-
-def _streamed(message: dict[str, object]) -> dict[str, object]:
-    """A message as a delta, whose calls are numbered."""
-    calls = message.get("tool_calls")
-    if not isinstance(calls, list):
-        return message
-    return {**message, "tool_calls": [{"index": index, **call} for index, call in enumerate(calls)]}

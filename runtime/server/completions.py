@@ -97,9 +97,7 @@ def _submit(service: Service, body: Mapping[str, object], tenant: str) -> _Compl
     return _Completion(request, submit_all(service.engine, requests), choices)
 
 
-async def _chunks(
-    service: Service, completion: _Completion, answers: Answers, head: Head
-) -> AsyncGenerator[object]:
+async def _chunks(service: Service, completion: _Completion, answers: Answers, head: Head) -> AsyncGenerator[object]:
     usage = Usage()
     more: dict[str, object] = {"usage": None} if completion.request.usage_in_stream else {}
     wanted = completion.request.logprobs is not None

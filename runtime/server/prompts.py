@@ -1,30 +1,25 @@
-"""From what a request holds to token ids, within the context."""
+"""From what a request holds to token ids, with errors that name the field."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from bitnet_onnx.errors import InputError
-from bitnet_onnx.runtime.chat import ChatTemplate, Message, encode_chat
-from bitnet_onnx.runtime.package import PackageInfo
+from bitnet_onnx.errors import InputError, UnsupportedError
+from bitnet_onnx.runtime.prompts import PromptEncoder, PromptTooLongError
 from bitnet_onnx.runtime.server.errors import FieldError
 from bitnet_onnx.runtime.server.schemas import ChatMessage
-from bitnet_onnx.runtime.tokenizer import TextTokenizer
 
 #: OpenAI's newer name of the role that templates know as system.
 _ROLES = {"developer": "system"}
 
 
-class PromptEncoder:
-    """Encodes prompts for one package; for any number of threads."""
+class RequestPrompts:
+    """Encodes the prompts of requests for one package; for any number of threads."""
 
-    def __init__(self, package: PackageInfo, tokenizer: TextTokenizer) -> None:
-        self.context_length = package.architecture.context_length
-        self.vocab_size = package.architecture.vocab_size
-        self._tokenizer = tokenizer
-        self._template: ChatTemplate | None = None
-        if package.chat_template is not None:
-            self._template = ChatTemplate(package.chat_template, package.special_tokens)
+    def __init__(self, encoder: PromptEncoder) -> None:
+        self.context_length = encoder.package.architecture.context_length
+        self.vocab_size = encoder.package.architecture.vocab_size
+        self._encoder = encoder
 
     def text(self, text: str) -> tuple[int, ...]:
         """Token ids of a text to continue, in which the text of a control token becomes that token.
@@ -33,12 +28,9 @@ class PromptEncoder:
             FieldError: it is empty or longer than the context.
         """
         try:
-            ids = self._tokenizer.encode(text, parse_special=True, add_bos=True)
+            return tuple(self._encoder.encode(text))
         except InputError as error:
-            raise FieldError("prompt", str(error)) from None
-        if not ids and self._tokenizer.bos_id is not None:
-            ids = [self._tokenizer.bos_id]
-        return self.checked(ids, "prompt")
+            raise _refusal("prompt", error) from None
 
     def ids(self, ids: Sequence[object]) -> tuple[int, ...]:
         """Given token ids.
@@ -46,61 +38,49 @@ class PromptEncoder:
         Raises:
             FieldError: there are none or too many, or one is no token of the model.
         """
-        if len(ids) > self.context_length:
-            raise self._too_long(len(ids), "prompt")
         checked = []
         for token in ids:
-            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self.vocab_size:
-                raise FieldError("prompt", f"token {token!r:.40} is no integer from 0 to {self.vocab_size - 1}")
+            if not isinstance(token, int) or isinstance(token, bool):
+                raise FieldError("prompt", f"{token!r:.40} is no token id")
             checked.append(token)
-        return self.checked(checked, "prompt")
+        try:
+            return tuple(self._encoder.encode(checked))
+        except InputError as error:
+            raise _refusal("prompt", error) from None
 
-    def conversation(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+    def conversation(
+        self, messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, object]] | None = None
+    ) -> tuple[int, ...]:
         """Token ids of messages by the model's chat template, open for the answer.
+
+        Args:
+            messages: at least one.
+            tools: what the template is told of them.
 
         Raises:
             FieldError: the messages do not suit the template, or are longer than the context.
         """
-        if self._template is None:
+        plain: list[dict[str, object]] = []
+        for index, message in enumerate(messages):
+            if message.content is None and not message.tool_calls:
+                raise FieldError(f"messages.{index}.content", "this field is missing", code="missing_field")
+            fields = message.model_dump(exclude_none=True)
+            plain.append(fields | {"role": _ROLES.get(message.role, message.role), "content": message.content})
+        try:
+            return tuple(self._encoder.encode_messages(plain))
+        except UnsupportedError:
             raise FieldError(
                 "messages", "this model has no chat template; use /v1/completions", code="no_chat_template"
-            )
-        plain = []
-        for index, message in enumerate(messages):
-            for name in ("tool_calls", "tool_call_id"):
-                if getattr(message, name):
-                    raise FieldError(f"messages.{index}.{name}", "a conversation with tools must name them in `tools`")
-            if message.content is None:
-                raise FieldError(f"messages.{index}.content", "this field is missing", code="missing_field")
-            try:
-                plain.append(Message(_ROLES.get(message.role, message.role), message.content))
-            except InputError as error:
-                raise FieldError(f"messages.{index}", str(error)) from None
-        try:
-            ids = encode_chat(self._template, self._tokenizer, plain)
+            ) from None
         except InputError as error:
-            raise FieldError("messages", str(error)) from None
-        return self.checked(ids, "messages")
+            raise _refusal("messages", error) from None
 
     def token_text(self, token: int) -> str:
         """The text of one token by itself."""
-        return self._tokenizer.decode([token])
+        return self._encoder.tokenizer.decode([token])
 
-    def checked(self, ids: Sequence[int], param: str) -> tuple[int, ...]:
-        """The ids of a prompt.
 
-        Raises:
-            FieldError: there are none or too many.
-        """
-        if not ids:
-            raise FieldError(param, "the prompt is empty, and the model has no token for the beginning of a text")
-        if len(ids) > self.context_length:
-            raise self._too_long(len(ids), param)
-        return tuple(ids)
-
-    def _too_long(self, count: int, param: str) -> FieldError:
-        return FieldError(
-            param,
-            f"the prompt has {count} tokens, more than the model's context of {self.context_length}",
-            code="context_length_exceeded",
-        )
+def _refusal(field: str, error: InputError) -> FieldError:
+    return FieldError(
+        field, str(error), code="context_length_exceeded" if isinstance(error, PromptTooLongError) else None
+    )

@@ -12,9 +12,9 @@ from fastapi import Request
 from bitnet_onnx.runtime.server._body import BodyReader, parse_body
 from bitnet_onnx.runtime.server._interfaces import EngineLike
 from bitnet_onnx.runtime.server.errors import ApiError
-from bitnet_onnx.runtime.server.prompts import PromptEncoder
+from bitnet_onnx.runtime.server.prompts import RequestPrompts
 from bitnet_onnx.runtime.server.settings import ServerSettings
-from bitnet_onnx.runtime.server.structured import StructuredOutput
+from bitnet_onnx.runtime.server.structured import PlanAnswer
 
 _Job = TypeVar("_Job")
 
@@ -26,20 +26,20 @@ class Service:
         engine: started.
         prompts: encoder of the same package.
         settings: of the server.
-        structured: enforces forms of answers; None: requests for them are refused.
+        plan_answer: enforces forms of answers; None: requests for them are refused.
     """
 
     def __init__(
         self,
         engine: EngineLike,
-        prompts: PromptEncoder,
+        prompts: RequestPrompts,
         settings: ServerSettings,
-        structured: StructuredOutput | None = None,
+        plan_answer: PlanAnswer | None = None,
     ) -> None:
         self.engine = engine
         self.prompts = prompts
         self.settings = settings
-        self.structured = structured
+        self.plan_answer = plan_answer
         self._bodies = BodyReader(settings)
         # Parsing and tokenizing take up to seconds; the loop has /health to answer meanwhile.
         self._pool = ThreadPoolExecutor(settings.workers, "bitnet-onnx-prepare")

@@ -13,11 +13,12 @@ from fake_engine import FakeEngine
 from starlette.testclient import TestClient
 
 from bitnet_onnx.runtime.package import PackageInfo
+from bitnet_onnx.runtime.prompts import PromptEncoder
 from bitnet_onnx.runtime.server.app import create_app
 from bitnet_onnx.runtime.server.auth import ApiKeys
-from bitnet_onnx.runtime.server.prompts import PromptEncoder
+from bitnet_onnx.runtime.server.prompts import RequestPrompts
 from bitnet_onnx.runtime.server.settings import ServerSettings
-from bitnet_onnx.runtime.server.structured import StructuredOutput
+from bitnet_onnx.runtime.server.structured import PlanAnswer
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
 
 ANSWER = "Hello, wörld! 🦊"
@@ -32,7 +33,7 @@ class Served:
 
     engine: FakeEngine
     client: TestClient
-    encoder: PromptEncoder
+    encoder: RequestPrompts
     tokenizer: TextTokenizer
 
     def chat(self, content: str = "hi", **fields: Any) -> Any:
@@ -48,22 +49,22 @@ def serve(
     package: Path,
     *,
     keys: tuple[str, ...] = (),
-    structured: StructuredOutput | None = None,
+    plan_answer: PlanAnswer | None = None,
     step_s: float = 0.0,
     answer: str = ANSWER,
     endless: bool = False,
     **settings: Any,
 ) -> Iterator[Served]:
     """Serve `answer`, which ends with the token that ends a turn unless it is `endless`."""
-    info = PackageInfo.open(package)
-    tokenizer = TextTokenizer(info)
+    text_side = PromptEncoder(PackageInfo.open(package))
+    tokenizer = text_side.tokenizer
     end = tokenizer.token_id("<|im_end|>")
     assert end is not None
     script = tokenizer.encode(answer, parse_special=False, add_bos=False) + ([] if endless else [end])
-    encoder = PromptEncoder(info, tokenizer)
+    encoder = RequestPrompts(text_side)
     with FakeEngine(script, tokenizer.decode, frozenset({end}), step_s) as engine:
         app = create_app(
-            engine, encoder, ServerSettings(MODEL, **settings), keys=ApiKeys(keys), structured=structured
+            engine, encoder, ServerSettings(MODEL, **settings), keys=ApiKeys(keys), plan_answer=plan_answer
         )
         with TestClient(app, raise_server_exceptions=False) as client:
             yield Served(engine, client, encoder, tokenizer)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_client import KEY, MODEL, OTHER_KEY, Served, refusal, serve
+from server_client import KEY, MODEL, OTHER_KEY, Served, events, refusal, serve
 from tiny_package import edit_json
 
 from bitnet_onnx.errors import InputError
-from bitnet_onnx.runtime.server.prompts import PromptEncoder
+from bitnet_onnx.runtime.engine.tool_calls import ContentDelta, Delta, ToolCallDelta
+from bitnet_onnx.runtime.server.prompts import RequestPrompts
 from bitnet_onnx.runtime.server.schemas import IGNORED_FIELDS
 from bitnet_onnx.runtime.server.settings import ServerSettings
-from bitnet_onnx.runtime.server.structured import AnswerForm, ToolCall
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +130,11 @@ def test_every_response_forbids_guessing(server: Served) -> None:
 
 
 def test_health_answers_while_prompts_are_read(package_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def encode_slowly(self: PromptEncoder, text: str) -> tuple[int, ...]:
+    def encode_slowly(self: RequestPrompts, text: str) -> tuple[int, ...]:
         time.sleep(0.5)
         return (1, 2)
 
-    monkeypatch.setattr(PromptEncoder, "text", encode_slowly)
+    monkeypatch.setattr(RequestPrompts, "text", encode_slowly)
     with serve(package_dir) as server:
         busy = [threading.Thread(target=server.complete, kwargs={"max_tokens": 2}) for _ in range(4)]
         for thread in busy:
@@ -147,56 +147,72 @@ def test_health_answers_while_prompts_are_read(package_dir: Path, monkeypatch: p
         assert slowest < 0.4
 
 
-class Shaper:
-    """Structured output that calls the one tool with whatever was said."""
+class Parser:
+    """Makes a call of whatever stands behind an exclamation mark."""
 
     def __init__(self) -> None:
-        self.forms: list[AnswerForm] = []
+        self.text = ""
 
-    def make_constraint(self, form: AnswerForm) -> Any:
-        self.forms.append(form)
-        if form.response_format is not None and "json_schema" in form.response_format:
-            raise InputError("schema: `$ref` cycles are not supported")
+    def push(self, text: str, token: int | None = None) -> list[Delta]:
+        if self.text or text == "!":
+            self.text += text
+            return []
+        return [ContentDelta(text)]
+
+    def finish(self) -> list[Delta]:
+        return [ToolCallDelta(0, "call_1", "say", f'{{"text": "{self.text}"}}')] if self.text else []
+
+
+class Plan:
+    """A plan that remembers what it was made from."""
+
+    template_tools = None
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields = fields
+        if fields["tool_choice"] == "required" and not fields["tools"]:
+            raise InputError("tool_choice is required, but there are no tools")
+
+    def constraint(self) -> Any:
+        if "json_schema" in (self.fields["response_format"] or {}):
+            raise InputError("response_format.json_schema: `$ref` cycles are not supported")
         return self
 
-    def encode_tools(self, messages: Any, form: AnswerForm) -> list[int]:
-        return [1, 2, 3]
-
-    def read_tool_calls(self, text: str, form: AnswerForm) -> tuple[str, tuple[ToolCall, ...]]:
-        return "", (ToolCall("say", f'{{"text": "{text}"}}'),)
+    def parser(self) -> Parser | None:
+        return Parser() if self.fields["tools"] else None
 
 
 TOOLS = [{"type": "function", "function": {"name": "say", "parameters": {"type": "object"}}}]
 
 
 def test_forms_reach_whoever_enforces_them(package_dir: Path) -> None:
-    shaper = Shaper()
-    with serve(package_dir, structured=shaper, answer="Ho") as server:
+    with serve(package_dir, plan_answer=Plan, answer="Ho") as server:
         assert server.chat(response_format={"type": "json_object"}, n=2).status_code == 200
-        assert [form.response_format for form in shaper.forms] == [{"type": "json_object"}] * 2
-        assert [request.constraint for request in server.engine.requests] == [shaper, shaper]
-        assert server.chat(response_format={"type": "text"}).status_code == 200
+        for request in server.engine.requests:
+            assert isinstance(request.constraint, Plan)
+            assert request.constraint.fields["response_format"] == {"type": "json_object"}
+            assert request.constraint.fields["parallel_tool_calls"] is True
+        assert server.chat(response_format={"type": "text"}, tools=[], tool_choice="none").status_code == 200
         assert server.engine.requests[-1].constraint is None
         schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
         refusal(server.chat(response_format=schema), 400, "cycles", param="response_format")
-        refusal(server.chat(response_format={"type": "xml"}), 400, param="response_format.type")
         refusal(server.chat(tool_choice="required"), 400, "no tools", param="tool_choice")
-        refusal(server.chat(tools=[{"type": "retrieval"}]), 400, param="tools.0")
+        assert server.engine.running == 0
 
 
 def test_calls_of_tools_are_told_in_openais_form(package_dir: Path) -> None:
-    with serve(package_dir, structured=Shaper(), answer="Ho") as server:
+    with serve(package_dir, plan_answer=Plan, answer="Ho!ho") as server:
         [choice] = server.chat(tools=TOOLS).json()["choices"]
         assert choice["finish_reason"] == "tool_calls"
-        assert choice["message"]["content"] is None
+        assert choice["message"]["content"] == "Ho"
         [call] = choice["message"]["tool_calls"]
-        assert call["type"] == "function"
-        assert call["function"] == {"name": "say", "arguments": '{"text": "Ho"}'}
-        assert server.engine.requests[-1].prompt == (1, 2, 3)
-        stream = server.chat(tools=TOOLS, stream=True).text
-        assert '"tool_calls":[{"index":0,"id":"call_' in stream
-        assert '"finish_reason":"tool_calls"' in stream
-        assert server.chat(tools=TOOLS, tool_choice="none").json()["choices"][0]["message"]["content"] == "Ho"
+        assert call == {"id": "call_1", "type": "function", "function": {"name": "say", "arguments": '{"text": "!ho"}'}}
+        chunks = [chunk["choices"][0] for chunk in events(server.chat(tools=TOOLS, stream=True).text)]
+        assert "".join(chunk["delta"].get("content", "") for chunk in chunks) == "Ho"
+        assert [chunk["delta"]["tool_calls"] for chunk in chunks if "tool_calls" in chunk["delta"]] == [
+            [{"index": 0, **call}]
+        ]
+        assert chunks[-1]["finish_reason"] == "tool_calls"
 
 
 @pytest.mark.parametrize(
