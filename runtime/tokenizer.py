@@ -23,7 +23,9 @@ class TextTokenizer:
     """
 
     def __init__(self, package: PackageInfo) -> None:
-        self._tokenizer = _parse(package.tokenizer_path)
+        self._tokenizer = parse_tokenizer(
+            read_bytes(package.tokenizer_path, MAX_TOKENIZER_BYTES), package.tokenizer_path
+        )
         # What parsing freed would otherwise stay, and count, beside the weights: tens of megabytes.
         return_free_memory()
         # A training-time truncation left in the file would cut prompts without a word.
@@ -37,6 +39,11 @@ class TextTokenizer:
         self.control_ids: frozenset[int] = frozenset(
             token for token, added in self._tokenizer.get_added_tokens_decoder().items() if added.special
         )
+
+    @property
+    def inner(self) -> Tokenizer:
+        """The tokenizer of the `tokenizers` library, to be read only."""
+        return self._tokenizer
 
     def token_id(self, text: str) -> int | None:
         """The id of the token whose text is exactly `text`, if the vocabularies have it."""
@@ -78,12 +85,16 @@ class TextTokenizer:
         return text
 
 
-def _parse(path: Path) -> Tokenizer:
-    data = read_bytes(path, MAX_TOKENIZER_BYTES)
+def parse_tokenizer(data: bytes, source: Path | str) -> Tokenizer:
+    """A tokenizer from the content of tokenizer.json.
+
+    Raises:
+        PackageError: it cannot be read; the message begins with `source`.
+    """
     try:
         return Tokenizer.from_buffer(data)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the Rust library is no Exception
-        decode_utf8(data, path)
-        raise PackageError(f"{path}: not a usable tokenizer: {one_line(error)}") from None
+        decode_utf8(data, Path(source))
+        raise PackageError(f"{source}: not a usable tokenizer: {one_line(error)}") from None

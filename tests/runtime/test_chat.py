@@ -171,7 +171,7 @@ def test_a_template_that_rewrites_contents_refuses_forged_tokens_only(tokenizer:
     ("value", "words"),
     [
         ({"role": "user"}, "role and content"),
-        ({"role": "user", "content": "a", "name": "b"}, "role and content"),
+        ({"role": "user", "content": "a", "mood": "b"}, "role and content"),
         ("text", "role and content"),
         (7, "role and content"),
         ({"role": 7, "content": "a"}, "role is 7"),
