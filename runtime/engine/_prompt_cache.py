@@ -9,7 +9,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-from bitnet_onnx.runtime.engine._interfaces import KvBlockLike, LeaseLike, MemoryPoolLike
+from bitnet_onnx.runtime.engine._interfaces import KvBlockLike
+from bitnet_onnx.runtime.memory import HybridMemoryPool, Lease
 
 OWNER = "prompt cache"
 _DIGEST_BYTES = 32
@@ -39,7 +40,7 @@ class BlockKeys:
 @dataclass(frozen=True, slots=True)
 class _Entry:
     block: KvBlockLike
-    lease: LeaseLike
+    lease: Lease
 
 
 class PromptCache:
@@ -51,7 +52,7 @@ class PromptCache:
         block_tokens: tokens of a block.
     """
 
-    def __init__(self, memory: MemoryPoolLike, limit_bytes: int, block_tokens: int) -> None:
+    def __init__(self, memory: HybridMemoryPool, limit_bytes: int, block_tokens: int) -> None:
         self.block_tokens = block_tokens
         self._memory = memory
         self._limit = limit_bytes
@@ -122,7 +123,7 @@ class PromptCache:
         while self.evict():
             pass
 
-    def _take(self, nbytes: int, parents: Sequence[bytes]) -> LeaseLike | None:
+    def _take(self, nbytes: int, parents: Sequence[bytes]) -> Lease | None:
         while True:
             if self._bytes + nbytes <= self._limit and (lease := self._memory.take(OWNER, nbytes)) is not None:
                 return lease

@@ -113,10 +113,15 @@ class Scheduler:
                 self._refuse(run)
 
     def _open(self, length: int) -> SequenceLike | None:
+        """A sequence, at the cost of the cache and of what sequences that have ended left."""
+        trimmed = False
         while True:
             sequence: SequenceLike | None = self._session.open(length)
-            if sequence is not None or not self._cache.evict():
+            if sequence is not None or trimmed:
                 return sequence
+            if not self._cache.evict():
+                self._session.trim()
+                trimmed = True
 
     def _read(self, run: Run) -> None:
         """Reads the next chunk of a prompt; its last one gives the next token."""
@@ -205,22 +210,28 @@ class Scheduler:
 
     def _make_room(self, run: Run) -> bool:
         """Room for one more token, at the cost of the cache and of those behind; False when it yielded itself."""
+        trimmed = False
         while True:
             sequence = _held(run)
             try:
                 if self._session.reserve(sequence, sequence.length + 1):
                     return True
+                if self._cache.evict():
+                    continue
+                if not trimmed:
+                    trimmed = True
+                    self._session.trim()
+                    continue
             except Exception as error:
                 self._fail(run, error)
                 return False
-            if self._cache.evict():
-                continue
             if len(self.resident) == 1:
                 self._refuse(run)
                 return False
             last = max(self.resident, key=_order)
             self._preempt(last)
             self._pressed = True
+            trimmed = False
             if last is run:
                 return False
 

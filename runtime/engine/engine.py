@@ -8,17 +8,25 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from bitnet_onnx.errors import BitnetOnnxError, InputError
-from bitnet_onnx.runtime.engine._interfaces import BatchSessionLike, MemoryPoolLike
+from bitnet_onnx.package_format import MODEL_DATA
+from bitnet_onnx.runtime._prefault import prefault
+from bitnet_onnx.runtime.devices import Device, auto_select_device
+from bitnet_onnx.runtime.engine._interfaces import BatchSessionLike
 from bitnet_onnx.runtime.engine._prompt_cache import BlockKeys, PromptCache
 from bitnet_onnx.runtime.engine._run import Run
 from bitnet_onnx.runtime.engine._scheduler import Scheduler
+from bitnet_onnx.runtime.engine.batch_session import BatchSession
 from bitnet_onnx.runtime.engine.metrics import Counters, EngineMetrics
 from bitnet_onnx.runtime.engine.request import EngineBusyError, EngineRequest
 from bitnet_onnx.runtime.engine.stream import AnswerStream
+from bitnet_onnx.runtime.memory import HybridMemoryPool, default_budget
+from bitnet_onnx.runtime.package import PackageInfo
+from bitnet_onnx.runtime.prompts import PromptEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +98,7 @@ class Engine:
         session: BatchSessionLike,
         decode: Callable[[Sequence[int]], str],
         stop_ids: frozenset[int],
-        memory: MemoryPoolLike,
+        memory: HybridMemoryPool,
         settings: EngineSettings = _DEFAULT_SETTINGS,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -114,6 +122,46 @@ class Engine:
         self._failure: BitnetOnnxError | None = None
         self._last_finish: float | None = None
         self._seconds_per_answer = 0.0
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        settings: EngineSettings = _DEFAULT_SETTINGS,
+        *,
+        memory: HybridMemoryPool | None = None,
+        threads: int | None = None,
+        device: Device | None = None,
+        prompts: PromptEncoder | None = None,
+    ) -> Self:
+        """An engine over a package; `start` it, or use it in a `with` statement.
+
+        Args:
+            path: the package directory.
+            settings: limits.
+            memory: the budget; None: a share of what the machine has.
+            threads: threads of one operator; None: as many as there are physical cores.
+            device: where it runs; None: `auto_select_device()`.
+            prompts: the text side of the same package, if it is open already.
+
+        Raises:
+            PackageError: the directory is not a usable package.
+            BitnetOnnxError: the budget is too small for one step.
+        """
+        prompts = PromptEncoder(PackageInfo.open(path)) if prompts is None else prompts
+        device = auto_select_device() if device is None else device
+        memory = HybridMemoryPool(default_budget()) if memory is None else memory
+        session = BatchSession(
+            prompts.package,
+            device,
+            memory,
+            threads=threads,
+            max_batch=settings.max_batch,
+            prefill_chunk=settings.prefill_chunk,
+        )
+        if device.operator_library is not None:  # the function bodies repack the weights and leave these pages alone
+            prefault(prompts.package.directory / MODEL_DATA)
+        return cls(session, prompts.tokenizer.decode, prompts.stop_ids, memory, settings)
 
     def __enter__(self) -> Self:
         self.start()

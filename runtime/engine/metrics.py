@@ -6,8 +6,8 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bitnet_onnx.runtime.engine._interfaces import MemoryReportLike
 from bitnet_onnx.runtime.engine.request import EndReason
+from bitnet_onnx.runtime.memory import MemoryReport
 
 _FIRST_TOKEN_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -72,7 +72,7 @@ class EngineMetrics:
     preemptions: int
     first_token: Histogram
     prompt_cache_bytes: int
-    memory: MemoryReportLike
+    memory: MemoryReport
 
     @property
     def occupancy(self) -> float:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from engines import Clock, finish, make_engine, reference, request
-from fake_batch_session import BYTES_PER_TOKEN, GRANULE, STOP_ID, FakeBatchSession, FakePool, decode_text
+from fake_batch_session import BYTES_PER_TOKEN, GRANULE, STOP_ID, FakeBatchSession, decode_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +15,7 @@ from bitnet_onnx.runtime import SamplingParameters
 from bitnet_onnx.runtime.engine.engine import Engine, EngineSettings
 from bitnet_onnx.runtime.engine.request import EngineBusyError, EngineRequest, TokenEvent
 from bitnet_onnx.runtime.engine.stream import AnswerStream
+from bitnet_onnx.runtime.memory import HybridMemoryPool
 
 GREEDY = SamplingParameters(max_new_tokens=12)
 DRAWN = SamplingParameters(max_new_tokens=12, temperature=1.5, top_k=9, repetition_penalty=1.3, seed=5)
@@ -31,40 +32,55 @@ REQUESTS = st.builds(
     parameters=st.builds(
         lambda base, most, seed: replace(base, max_new_tokens=most, seed=seed),
         st.sampled_from([GREEDY, DRAWN]),
-        st.integers(1, 20),
+        st.integers(1, 30),
         st.integers(0, 3),
     ),
     priority=st.integers(0, 2),
     tenant=st.sampled_from(["", "other"]),
 )
-#: A request, a step, or the index of a request to cancel.
-SCHEDULES = st.lists(st.one_of(REQUESTS, st.none(), st.integers(0, 30)), max_size=40)
 
 
-@settings(max_examples=150, deadline=None)
+@st.composite
+def schedules(draw: st.DrawFn) -> list[tuple[int, EngineRequest, int | None]]:
+    """Requests in the order of their arrival, each with the steps before it, and those until it is cancelled."""
+    cancel = st.one_of(st.none(), st.none(), st.integers(0, 12))
+    return draw(st.lists(st.tuples(st.integers(0, 4), REQUESTS, cancel), min_size=1, max_size=12))
+
+
+@settings(max_examples=200, deadline=None)
 @given(
-    schedule=SCHEDULES,
-    budget=st.sampled_from([160, 320, 640, 1 << 20]),
+    schedule=schedules(),
+    budget=st.sampled_from([240, 400, 450, 1 << 20]),
     cache=st.sampled_from([0, 120, 1 << 20]),
     block=st.integers(1, 6),
     chunk=st.integers(1, 9),
     batch=st.integers(1, 5),
 )
 def test_any_schedule_gives_the_answers_of_each_request_alone(
-    schedule: list[EngineRequest | int | None], budget: int, cache: int, block: int, chunk: int, batch: int
+    schedule: list[tuple[int, EngineRequest, int | None]], budget: int, cache: int, block: int, chunk: int, batch: int
 ) -> None:
-    session = FakeBatchSession(FakePool(budget), context_length=40, max_batch=batch, prefill_chunk=chunk)
+    session = FakeBatchSession(HybridMemoryPool(budget), context_length=40, max_batch=batch, prefill_chunk=chunk)
     engine = make_engine(session, prompt_cache_bytes=cache, prompt_cache_block=block)
     asked: list[tuple[EngineRequest, AnswerStream]] = []
+    to_cancel: list[list[int]] = []
     cancelled: set[int] = set()
-    for action in schedule:
-        if isinstance(action, EngineRequest):
-            asked.append((action, engine.submit(action)))
-        elif action is None:
-            engine.step()
-        elif action < len(asked):
-            asked[action][1].cancel()
-            cancelled.add(action)
+
+    def step() -> None:
+        for pair in to_cancel:
+            pair[1] -= 1
+            if pair[1] < 0:
+                asked[pair[0]][1].cancel()
+                cancelled.add(pair[0])
+        engine.step()
+
+    for delay, wanted, cancel in schedule:
+        for _ in range(delay):
+            step()
+        if cancel is not None:
+            to_cancel.append([len(asked), cancel])
+        asked.append((wanted, engine.submit(wanted)))
+    for _ in range(12):
+        step()
     finish(engine)
     for index, (wanted, stream) in enumerate(asked):
         text, ids, finished = stream.result()
@@ -88,10 +104,10 @@ def test_any_schedule_gives_the_answers_of_each_request_alone(
                 whole > 40 and len(ids) == wanted.parameters.max_new_tokens
             )
     assert session.opened == []
-    assert session.pool.used == engine.metrics().prompt_cache_bytes <= cache
-    assert session.pool.peak <= budget
+    assert session.pool.report().used == engine.metrics().prompt_cache_bytes <= cache
+    assert session.pool.report().peak <= budget
     engine.close()
-    assert session.pool.used == 0
+    assert session.pool.report().used == 0
 
 
 def test_a_seed_repeats_whatever_else_is_in_the_batch() -> None:
@@ -210,7 +226,7 @@ def test_metrics() -> None:
     assert now.first_token.count == 3
     assert now.first_token.total == pytest.approx(0.9)
     assert now.first_token.counts[now.first_token.bounds.index(0.5)] == 3
-    assert now.memory.used == now.prompt_cache_bytes == session.pool.by_owner["prompt cache"]
+    assert now.memory.used == now.prompt_cache_bytes == session.pool.report().by_owner["prompt cache"]
 
 
 def test_a_closed_engine_takes_nothing() -> None:
@@ -234,5 +250,5 @@ def test_closing_ends_every_stream(drain: bool) -> None:
     engine.close(drain=drain)
     reasons = {stream.result(timeout=0).finished.reason for stream in [*streams, last]}
     assert reasons <= ({"stop", "length"} if drain else {"cancelled"})
-    assert session.pool.used == 0
+    assert session.pool.report().used == 0
     assert session.trims == 1

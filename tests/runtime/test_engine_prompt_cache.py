@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 from engines import finish, make_engine, request
-from fake_batch_session import BYTES_PER_TOKEN, FakeBatchSession, FakeBlock, FakePool
+from fake_batch_session import BYTES_PER_TOKEN, FakeBatchSession, FakeBlock
 
 from bitnet_onnx.runtime.engine._prompt_cache import BlockKeys, PromptCache
 from bitnet_onnx.runtime.engine.engine import Engine
 from bitnet_onnx.runtime.engine.request import Finished
+from bitnet_onnx.runtime.memory import HybridMemoryPool
 
 SYSTEM = tuple(range(1, 21))
 
@@ -91,7 +92,7 @@ def test_without_a_cache_everything_is_computed() -> None:
     engine = make_engine(session, prompt_cache_bytes=0)
     for _ in range(2):
         assert answered(engine, *SYSTEM, 3).cached_tokens == 0
-    assert "prompt cache" not in session.pool.by_owner
+    assert "prompt cache" not in session.pool.report().by_owner
 
 
 def test_a_long_cached_prompt_is_copied_in_several_steps() -> None:
@@ -108,11 +109,11 @@ def test_a_long_cached_prompt_is_copied_in_several_steps() -> None:
 
 
 def test_a_block_is_copied_only_when_it_has_a_place() -> None:
-    pool = FakePool(100)
+    pool = HybridMemoryPool(100)
     cache = PromptCache(pool, 1 << 20, 4)
     keys = BlockKeys("", 4).of(list(range(40)), 3)
     cache.store(keys[:1], lambda: FakeBlock(0, (0, 1, 2, 3)))
-    assert pool.used == 40
+    assert pool.report().used == 40
     taken = pool.take("kv", 60)
     assert taken is not None
     cache.store(keys[:2], lambda: pytest.fail("there is no place"))
@@ -124,7 +125,7 @@ def test_a_block_is_copied_only_when_it_has_a_place() -> None:
 
 @pytest.mark.parametrize("held", [0, 1])
 def test_a_copy_that_fails_leaves_nothing_behind(held: int) -> None:
-    pool = FakePool(100)
+    pool = HybridMemoryPool(100)
     cache = PromptCache(pool, 1 << 20, 4)
     keys = BlockKeys("", 4).of(list(range(8)), 1 + held)
     if held:
@@ -137,7 +138,7 @@ def test_a_copy_that_fails_leaves_nothing_behind(held: int) -> None:
     with pytest.raises(OSError):
         cache.store(keys, lambda: fails(OSError()))
     assert cache.blocks == held
-    assert pool.used == cache.nbytes == 40 * held
+    assert pool.report().used == cache.nbytes == 40 * held
 
 
 def test_names_differ_by_all_that_stands_before() -> None:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 from engines import Clock, finish, make_engine, request
-from fake_batch_session import BYTES_PER_TOKEN, FakeBatchSession, FakePool, FakeSequence
+from fake_batch_session import BYTES_PER_TOKEN, FakeBatchSession, FakeSequence
 
 from bitnet_onnx.runtime.engine.request import EngineBusyError
+from bitnet_onnx.runtime.memory import HybridMemoryPool
 
 
 def prefills(session: FakeBatchSession) -> list[tuple[int, ...]]:
@@ -142,7 +143,7 @@ def test_a_prompt_that_is_cancelled_while_it_is_read_is_read_no_further() -> Non
 
 def test_memory_that_is_short_takes_the_cache_then_admission_then_the_last_in_order() -> None:
     # The fake gives room by 8 tokens: there are five such pieces.
-    session = FakeBatchSession(FakePool(40 * BYTES_PER_TOKEN), max_batch=4)
+    session = FakeBatchSession(HybridMemoryPool(40 * BYTES_PER_TOKEN), max_batch=4)
     engine = make_engine(session)
     engine.submit(request(*[1] * 13, most=1))
     finish(engine)
@@ -172,11 +173,11 @@ def test_memory_that_is_short_takes_the_cache_then_admission_then_the_last_in_or
     assert list(late.result(0).ids) == session.answer([2] * 27, 1)
     assert list(tiny.result(0).ids) == session.answer([2], 1)
     assert engine.metrics().preemptions == 1
-    assert session.pool.peak <= session.pool.budget
+    assert session.pool.report().peak <= session.pool.budget
 
 
 def test_who_yields_is_the_last_in_order_and_it_goes_on_where_it_was() -> None:
-    session = FakeBatchSession(FakePool(48 * BYTES_PER_TOKEN), max_batch=4)
+    session = FakeBatchSession(HybridMemoryPool(48 * BYTES_PER_TOKEN), max_batch=4)
     engine = make_engine(session, prompt_cache_bytes=0)
     tokens = endless(session)[:3]
     closed: list[int] = []
@@ -196,7 +197,7 @@ def test_who_yields_is_the_last_in_order_and_it_goes_on_where_it_was() -> None:
 
 
 def test_what_does_not_fit_alone_is_refused_and_the_others_are_answered() -> None:
-    session = FakeBatchSession(FakePool(16 * BYTES_PER_TOKEN))
+    session = FakeBatchSession(HybridMemoryPool(16 * BYTES_PER_TOKEN))
     engine = make_engine(session)
     token = endless(session)[0]
     large = engine.submit(request(*[1] * 30))

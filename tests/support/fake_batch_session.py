@@ -8,55 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_onnx.runtime.memory import HybridMemoryPool, Lease
+
 BYTES_PER_TOKEN = 10
 GRANULE = 8
 STOP_ID = 0
-
-
-class FakeLease:
-    def __init__(self, pool: FakePool, owner: str, nbytes: int) -> None:
-        self.pool, self.owner, self.nbytes = pool, owner, nbytes
-
-    def resize(self, nbytes: int) -> bool:
-        return self.pool.change(self.owner, nbytes - self.nbytes) and self._set(nbytes)
-
-    def release(self) -> None:
-        assert self.nbytes >= 0, "released twice"
-        self.pool.change(self.owner, -self.nbytes)
-        self.nbytes = -1
-
-    def _set(self, nbytes: int) -> bool:
-        self.nbytes = nbytes
-        return True
-
-
-@dataclass
-class FakePool:
-    """A budget; what would exceed it is not given."""
-
-    budget: int = 1 << 30
-    used: int = 0
-    peak: int = 0
-    by_owner: dict[str, int] = field(default_factory=dict)
-
-    def take(self, owner: str, nbytes: int) -> FakeLease | None:
-        return FakeLease(self, owner, nbytes) if self.change(owner, nbytes) else None
-
-    def change(self, owner: str, by: int) -> bool:
-        if self.used + by > self.budget:
-            return False
-        self.used += by
-        self.peak = max(self.peak, self.used)
-        self.by_owner[owner] = self.by_owner.get(owner, 0) + by
-        return True
-
-    def report(self) -> FakePool:
-        return self
 
 
 @dataclass(frozen=True)
@@ -70,7 +31,7 @@ class FakeBlock:
 
 
 class FakeSequence:
-    def __init__(self, lease: FakeLease) -> None:
+    def __init__(self, lease: Lease) -> None:
         self.lease = lease
         self.tokens: list[int] = []
         self.closed = False
@@ -95,14 +56,14 @@ class FakeBatchSession:
 
     def __init__(
         self,
-        pool: FakePool | None = None,
+        pool: HybridMemoryPool | None = None,
         *,
         vocab_size: int = 29,
         context_length: int = 64,
         max_batch: int = 4,
         prefill_chunk: int = 8,
     ) -> None:
-        self.pool = FakePool() if pool is None else pool
+        self.pool = HybridMemoryPool(1 << 30) if pool is None else pool
         self.vocab_size, self.context_length = vocab_size, context_length
         self.max_batch, self.prefill_chunk = max_batch, prefill_chunk
         self.opened: list[FakeSequence] = []
