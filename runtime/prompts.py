@@ -61,8 +61,12 @@ class PromptEncoder:
             ids = _checked_ids(prompt, self.package.architecture.vocab_size)
         return self._checked(ids)
 
-    def encode_messages(self, messages: Messages) -> list[int]:
+    def encode_messages(self, messages: Messages, tools: Sequence[Mapping[str, object]] | None = None) -> list[int]:
         """Token ids of a conversation by the chat template, open for the answer.
+
+        Args:
+            messages: at least one.
+            tools: for the template, in OpenAI's form.
 
         Raises:
             InputError, UnsupportedError: as `encode`.
@@ -71,7 +75,7 @@ class PromptEncoder:
             raise UnsupportedError(
                 f"{self.package.directory}: the package has no chat template; give a prompt as text instead"
             )
-        ids = encode_chat(self._template, self.tokenizer, [Message.parse(message) for message in messages])
+        ids = encode_chat(self._template, self.tokenizer, [Message.parse(message) for message in messages], tools)
         return self._checked(ids)
 
     def _checked(self, ids: list[int]) -> list[int]:

@@ -12,7 +12,7 @@ from bitnet_onnx.cli._console import printable
 from bitnet_onnx.errors import UnsupportedError
 
 #: Modules of the extra `serve`.
-_NEEDED = ("fastapi", "uvicorn", "prometheus_client", "pydantic")
+_NEEDED = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "llguidance")
 
 
 @click.command()

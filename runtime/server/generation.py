@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.runtime.engine.request import EndReason, EngineRequest, Finished
@@ -129,15 +130,15 @@ class Head:
     """What every object of one response begins with."""
 
     id: str
-    object: str
+    kind: str
     created: int
     model: str
 
     @classmethod
-    def new(cls, prefix: str, object_: str, model: str) -> Head:
+    def new(cls, prefix: str, kind: str, model: str) -> Self:
         """A head with a fresh id."""
-        return cls(f"{prefix}-{os.urandom(12).hex()}", object_, int(time.time()), model)
+        return cls(f"{prefix}-{os.urandom(12).hex()}", kind, int(time.time()), model)
 
     def as_dict(self, **more: object) -> dict[str, object]:
         """The object with the rest of its fields."""
-        return {"id": self.id, "object": self.object, "created": self.created, "model": self.model, **more}
+        return {"id": self.id, "object": self.kind, "created": self.created, "model": self.model, **more}

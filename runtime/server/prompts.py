@@ -67,7 +67,7 @@ class RequestPrompts:
             fields = message.model_dump(exclude_none=True)
             plain.append(fields | {"role": _ROLES.get(message.role, message.role), "content": message.content})
         try:
-            return tuple(self._encoder.encode_messages(plain))
+            return tuple(self._encoder.encode_messages(plain, tools))
         except UnsupportedError:
             raise FieldError(
                 "messages", "this model has no chat template; use /v1/completions", code="no_chat_template"

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -16,10 +17,10 @@ from typing import Protocol
 import uvicorn
 from fastapi import FastAPI
 
-from bitnet_onnx.errors import InputError
-from bitnet_onnx.runtime.devices import auto_select_device
-from bitnet_onnx.runtime.engine.batch_session import BatchSession
+from bitnet_onnx.errors import BitnetOnnxError, InputError
+from bitnet_onnx.runtime.engine.constraints import ConstraintFactory
 from bitnet_onnx.runtime.engine.engine import Engine, EngineSettings
+from bitnet_onnx.runtime.engine.structured_output import plan_output
 from bitnet_onnx.runtime.memory import HybridMemoryPool, default_budget
 from bitnet_onnx.runtime.package import PackageInfo
 from bitnet_onnx.runtime.prompts import PromptEncoder
@@ -27,6 +28,7 @@ from bitnet_onnx.runtime.server.app import create_app
 from bitnet_onnx.runtime.server.auth import ApiKeys
 from bitnet_onnx.runtime.server.prompts import RequestPrompts
 from bitnet_onnx.runtime.server.settings import ServerSettings
+from bitnet_onnx.runtime.server.structured import PlanAnswer
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +105,7 @@ class Server(uvicorn.Server):
         self._engine = engine
         self._drain_seconds = drain_seconds
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # by protocol
         """Begins the way down; uvicorn's own would raise the signal again at its end."""
         logger.info("signal %s: ending", signal.Signals(sig).name)
         self.force_exit = self.should_exit
@@ -154,23 +156,29 @@ def run_server(
     name = model_name or info.directory.resolve().name
     settings = ServerSettings(name, require_local_host=listening.is_local)
     with listening.bind() as listener:
-        engine_settings = engine_settings or EngineSettings()
         memory = HybridMemoryPool(default_budget() if memory_bytes is None else memory_bytes)
-        session = BatchSession(
-            info,
-            auto_select_device(),
-            memory,
-            threads=threads,
-            max_batch=engine_settings.max_batch,
-            prefill_chunk=engine_settings.prefill_chunk,
-        )
         encoder = PromptEncoder(info)
+        plan_answer = _plan_answer(encoder)
+        opened = Engine.open(
+            package, engine_settings or EngineSettings(), memory=memory, threads=threads, prompts=encoder
+        )
         if not listening.is_local and not keys:
             logger.warning("no API keys: whoever reaches %s may use this server", listening.host)
-        with Engine(session, encoder.tokenizer.decode, encoder.stop_ids, memory, engine_settings) as engine:
-            app = create_app(engine, RequestPrompts(encoder), settings, keys=keys)
+        with opened as engine:
+            app = create_app(engine, RequestPrompts(encoder), settings, keys=keys, plan_answer=plan_answer)
             started(_address(listener))
             Server(app, engine, listening.drain_seconds).run([listener])
+
+
+def _plan_answer(encoder: PromptEncoder) -> PlanAnswer | None:
+    """What enforces forms of answers, or None for a tokenizer that it cannot follow."""
+    package = encoder.package
+    try:
+        factory = ConstraintFactory(encoder.tokenizer, package.architecture.vocab_size, encoder.stop_ids)
+    except BitnetOnnxError as error:
+        logger.warning("response_format and tools will be refused: %s", error)
+        return None
+    return partial(plan_output, factory, package.chat_template)
 
 
 def _address(listener: socket.socket) -> str:
