@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +19,14 @@ from typing import Any
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 _SECONDS = 60
+#: Chromium takes commands from descriptor 3 and answers on 4.
+_EXEC = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for end, wanted in zip(ends, (3, 4)):
+    os.dup2(end, wanted)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find_chromium() -> str | None:
@@ -104,9 +113,9 @@ def chromium_page(path: str) -> Iterator[Page]:
     """A tab of a fresh Chromium, which ends with the block."""
     to_browser, from_browser = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        flags = " ".join((*_FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe"))
+        flags = (*_FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe")
         process = subprocess.Popen(
-            ["sh", "-c", f'exec "$0" {flags} 3<&{to_browser[0]} 4>&{from_browser[1]}', path],
+            [sys.executable, "-c", _EXEC, str(to_browser[0]), str(from_browser[1]), path, *flags],
             pass_fds=(to_browser[0], from_browser[1]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

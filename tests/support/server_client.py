@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fake_engine import FakeEngine
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from bitnet_onnx.runtime.package import PackageInfo
@@ -17,6 +20,7 @@ from bitnet_onnx.runtime.prompts import PromptEncoder
 from bitnet_onnx.runtime.server.app import create_app
 from bitnet_onnx.runtime.server.auth import ApiKeys
 from bitnet_onnx.runtime.server.prompts import RequestPrompts
+from bitnet_onnx.runtime.server.run import Server
 from bitnet_onnx.runtime.server.settings import ServerSettings
 from bitnet_onnx.runtime.server.structured import PlanAnswer
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
@@ -45,6 +49,29 @@ class Served:
 
 
 @contextmanager
+def _running(
+    package: Path,
+    keys: tuple[str, ...],
+    plan_answer: PlanAnswer | None,
+    step_s: float,
+    answer: str,
+    endless: bool,
+    settings: dict[str, Any],
+) -> Iterator[tuple[FakeEngine, RequestPrompts, TextTokenizer, FastAPI]]:
+    text_side = PromptEncoder(PackageInfo.open(package))
+    tokenizer = text_side.tokenizer
+    end = tokenizer.token_id("<|im_end|>")
+    assert end is not None
+    script = tokenizer.encode(answer, parse_special=False, add_bos=False) + ([] if endless else [end])
+    prompts = RequestPrompts(text_side)
+    with FakeEngine(script, tokenizer.decode, frozenset({end}), step_s) as engine:
+        app = create_app(
+            engine, prompts, ServerSettings(MODEL, **settings), keys=ApiKeys(keys), plan_answer=plan_answer
+        )
+        yield engine, prompts, tokenizer, app
+
+
+@contextmanager
 def serve(
     package: Path,
     *,
@@ -56,18 +83,52 @@ def serve(
     **settings: Any,
 ) -> Iterator[Served]:
     """Serve `answer`, which ends with the token that ends a turn unless it is `endless`."""
-    text_side = PromptEncoder(PackageInfo.open(package))
-    tokenizer = text_side.tokenizer
-    end = tokenizer.token_id("<|im_end|>")
-    assert end is not None
-    script = tokenizer.encode(answer, parse_special=False, add_bos=False) + ([] if endless else [end])
-    encoder = RequestPrompts(text_side)
-    with FakeEngine(script, tokenizer.decode, frozenset({end}), step_s) as engine:
-        app = create_app(
-            engine, encoder, ServerSettings(MODEL, **settings), keys=ApiKeys(keys), plan_answer=plan_answer
-        )
-        with TestClient(app, raise_server_exceptions=False) as client:
-            yield Served(engine, client, encoder, tokenizer)
+    running = _running(package, keys, plan_answer, step_s, answer, endless, settings)
+    with (
+        running as (engine, prompts, tokenizer, app),
+        # A loopback name: the Host of strangers is refused, and has a test of its own.
+        TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client,
+    ):
+        yield Served(engine, client, prompts, tokenizer)
+
+
+@dataclass(frozen=True)
+class Listening:
+    """An application behind a real socket."""
+
+    engine: FakeEngine
+    server: Server
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+
+@contextmanager
+def listen(
+    package: Path,
+    *,
+    keys: tuple[str, ...] = (),
+    step_s: float = 0.0,
+    answer: str = ANSWER,
+    endless: bool = False,
+    drain_seconds: float = 0.2,
+    **settings: Any,
+) -> Iterator[Listening]:
+    """The same through uvicorn, on a free port."""
+    with _running(package, keys, None, step_s, answer, endless, settings) as (engine, _, _, app):
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = Server(app, engine, drain_seconds)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield Listening(engine, server, *listener.getsockname())
+        finally:
+            server.should_exit = True
+            thread.join()
+            listener.close()
 
 
 def events(text: str) -> list[Any]:
