@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.json_input import load_object
-from bitnet_onnx.runtime.server.errors import ApiError
+from bitnet_onnx.runtime.server.errors import ApiError, FieldError
 from bitnet_onnx.runtime.server.settings import ServerSettings
 
 
@@ -80,6 +81,18 @@ def parse_body(body: bytes, settings: ServerSettings) -> dict[str, object]:
         ApiError: 400.
     """
     try:
-        return load_object(body, "the body", max_bytes=settings.max_body_bytes)
+        fields = load_object(body, "the body", max_bytes=settings.max_body_bytes)
     except InputError as error:
         raise ApiError(400, str(error), code="invalid_json") from None
+    if b"\\ud" in body or b"\\uD" in body:
+        _refuse_surrogates(fields)
+    return fields
+
+
+def _refuse_surrogates(fields: dict[str, object]) -> None:
+    """Half a pair of surrogates is JSON, but no text that could be encoded."""
+    for name, value in fields.items():
+        try:
+            json.dumps({name: value}, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise FieldError(ascii(name[:80])[1:-1], "holds a lone surrogate, which is not valid Unicode") from None
