@@ -15,12 +15,14 @@ from fake_engine import FakeEngine
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from bitnet_onnx.runtime import Device
+from bitnet_onnx.runtime.engine.engine import Engine, EngineSettings
 from bitnet_onnx.runtime.package import PackageInfo
 from bitnet_onnx.runtime.prompts import PromptEncoder
 from bitnet_onnx.runtime.server.app import create_app
 from bitnet_onnx.runtime.server.auth import ApiKeys
 from bitnet_onnx.runtime.server.prompts import RequestPrompts
-from bitnet_onnx.runtime.server.run import Server
+from bitnet_onnx.runtime.server.run import Closable, Server
 from bitnet_onnx.runtime.server.settings import ServerSettings
 from bitnet_onnx.runtime.server.structured import PlanAnswer
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
@@ -93,10 +95,9 @@ def serve(
 
 
 @dataclass(frozen=True)
-class Listening:
-    """An application behind a real socket."""
+class Address:
+    """Where a server listens."""
 
-    engine: FakeEngine
     server: Server
     host: str
     port: int
@@ -104,6 +105,27 @@ class Listening:
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Listening(Address):
+    """An application behind a real socket."""
+
+    engine: FakeEngine
+
+
+@contextmanager
+def _uvicorn(app: FastAPI, engine: Closable, drain_seconds: float) -> Iterator[Address]:
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    server = Server(app, engine, drain_seconds)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield Address(server, *listener.getsockname())
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
 
 
 @contextmanager
@@ -118,17 +140,23 @@ def listen(
     **settings: Any,
 ) -> Iterator[Listening]:
     """The same through uvicorn, on a free port."""
-    with _running(package, keys, None, step_s, answer, endless, settings) as (engine, _, _, app):
-        listener = socket.create_server(("127.0.0.1", 0))
-        server = Server(app, engine, drain_seconds)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield Listening(engine, server, *listener.getsockname())
-        finally:
-            server.should_exit = True
-            thread.join()
-            listener.close()
+    with (
+        _running(package, keys, None, step_s, answer, endless, settings) as (engine, _, _, app),
+        _uvicorn(app, engine, drain_seconds) as address,
+    ):
+        yield Listening(address.server, address.host, address.port, engine)
+
+
+@contextmanager
+def listen_real(
+    package: Path, engine_settings: EngineSettings, keys: tuple[str, ...] = (), **settings: Any
+) -> Iterator[tuple[Engine, Address]]:
+    """The real engine through uvicorn, on a free port."""
+    text_side = PromptEncoder(PackageInfo.open(package))
+    with Engine.open(package, engine_settings, device=Device(), threads=1, prompts=text_side) as engine:
+        app = create_app(engine, RequestPrompts(text_side), ServerSettings(MODEL, **settings), keys=ApiKeys(keys))
+        with _uvicorn(app, engine, 0.2) as address:
+            yield engine, address
 
 
 def events(text: str) -> list[Any]:
