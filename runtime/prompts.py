@@ -20,6 +20,10 @@ Prompt: TypeAlias = str | Sequence[int] | Messages
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end_of_turn|>", "<end_of_turn>", "<|end|>", "</s>")
 
 
+class PromptTooLongError(InputError):
+    """A prompt has more tokens than the model's context."""
+
+
 class PromptEncoder:
     """The text side of a package.
 
@@ -52,22 +56,35 @@ class PromptEncoder:
             if not ids and self.tokenizer.bos_id is not None:
                 ids = [self.tokenizer.bos_id]
         elif messages := messages_of(prompt):
-            ids = self._encode_messages(messages)
+            return self.encode_messages(messages)
         else:
             ids = _checked_ids(prompt, self.package.architecture.vocab_size)
-        if not ids:
-            raise InputError("the prompt is empty, and the model has no token for the beginning of a text")
-        context = self.package.architecture.context_length
-        if len(ids) > context:
-            raise InputError(f"the prompt has {len(ids)} tokens, more than the model's context of {context}")
-        return ids
+        return self._checked(ids)
 
-    def _encode_messages(self, messages: Messages) -> list[int]:
+    def encode_messages(self, messages: Messages, tools: Sequence[Mapping[str, object]] | None = None) -> list[int]:
+        """Token ids of a conversation by the chat template, open for the answer.
+
+        Args:
+            messages: at least one.
+            tools: for the template, in OpenAI's form.
+
+        Raises:
+            InputError, UnsupportedError: as `encode`.
+        """
         if self._template is None:
             raise UnsupportedError(
                 f"{self.package.directory}: the package has no chat template; give a prompt as text instead"
             )
-        return encode_chat(self._template, self.tokenizer, [Message.parse(message) for message in messages])
+        ids = encode_chat(self._template, self.tokenizer, [Message.parse(message) for message in messages], tools)
+        return self._checked(ids)
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if not ids:
+            raise InputError("the prompt is empty, and the model has no token for the beginning of a text")
+        context = self.package.architecture.context_length
+        if len(ids) > context:
+            raise PromptTooLongError(f"the prompt has {len(ids)} tokens, more than the model's context of {context}")
+        return ids
 
 
 def messages_of(prompt: Prompt) -> Messages | None:

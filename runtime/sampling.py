@@ -13,6 +13,7 @@ from bitnet_onnx.errors import BitnetOnnxError, InputError
 
 _MAX_STOP_STRINGS = 16
 _MAX_STOP_CHARACTERS = 256
+_MAX_BIAS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,9 @@ class SamplingParameters:
         min_p: keep tokens at least this fraction as probable as the best, in [0, 1).
         repetition_penalty: divides positive and multiplies negative logits of tokens already seen, in the
             prompt or since; 1 is off (Keskar et al. 2019, arXiv:1909.05858, section 4.1).
+        presence_penalty: subtracted from the logits of tokens that were drawn before, -2 to 2.
+        frequency_penalty: the same as often as they were drawn, -2 to 2 (both as OpenAI's API defines them).
+        logit_bias: pairs of token id and what is added to its logit, -100 to 100, before everything else.
         seed: makes a run repeatable; None draws fresh entropy.
         stop: strings that end generation; they are not part of the text.
 
@@ -40,6 +44,9 @@ class SamplingParameters:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
 
@@ -52,11 +59,20 @@ class SamplingParameters:
         _check_float("top_p", self.top_p)
         _check_float("min_p", self.min_p)
         _check_float("repetition_penalty", self.repetition_penalty)
+        _check_float("presence_penalty", self.presence_penalty)
+        _check_float("frequency_penalty", self.frequency_penalty)
+        for token, bias in self.logit_bias:
+            _check_int("a token of logit_bias", token, 0)
+            _check_float("a bias of logit_bias", bias)
+            if abs(bias) > _MAX_BIAS:
+                raise InputError(f"logit_bias of token {token} is {bias}, expected -{_MAX_BIAS} to {_MAX_BIAS}")
         for name, value, fits, wanted in (
             ("temperature", self.temperature, self.temperature >= 0, "at least 0"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", self.min_p, 0 <= self.min_p < 1, "at least 0 and below 1"),
             ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0"),
+            ("presence_penalty", self.presence_penalty, abs(self.presence_penalty) <= 2, "-2 to 2"),
+            ("frequency_penalty", self.frequency_penalty, abs(self.frequency_penalty) <= 2, "-2 to 2"),
         ):
             if not fits:
                 raise InputError(f"{name} is {value}, expected {wanted}")
@@ -80,9 +96,9 @@ def _check_float(name: str, value: object) -> None:
 class Sampler:
     """Draws tokens by one set of parameters; it remembers which tokens it was told of, and its generator.
 
-    The order is the field's: repetition penalty, temperature, top-k, top-p, min-p, then one draw by inverse
+    The order is the field's: biases and penalties, temperature, top-k, top-p, min-p, then one draw by inverse
     cumulative sum from numpy's PCG64. Each filter sees the probabilities that the ones before it left,
-    renormalized. Greedy is the largest logit after the penalty, the lowest id among equals.
+    renormalized. Greedy is the largest logit after biases and penalties, the lowest id among equals.
     """
 
     def __init__(self, parameters: SamplingParameters) -> None:
@@ -90,6 +106,7 @@ class Sampler:
         # Only drawing needs numpy's generators, whose import would delay the first token.
         self._generator = np.random.Generator(np.random.PCG64(parameters.seed)) if parameters.temperature else None
         self._seen: set[int] = set()
+        self._drawn: dict[int, int] = {}
 
     def observe(self, ids: Iterable[int]) -> None:
         """Tells which tokens stand in the context, for the repetition penalty."""
@@ -112,7 +129,14 @@ class Sampler:
         if self._generator is None and not self._penalizes:
             return best
         scores = logits.astype(np.float64)
+        self._add_biases(scores)
         self._penalize(scores)
+        token = self._draw(scores)
+        if self._parameters.presence_penalty or self._parameters.frequency_penalty:
+            self._drawn[token] = self._drawn.get(token, 0) + 1
+        return token
+
+    def _draw(self, scores: npt.NDArray[np.float64]) -> int:
         if self._generator is None:
             return int(scores.argmax())
         # The largest becomes 0 first: a tiny temperature then cannot overflow.
@@ -130,7 +154,22 @@ class Sampler:
 
     @property
     def _penalizes(self) -> bool:
-        return self._parameters.repetition_penalty != 1 and bool(self._seen)
+        """Whether any score is changed before the draw."""
+        parameters = self._parameters
+        return bool(
+            (parameters.repetition_penalty != 1 and self._seen)
+            or parameters.logit_bias
+            or parameters.presence_penalty
+            or parameters.frequency_penalty
+        )
+
+    def _add_biases(self, scores: npt.NDArray[np.float64]) -> None:
+        for token, bias in self._parameters.logit_bias:
+            if token < scores.size:
+                scores[token] += bias
+        presence, frequency = self._parameters.presence_penalty, self._parameters.frequency_penalty
+        for token, count in self._drawn.items():
+            scores[token] -= presence + frequency * count
 
     def _penalize(self, scores: npt.NDArray[np.float64]) -> None:
         penalty = self._parameters.repetition_penalty

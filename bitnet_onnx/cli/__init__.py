@@ -20,6 +20,7 @@ _COMMANDS = {
     "inspect": "Describe a checkpoint or a package.",
     "validate": "Compare a package with the checkpoint that it was made from.",
     "infer": "Generate text from a package.",
+    "serve": "Serve a package to OpenAI clients, with a chat page.",
     "zoo": "List and fetch models known by name.",
     "benchmark": "Measure speed and memory against peers.",
     "ops": "Locate the operator library.",

@@ -28,6 +28,10 @@ def drawn(parameters: SamplingParameters, logits: npt.NDArray[np.float32], count
     [
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"temperature": math.nan}, "temperature is nan"),
+        ({"presence_penalty": 2.1}, "presence_penalty is 2.1"),
+        ({"frequency_penalty": math.inf}, "frequency_penalty is inf"),
+        ({"logit_bias": ((3, 100.5),)}, "logit_bias of token 3 is 100.5"),
+        ({"logit_bias": ((-1, 1.0),)}, "a token of logit_bias is -1"),
         ({"temperature": math.inf}, "temperature is inf"),
         ({"top_k": -1}, "top_k is -1"),
         ({"top_k": 1.5}, "top_k is 1.5"),
@@ -139,3 +143,22 @@ def test_unusable_logits_are_an_error(values: list[float], temperature: float) -
     sampler = Sampler(SamplingParameters(temperature=temperature))
     with pytest.raises(BitnetOnnxError, match="largest logit is"):
         sampler.sample(np.array(values, np.float32))
+
+
+def test_a_bias_is_added_to_the_logit() -> None:
+    logits = np.array([1.0, 2.0, 3.0], np.float32)
+    assert Sampler(SamplingParameters(logit_bias=((0, 2.5),))).sample(logits) == 0
+    assert Sampler(SamplingParameters(logit_bias=((0, 1.5),))).sample(logits) == 2
+    # A vocabulary that is padded less than the one the id came from.
+    assert Sampler(SamplingParameters(logit_bias=((7, 9.0),))).sample(logits) == 2
+
+
+def test_presence_counts_once_and_frequency_each_time() -> None:
+    logits = np.array([2.0, 1.5, 0.0], np.float32)
+    presence = Sampler(SamplingParameters(presence_penalty=1.0))
+    assert [presence.sample(logits) for _ in range(4)] == [0, 1, 0, 0]
+    frequency = Sampler(SamplingParameters(frequency_penalty=1.0))
+    assert [frequency.sample(logits) for _ in range(5)] == [0, 1, 0, 1, 0]
+    encouraged = Sampler(SamplingParameters(presence_penalty=-2.0))
+    encouraged.observe([2])  # a prompt does not count
+    assert [encouraged.sample(logits) for _ in range(3)] == [0, 0, 0]

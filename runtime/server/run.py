@@ -1,0 +1,186 @@
+"""A server process: the package opened, the engine started, the socket bound, and the way down."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+import uvicorn
+from fastapi import FastAPI
+
+from bitnet_onnx.errors import BitnetOnnxError, InputError
+from bitnet_onnx.runtime.engine.constraints import ConstraintFactory
+from bitnet_onnx.runtime.engine.engine import Engine, EngineSettings
+from bitnet_onnx.runtime.engine.structured_output import plan_output
+from bitnet_onnx.runtime.memory import HybridMemoryPool, default_budget
+from bitnet_onnx.runtime.package import PackageInfo
+from bitnet_onnx.runtime.prompts import PromptEncoder
+from bitnet_onnx.runtime.server.app import create_app
+from bitnet_onnx.runtime.server.auth import ApiKeys
+from bitnet_onnx.runtime.server.prompts import RequestPrompts
+from bitnet_onnx.runtime.server.settings import ServerSettings
+from bitnet_onnx.runtime.server.structured import PlanAnswer
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 1024
+#: After the drain the answers are cut off, which takes a step of the engine; then connections are.
+_CUT_OFF_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where and how long.
+
+    Args:
+        host: address or name to bind; 127.0.0.1 is reached from this machine only.
+        port: 0: any free one.
+        drain_seconds: what running answers get to finish after SIGINT or SIGTERM.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    drain_seconds: float = 30.0
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def bind(self) -> socket.socket:
+        """A listening socket.
+
+        Raises:
+            InputError: the address is unknown, taken or not allowed.
+        """
+        try:
+            family, _, _, _, address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
+            return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{self.host}:{self.port}: cannot listen there: {reason}") from None
+
+
+class Closable(Protocol):
+    """What is closed when the drain is over."""
+
+    def close(self) -> None:
+        """Ends all answers."""
+        ...
+
+
+class Server(uvicorn.Server):
+    """Serves until a signal; then answers what is running, for a while, and ends with status 0.
+
+    Args:
+        app: the application.
+        engine: closed when the drain is over.
+        drain_seconds: of the drain; a second signal ends it.
+    """
+
+    def __init__(self, app: FastAPI, engine: Closable, drain_seconds: float) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            lifespan="on",
+            timeout_graceful_shutdown=int(drain_seconds) + _CUT_OFF_SECONDS,
+        )
+        super().__init__(config)
+        self._engine = engine
+        self._drain_seconds = drain_seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # by protocol
+        """Begins the way down; uvicorn's own would raise the signal again at its end."""
+        logger.info("signal %s: ending", signal.Signals(sig).name)
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Waits for running answers, and cuts them off when the drain is over."""
+        drain = asyncio.create_task(self._cut_off())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            drain.cancel()
+            await asyncio.gather(drain, return_exceptions=True)
+
+    async def _cut_off(self) -> None:
+        await asyncio.sleep(self._drain_seconds)
+        logger.warning("answers still ran after %g s and are cut off", self._drain_seconds)
+        await asyncio.to_thread(self._engine.close)
+
+
+def run_server(
+    package: Path,
+    listening: Listening,
+    *,
+    keys: ApiKeys,
+    model_name: str | None = None,
+    engine_settings: EngineSettings | None = None,
+    memory_bytes: int | None = None,
+    threads: int | None = None,
+    started: Callable[[str], None],
+) -> None:
+    """Serve a package until SIGINT or SIGTERM.
+
+    Args:
+        package: the package directory.
+        listening: where.
+        keys: that open it.
+        model_name: what clients call it; None: the directory's name.
+        engine_settings: of the batches.
+        memory_bytes: the budget of all answers; None: a share of what the machine has.
+        threads: of one operator.
+        started: told the address once it is listening.
+
+    Raises:
+        BitnetOnnxError: the package, a setting or the address is not usable.
+    """
+    info = PackageInfo.open(package)
+    name = model_name or info.directory.resolve().name
+    settings = ServerSettings(name, require_local_host=listening.is_local)
+    with listening.bind() as listener:
+        memory = HybridMemoryPool(default_budget() if memory_bytes is None else memory_bytes)
+        encoder = PromptEncoder(info)
+        plan_answer = _plan_answer(encoder)
+        opened = Engine.open(
+            package, engine_settings or EngineSettings(), memory=memory, threads=threads, prompts=encoder
+        )
+        if not listening.is_local and not keys:
+            logger.warning("no API keys: whoever reaches %s may use this server", listening.host)
+        with opened as engine:
+            app = create_app(engine, RequestPrompts(encoder), settings, keys=keys, plan_answer=plan_answer)
+            started(_address(listener))
+            Server(app, engine, listening.drain_seconds).run([listener])
+
+
+def _plan_answer(encoder: PromptEncoder) -> PlanAnswer | None:
+    """What enforces forms of answers, or None for a tokenizer that it cannot follow."""
+    package = encoder.package
+    try:
+        factory = ConstraintFactory(encoder.tokenizer, package.architecture.vocab_size, encoder.stop_ids)
+    except BitnetOnnxError as error:
+        logger.warning("response_format and tools will be refused: %s", error)
+        return None
+    return partial(plan_output, factory, package.chat_template)
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,61 @@
+"""The server over the real engine: what it answers is what the model says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from server_client import events, listen_real
+
+from bitnet_onnx.runtime import Device, SamplingParameters, load
+from bitnet_onnx.runtime.engine.engine import EngineSettings
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_greedy_answers_are_the_models_own(package_dir: Path, stream: bool) -> None:
+    model = load(package_dir, threads=1, device=Device())
+    greedy = SamplingParameters(max_new_tokens=12)
+    expected = model.generate("Once upon", greedy), model.generate(HELLO, greedy)
+    with listen_real(package_dir, EngineSettings()) as (_, server):
+
+        def ask(path: str, **fields: Any) -> str:
+            body = {"max_tokens": 12, "temperature": 0, "stream": stream} | fields
+            response = httpx2.post(f"{server.url}{path}", json=body)
+            assert response.status_code == 200, response.text
+            choices = [chunk["choices"][0] for chunk in events(response.text)] if stream else response.json()["choices"]
+            return "".join(choice.get("text") or choice.get(kind, {}).get("content") or "" for choice in choices)
+
+        kind = "delta" if stream else "message"
+        assert ask("/v1/completions", prompt="Once upon") == expected[0].text
+        assert ask("/v1/chat/completions", messages=HELLO) == expected[1].text
+
+
+def test_a_seed_gives_the_same_answers_again(package_dir: Path) -> None:
+    with listen_real(package_dir, EngineSettings()) as (_, server):
+
+        def ask() -> list[str]:
+            body = {"prompt": "a", "max_tokens": 20, "seed": 11, "n": 3, "temperature": 1.5}
+            choices = httpx2.post(f"{server.url}/v1/completions", json=body).json()["choices"]
+            return [choice["text"] for choice in choices]
+
+        first = ask()
+        assert ask() == first
+        assert len(set(first)) == 3
+
+
+def test_biases_and_penalties_work(package_dir: Path) -> None:
+    with listen_real(package_dir, EngineSettings()) as (_, server):
+
+        def tokens(**fields: Any) -> list[str]:
+            body = {"prompt": "a", "max_tokens": 10, "temperature": 0, "logprobs": 0} | fields
+            choices = httpx2.post(f"{server.url}/v1/completions", json=body).json()["choices"]
+            found: list[str] = choices[0]["logprobs"]["tokens"]
+            return found
+
+        assert tokens(logit_bias={"65": 100}) == ["b"] * 10
+        spread = tokens(logit_bias={str(token): 50 for token in range(64, 74)}, presence_penalty=2, frequency_penalty=2)
+        assert set(spread) <= set("abcdefghij")
