@@ -182,7 +182,7 @@ SCHEDULES = st.lists(st.tuples(st.integers(0, 16), st.integers(0, 63), st.intege
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedule=SCHEDULES, batch=st.integers(1, 6), chunk=st.sampled_from([5, 64]))
 def test_any_schedule_gives_the_bits_of_a_session_alone(
     family: Callable[[str], Model],
@@ -300,7 +300,7 @@ def resident_bytes(session: BatchSession) -> int:
 
 
 @linux
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedule=SCHEDULES, budget=st.integers(1, 40))
 def test_the_budget_holds_whatever_happens(
     family: Callable[[str], Model], storage: str, schedule: list[tuple[int, int, int]], budget: int
@@ -413,6 +413,25 @@ def test_a_long_context_starts_small_and_comes_back(tmp_path: Path, storage: str
     sequence = session.open(4)
     assert sequence is not None
     assert session.prefill(sequence, [1], logits=True) is not None
+
+
+@linux
+def test_rows_that_rest_and_sequences_that_move_are_paid_for(family: Callable[[str], Model], storage: str) -> None:
+    memory = HybridMemoryPool(2**30)
+    play = Play(family("mistral_mha"), family("mistral_mha").open(memory, max_batch=6, prefill_chunk=32))
+    for _ in range(6):
+        play.open(0)
+        play.prefill(list(play.texts)[-1], 5, logits=False)
+    for gone in (3, 2):
+        play.close(list(play.texts)[gone])
+    play.session.trim()
+    before = memory.report().by_owner["kv"]
+    play.decode(0b1111)  # over two slots that have no memory
+    assert resident_bytes(play.session) <= memory.report().by_owner["kv"]
+    for _ in range(10):
+        play.decode(0b1111)
+    assert sorted(sequence._slot for sequence in play.texts) == [0, 1, 2, 3]
+    assert resident_bytes(play.session) <= memory.report().by_owner["kv"] <= before
 
 
 @linux
