@@ -29,7 +29,7 @@ from bitnet_onnx.benchmarks.timing import Candidate, interleave, timed
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.package_format import LOGITS_START
 from bitnet_onnx.runtime.devices import auto_select_device
-from bitnet_onnx.runtime.engine.batch_session import BatchSession
+from bitnet_onnx.runtime.engine.batch_session import BatchSession, Sequence
 from bitnet_onnx.runtime.memory import HybridMemoryPool, default_budget
 from bitnet_onnx.runtime.package import PackageInfo
 from bitnet_onnx.runtime.session import DecoderSession
@@ -55,8 +55,8 @@ class StepSettings:
 
     rows: tuple[int, ...] = (1, 2, 4, 8, 16)
     context: int = 64
-    steps: int = 16
-    rounds: int = 9
+    steps: int = 8
+    rounds: int = 25
     threads: int = 2
 
 
@@ -78,14 +78,17 @@ def run(path: Path, settings: StepSettings, progress: Callable[[str], None] = la
     comparisons, parts = [], []
     for rows in settings.rows:
         progress(f"{rows} rows")
+        sequences = _open(batch, rows, settings)
         candidates: dict[str, Candidate] = {
-            OURS: _ours(batch, rows, settings),
+            OURS: _ours(batch, sequences, settings),
             BARE: timed(partial(_Bare(batch, rows, total, settings.steps).run, settings.steps)),
         }
         if rows == 1:
             candidates[SINGLE] = _single(alone, settings)
         samples = interleave(candidates, rounds=settings.rounds)
         comparisons.append(Comparison(f"decode {rows}", settings.threads, samples, tokens=rows * settings.steps))
+        for sequence in sequences:
+            batch.close(sequence)
         ours, bare = samples[OURS], samples[BARE]
         between = median(a - b for a, b in zip(ours.seconds, bare.seconds, strict=True)) / settings.steps
         parts.append(
@@ -105,29 +108,29 @@ def run(path: Path, settings: StepSettings, progress: Callable[[str], None] = la
     return Report("serving_step", {"package": path.name, **asdict(settings)}, tuple(comparisons), facts, notes)
 
 
-def _ours(batch: BatchSession, rows: int, settings: StepSettings) -> Candidate:
-    """Steps of `rows` sequences behind prompts that do not count."""
+def _open(batch: BatchSession, rows: int, settings: StepSettings) -> list[Sequence]:
+    """Sequences that hold a prompt."""
     total = settings.context + settings.steps
+    sequences = [sequence for sequence in (batch.open(total) for _ in range(rows)) if sequence is not None]
+    if len(sequences) < rows:
+        raise InputError(f"no memory for {rows} sequences of {total} tokens; measure fewer rows")
+    prompt = _ids(settings.context, batch.vocab_size)
+    for sequence in sequences:
+        for start in range(0, len(prompt), batch.prefill_chunk):
+            batch.prefill(sequence, prompt[start : start + batch.prefill_chunk], logits=False)
+    return sequences
+
+
+def _ours(batch: BatchSession, sequences: list[Sequence], settings: StepSettings) -> Candidate:
+    ids = _ids(len(sequences), batch.vocab_size)
 
     def steps() -> float:
-        sequences = [batch.open(total) for _ in range(rows)]
-        held = [sequence for sequence in sequences if sequence is not None]
-        if len(held) < rows:
-            raise InputError(f"no memory for {rows} sequences of {total} tokens; measure fewer rows")
-        prompt = _ids(settings.context, batch.vocab_size)
-        for sequence in held:
-            for start in range(0, len(prompt), batch.prefill_chunk):
-                batch.prefill(sequence, prompt[start : start + batch.prefill_chunk], logits=False)
-        ids = _ids(rows, batch.vocab_size)
-        batch.decode(held, ids)
-        for sequence in held:
-            batch.truncate(sequence, settings.context)
         started = time.perf_counter()
         for _ in range(settings.steps):
-            batch.decode(held, ids)
+            batch.decode(sequences, ids)
         seconds = time.perf_counter() - started
-        for sequence in held:
-            batch.close(sequence)
+        for sequence in sequences:
+            batch.truncate(sequence, settings.context)
         return seconds
 
     return steps
@@ -206,8 +209,8 @@ def _ids(count: int, vocab_size: int) -> list[int]:
 @click.argument("package", type=click.Path(path_type=Path))
 @click.option("--rows", type=click.IntRange(1, 1024), multiple=True, default=(1, 2, 4, 8, 16), show_default=True)
 @click.option("--context", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens before the steps.")
-@click.option("--steps", type=click.IntRange(min=1), default=16, show_default=True, help="Steps of a run.")
-@click.option("--rounds", type=click.IntRange(min=1), default=9, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Steps of a run.")
+@click.option("--rounds", type=click.IntRange(min=1), default=25, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=machine.physical_cores, show_default="all cores")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(
