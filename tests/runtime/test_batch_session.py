@@ -230,6 +230,22 @@ def test_gaps_half_read_prompts_and_long_texts_side_by_side(
     assert sorted(sequence._slot for sequence in play.texts) == [0, 1, 2, 3, 4, 6, 7]
 
 
+def test_the_longer_a_sequence_the_later_it_moves(package: PackageInfo, storage: str) -> None:
+    session = Model(package, Device()).open(max_batch=2)
+    first, second = session.open(1), session.open(96)
+    assert first is not None
+    assert second is not None
+    session.prefill(second, [1] * 80, logits=False)
+    session.close(first)
+    slots = []
+    for _ in range(7):
+        session.decode([second], [1])
+        slots.append(second._slot)
+    assert slots == [1, 1, 1, 1, 0, 0, 0]
+    assert session.open(1) is not None
+    assert session.open(1) is None
+
+
 def test_a_full_sequence_rests_apart(package: PackageInfo, storage: str) -> None:
     model = Model(package, Device())
     session = model.open(max_batch=3)
