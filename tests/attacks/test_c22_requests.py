@@ -262,9 +262,37 @@ values = st.recursive(
     max_leaves=5,
 )
 names = st.sampled_from(
-    "model messages prompt max_tokens max_completion_tokens temperature top_p top_k min_p n seed stop stream logprobs "
-    "top_logprobs logit_bias presence_penalty frequency_penalty repetition_penalty response_format tools tool_choice "
-    "stream_options echo suffix best_of user modalities parallel_tool_calls".split()
+    [
+        "model",
+        "messages",
+        "prompt",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "n",
+        "seed",
+        "stop",
+        "stream",
+        "logprobs",
+        "top_logprobs",
+        "logit_bias",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "response_format",
+        "tools",
+        "tool_choice",
+        "stream_options",
+        "echo",
+        "suffix",
+        "best_of",
+        "user",
+        "modalities",
+        "parallel_tool_calls",
+    ]
 )
 
 
