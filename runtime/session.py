@@ -78,6 +78,7 @@ class DecoderSession:
         total = cache.length + tokens.size
         cache.reserve(total)
         mask = np.ones((1, total), np.int64)
-        logits = self._graph.run(cache.binding(), np.ascontiguousarray(tokens[np.newaxis]), mask, first)
+        rows = self._graph.run(cache.binding(), np.ascontiguousarray(tokens[np.newaxis]), mask, first)
         cache.advance(tokens.size)
-        return logits[0]
+        logits: npt.NDArray[np.float32] = rows[0]
+        return logits

@@ -24,8 +24,10 @@ from bitnet_onnx.runtime.package import PackageInfo
 _MAX_BATCH: Final = 1024
 #: Rows without a token to decode that a call takes along rather than being split: a call costs as much as five rows.
 _MAX_GAP: Final = 4
-#: Steps that a free slot below others may cost a row before the highest sequence moves there.
+#: Steps that a free slot below others may cost a row before the highest sequence moves there: at least so many, and
+#: one for so many tokens that are to be copied, since copying these takes about as long as a row.
 _PATIENCE: Final = 4
+_TOKENS_A_STEP: Final = 16
 #: Bindings that are kept. Each knows the buffers of one range of slots.
 _BINDINGS: Final = 32
 
@@ -113,7 +115,9 @@ class BatchSession:
         self.context_length = sizes.context_length
         self.prefill_chunk = self._graph.chunk
         self.max_batch = max_batch
-        needed = activation_bytes(self._graph.path, chunk=self.prefill_chunk, batch=max_batch)
+        needed = activation_bytes(
+            self._graph.path, chunk=self.prefill_chunk, batch=max_batch, bodies=device.operator_library is None
+        )
         working, kv = memory.take("onnxruntime", needed), memory.take("kv", 0)
         if working is None or kv is None:
             if working is not None:
@@ -346,7 +350,7 @@ class BatchSession:
             self._wasted = 0
             return
         self._wasted += 1
-        if self._wasted < _PATIENCE:
+        if self._wasted < max(_PATIENCE, int(self._lengths[top]) // _TOKENS_A_STEP):
             return
         self._wasted = 0
         sequence = self._open[top]

@@ -1,13 +1,19 @@
-"""One tiny package for the tests that only read it."""
+"""Packages for the tests that only read them."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from batch_play import Model as BatchModel
+from family_models import FAMILY_MODELS, shapes_of, write_family_checkpoint
 from tiny_package import write_package
 
+from bitnet_onnx.converters import convert
 from bitnet_onnx.runtime import Device, Model, PackageInfo
+from bitnet_onnx.runtime.engine import _kv_slots
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +37,28 @@ def fresh_package(tmp_path: Path) -> Path:
     directory = tmp_path / "package"
     directory.mkdir()
     return write_package(directory)
+
+
+@pytest.fixture(params=["paged", "plain"])
+def storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to hold the cache, on every system that has both."""
+    if request.param == "plain":
+        monkeypatch.setattr(_kv_slots, "_NO_RESERVE", {})
+    elif sys.platform not in _kv_slots._NO_RESERVE:
+        pytest.skip("this system reserves memory before it is written")
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory, operator_library: Path) -> Callable[[str], BatchModel]:
+    models: dict[str, BatchModel] = {}
+
+    def get(name: str) -> Model:
+        if name not in models:
+            folder = tmp_path_factory.mktemp(name)
+            source = write_family_checkpoint(folder / "source", FAMILY_MODELS[name], shapes_of(name))
+            convert(source, folder / "package")
+            models[name] = BatchModel(PackageInfo.open(folder / "package"), Device(operator_library=operator_library))
+        return models[name]
+
+    return get
