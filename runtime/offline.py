@@ -131,7 +131,7 @@ def write_answers(
     with _opened(source, "rb") as lines, _opened(out, "a+b") as answers:
         todo = read_lines(lines)
         kept = _resume(todo, answers, source, out, salt)
-        return _answer(engine, prompts, todo, answers, parameters, salt, kept)
+        return _answer(engine, prompts, todo, answers, out, parameters, salt, kept)
 
 
 def _opened(path: Path, mode: Literal["rb", "a+b"]) -> BinaryIO:
@@ -146,6 +146,7 @@ def _answer(
     prompts: PromptEncoder,
     todo: Iterator[PromptLine],
     answers: BinaryIO,
+    out: Path,
     parameters: SamplingParameters,
     salt: bytes,
     kept: int,
@@ -165,10 +166,9 @@ def _answer(
         line, outcome = ahead.popleft()
         if isinstance(outcome, AnswerStream):
             text, ids, finished = outcome.result()
-            if not engine.healthy:
-                raise BitnetOnnxError(
-                    f"the engine failed at line {line.number}: {finished.error}; run it again to go on"
-                )
+            if finished.reason == "cancelled" or (finished.error is not None and not engine.healthy):
+                why = finished.error or "the engine was closed"
+                raise BitnetOnnxError(f"{out}: ends before line {line.number}: {why}; run it again to go on")
             generated += len(ids)
             fields: dict[str, object] = {"text": text, "finish_reason": finished.reason}
             if finished.error is not None:

@@ -115,7 +115,8 @@ def _masked(logits: npt.NDArray[np.float32], constraint: Constraint) -> npt.NDAr
         )
     if not allowed.any():
         raise BitnetOnnxError("the constraint allows no token, not even the end")
-    return np.where(allowed, logits, np.float32(-np.inf))
+    # What is not a number is no less wrong for not being allowed.
+    return np.where(allowed | np.isnan(logits), logits, np.float32(-np.inf))
 
 
 def logprobs(logits: npt.NDArray[np.float32], token: int, top: int) -> TokenLogprobs:

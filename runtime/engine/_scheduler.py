@@ -103,7 +103,6 @@ class Scheduler:
                 del self.waiting[0]
                 run.sequence = sequence
                 run.reading = True
-                run.remembered = 0
                 run.cached_tokens = run.cached_tokens if run.generated else 0
                 self.resident.append(run)
                 self._readers.append(run)

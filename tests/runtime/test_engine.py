@@ -148,6 +148,17 @@ def test_what_was_held_back_for_a_stop_string_comes_at_the_end() -> None:
     assert stream.result().text == whole
 
 
+@pytest.mark.parametrize("continues", [True, False])
+def test_a_continued_text_keeps_the_space_before_its_next_word(continues: bool) -> None:
+    session = FakeBatchSession()
+    engine = make_engine(session)
+    engine = Engine(session, lambda ids: " ".join(map(str, ids)), frozenset(), session.pool, engine.settings)
+    stream = engine.submit(request(5, 6, most=3, continues_text=continues))
+    finish(engine)
+    answer = stream.result()
+    assert answer.text == " " * continues + " ".join(map(str, answer.ids))
+
+
 def test_a_context_that_is_full_ends_the_answer() -> None:
     session = FakeBatchSession(context_length=16)
     prompts = [[5], list(range(1, 16)), list(range(1, 17))]

@@ -84,6 +84,41 @@ def test_what_one_request_needs_fails_it_alone(method: str) -> None:
     assert works(engine, session)
 
 
+def test_a_block_that_cannot_be_copied_from_an_answer_fails_it_alone() -> None:
+    session = FakeBatchSession()
+    engine = make_engine(session)
+    tokens = [token for token in range(1, 29) if len(session.answer([token], 12)) == 12]
+    streams = [engine.submit(request(token)) for token in tokens[:2]]
+    session.before = failing("copy_out", ValueError("no"))
+    finish(engine)
+    # A block is four tokens, here the prompt and three of the answer: it fails before the next is chosen.
+    assert str(error_of(streams[0])) == "the request failed: ValueError: no"
+    assert list(streams[0].result(0).ids) == session.answer([tokens[0]], 3)
+    assert list(streams[1].result(0).ids) == session.answer([tokens[1]], 12)
+    assert works(engine, session)
+
+
+@pytest.mark.parametrize("method", ["trim", "close"])
+def test_closing_ends_streams_whatever_fails(method: str) -> None:
+    session = FakeBatchSession()
+    engine = make_engine(session)
+    stream = engine.submit(request(5))
+    engine.step()
+    session.before = failing(method, ValueError("stuck"))
+    engine.close()
+    assert stream.result(0).finished.reason == "cancelled"
+
+
+def test_a_constraint_hides_no_poison() -> None:
+    session = FakeBatchSession()
+    logits = session.logits
+    session.logits = lambda tokens: np.where(np.arange(29) == 3, np.float32("nan"), logits(tokens))
+    engine = make_engine(session)
+    stream = engine.submit(request(5, constraint=Only(7, 8), top_logprobs=2))
+    finish(engine)
+    assert "convert it again" in str(error_of(stream))
+
+
 def test_a_sequence_that_cannot_be_closed_stops_nobody() -> None:
     session = FakeBatchSession()
     engine = make_engine(session)

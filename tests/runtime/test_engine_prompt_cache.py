@@ -36,14 +36,35 @@ def test_a_beginning_is_computed_once() -> None:
     assert answered(engine, 9, *SYSTEM[1:]).cached_tokens == 0
 
 
-def test_prompts_that_are_read_at_the_same_time_share_their_beginning() -> None:
-    session = FakeBatchSession(max_batch=4, prefill_chunk=8)
+@pytest.mark.parametrize("chunk", [4, 6, 8, 64])
+def test_prompts_that_are_read_at_the_same_time_share_their_beginning(chunk: int) -> None:
+    session = FakeBatchSession(max_batch=4, prefill_chunk=chunk)
     engine = make_engine(session)
     streams = [engine.submit(request(*SYSTEM, token, most=2)) for token in (3, 4, 5, 6)]
     finish(engine)
     assert computed(session) == 20 + 4
     for token, stream in zip((3, 4, 5, 6), streams, strict=True):
         assert list(stream.result(0).ids) == session.answer([*SYSTEM, token], 2)
+
+
+def test_a_prompt_that_is_read_again_counts_what_was_cached_the_last_time() -> None:
+    session = FakeBatchSession(HybridMemoryPool(40 * BYTES_PER_TOKEN), prefill_chunk=1)
+    engine = make_engine(session)
+    prompt = SYSTEM[:8] + SYSTEM[:12]
+    assert answered(engine, *prompt[:9]).cached_tokens == 0
+    grows = next(t for t in range(1, 29) if len(session.answer([t], 22)) == 22)
+    engine.submit(request(grows, most=22, priority=1))
+    for _ in range(6):
+        engine.step()
+    stream = engine.submit(request(*prompt, most=1))
+    for _ in range(11):
+        engine.step()
+    assert engine.metrics().preemptions == 1
+    assert stream.finished is None
+    session.log.clear()
+    finish(engine)
+    assert stream.result(0).finished.cached_tokens + computed(session) == len(prompt)
+    assert computed(session) > len(prompt) - 8
 
 
 def test_an_answer_is_remembered_for_the_next_turn() -> None:

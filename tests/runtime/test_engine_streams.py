@@ -152,7 +152,7 @@ def test_an_idle_engine_gives_memory_back_once() -> None:
         assert list(engine.submit(request(5, most=3)).result(TIMEOUT).ids) == session.answer([5], 3)
 
 
-def test_closing_from_a_subscriber_does_not_wait_for_itself() -> None:
+def test_closing_from_a_subscriber_does_not_wait_for_itself(caplog: pytest.LogCaptureFixture) -> None:
     session = FakeBatchSession()
     engine = make_engine(session, time.monotonic)
     stream = engine.submit(request(5, most=12))
@@ -160,3 +160,4 @@ def test_closing_from_a_subscriber_does_not_wait_for_itself() -> None:
     engine.start()
     assert stream.result(TIMEOUT).finished.reason in ("cancelled", "stop")
     engine.close()
+    assert caplog.records == []
