@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from bitnet_onnx.runtime.server.app import create_app
 from bitnet_onnx.runtime.server.auth import ApiKeys
 from bitnet_onnx.runtime.server.prompts import RequestPrompts
 from bitnet_onnx.runtime.server.run import Closable, Server
+from bitnet_onnx.runtime.server.run import Listening as ListenAt
 from bitnet_onnx.runtime.server.settings import ServerSettings
 from bitnet_onnx.runtime.server.structured import PlanAnswer
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
@@ -116,7 +116,7 @@ class Listening(Address):
 
 @contextmanager
 def _uvicorn(app: FastAPI, engine: Closable, drain_seconds: float) -> Iterator[Address]:
-    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    listener = ListenAt(port=0).bind()
     server = Server(app, engine, drain_seconds)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
