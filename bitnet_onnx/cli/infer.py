@@ -35,6 +35,12 @@ _CHAT_HELP = "An empty line or Ctrl-D ends the chat, Ctrl-C the answer; /new sta
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End at this text, which is not shown; repeatable.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator.  [default: physical cores]")
+@click.option("--batch", type=click.Path(path_type=Path), help="Prompts to answer: a JSON object a line.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="With --batch: the answers, a line each; continued if there."
+)
+@click.option("--max-batch", type=int, default=16, show_default=True, help="With --batch: most answers at a time.")
+@click.option("--memory", metavar="SIZE", help="With --batch: most memory, such as 4GiB.  [default: half of it]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with ids, text, finish_reason and timings.")
 def command(
     package: Path,
@@ -50,13 +56,27 @@ def command(
     seed: int | None,
     stop: tuple[str, ...],
     threads: int | None,
+    batch: Path | None,
+    out: Path | None,
+    max_batch: int,
+    memory: str | None,
     as_json: bool,
 ) -> None:
-    """Generate text from PACKAGE: continue --prompt or --ids-file, or --chat."""
+    """Generate text from PACKAGE: continue --prompt or --ids-file, --chat, or answer a file of prompts with --batch.
+
+    A line of --batch is {"prompt": TEXT or ids} or {"messages": [...]}, perhaps with an "id" and sampling options of
+    its own. Line n gets the seed plus n - 1.
+    """
+    if (batch is None) != (out is None):
+        raise InputError("--batch FILE and --out FILE belong together")
+    if batch is not None and (chat or as_json or prompt is not None or ids_file is not None):
+        raise InputError("--batch excludes --prompt, --chat, --ids-file and --json")
+    if batch is None and memory is not None:
+        raise InputError("--memory belongs to --batch")
     if ids_file is not None and (chat or prompt is not None):
         raise InputError("--ids-file excludes --prompt and --chat")
-    if ids_file is None and prompt is None and not chat:
-        raise InputError("nothing to do: give --prompt TEXT, --chat or --ids-file FILE")
+    if ids_file is None and prompt is None and batch is None and not chat:
+        raise InputError("nothing to do: give --prompt TEXT, --chat, --ids-file FILE or --batch FILE")
     conversation = chat and prompt is None
     if conversation and as_json:
         raise InputError("--json answers one prompt: give --prompt TEXT, or leave --json out")
@@ -73,6 +93,11 @@ def command(
         seed=seed,
         stop=stop,
     )
+    if batch is not None and out is not None:
+        from bitnet_onnx.cli._batch import answer_file
+
+        answer_file(package, batch, out, parameters, max_batch=max_batch, memory=memory, threads=threads)
+        return
     ids = None if ids_file is None else _read_ids(ids_file)
     model = load(package, threads=threads)
     if conversation:

@@ -21,24 +21,39 @@ _WALKS = 2
 
 
 class _Bytes:
-    """Every byte a token: a walk over them meets what a walk over any vocabulary meets."""
+    """Every byte a token: a walk over them meets what a walk over any vocabulary meets.
 
-    eos_token_id = 256
+    Before them stand the ids and control tokens of the model, which a grammar may name.
+    """
+
     bos_token_id = None
-    tokens: Sequence[bytes] = (*(bytes([byte]) for byte in range(256)), b"\xff<end>")
-    special_token_ids = (256,)
+
+    def __init__(self, vocab_size: int, control: dict[str, int]) -> None:
+        names = [b"\xff[%d]" % token for token in range(vocab_size)]
+        for name, token in control.items():
+            names[token] = b"\xff" + name.encode("utf-8", "replace")
+        self.first = vocab_size
+        self.eos_token_id = vocab_size + 256
+        self.tokens: Sequence[bytes] = (*names, *(bytes([byte]) for byte in range(256)), b"\xff[end]")
+        self.special_token_ids = (*range(vocab_size), self.eos_token_id)
 
     def __call__(self, text: str) -> list[int]:
-        return list(text.encode())
+        return [self.first + byte for byte in text.encode()]
 
 
-def try_grammar(request: dict[str, Any], limits: llguidance.LLParserLimits) -> dict[str, str]:
+def try_grammar(request: dict[str, Any], limits: llguidance.LLParserLimits) -> dict[str, object]:
     """Compiles `grammar` and walks into it.
 
+    Args:
+        request: `grammar`, `vocab_size` and `control`: text and id of the control tokens.
+        limits: of each step.
+
     Returns:
-        `{}`, or `{"error": message}`.
+        `{"megabytes": what it took}`, or `{"error": message}`.
     """
-    tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Bytes()))
+    vocabulary = _Bytes(request["vocab_size"], request["control"])
+    tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary))
+    before = _peak_megabytes()
     for seed in range(_WALKS):
         choose = random.Random(seed)  # noqa: S311
         matcher = llguidance.LLMatcher(tokenizer, request["grammar"], log_level=0, limits=limits)
@@ -46,13 +61,22 @@ def try_grammar(request: dict[str, Any], limits: llguidance.LLParserLimits) -> d
             if matcher.is_error() or matcher.is_stopped():
                 break
             mask = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
-            bytes_allowed = np.flatnonzero(mask[:256])
-            if not bytes_allowed.size:
+            allowed = np.flatnonzero(mask[: vocabulary.eos_token_id])
+            if not allowed.size:
                 break
-            matcher.consume_token(int(choose.choice(list(bytes_allowed))))
+            # Bytes stand last: of many tokens the last ones are text.
+            matcher.consume_token(int(choose.choice(list(allowed[-256:]))))
         if matcher.is_error():
             return {"error": matcher.get_error()}
-    return {}
+    return {"megabytes": _peak_megabytes() - before}
+
+
+def _peak_megabytes() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
 
 
 def _limit_process(megabytes: int, seconds: int) -> None:

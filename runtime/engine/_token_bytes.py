@@ -1,4 +1,4 @@
-"""The bytes that each token of a vocabulary adds to a text, read from how tokenizer.json decodes."""
+"""The bytes that each token of a vocabulary adds to a text, and the tokens that a text within an answer is."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _NO_TEXT = b"\xff"
 #: Steps that change only where a text begins, or join tokens.
 _HARMLESS = ("Fuse", "Strip")
 _MAX_DEPTH = 8
+_MAX_TOKEN_BYTES = 64
+_MAX_TEXT = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +116,76 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) 
     # A byte-level vocabulary has a token for the byte 0xFF too: no text of ours holds it.
     control = tuple(token for token, spelt in enumerate(tokens) if spelt.startswith(_NO_TEXT))
     return TokenBytes(tuple(tokens), control)
+
+
+class Spelling:
+    """Token ids of a text that stands within an answer, so that forced text is cut as the model is used to.
+
+    The result spells the text exactly: where the tokenizer would change it (upper case, a space in front, other
+    normal forms), the longest tokens that fit are taken instead.
+
+    Args:
+        tokenizer: is copied.
+        tokens: of `token_bytes`.
+        control: of `token_bytes`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, tokens: Sequence[bytes], control: Sequence[int]) -> None:
+        self._tokenizer = _without_prefix(tokenizer)
+        self._tokens = tokens
+        no_text = set(control)
+        self._ids = {spelt: token for token, spelt in enumerate(tokens) if token not in no_text}
+        self._longest = min(max(map(len, self._ids), default=0), _MAX_TOKEN_BYTES)
+
+    def __call__(self, text: str) -> list[int]:
+        """Ids, possibly none where the vocabulary cannot spell the text; of a long text those of its beginning.
+
+        Only the first one is ever taken from a forced text, and it is asked for anew with each token.
+        """
+        whole = len(text) <= _MAX_TEXT
+        ids = self._encode(text if whole else text[:_MAX_TEXT])
+        # The last tokens before the cut might be others without it.
+        return ids if whole else ids[: max(1, len(ids) - _MAX_TOKEN_BYTES)]
+
+    def _encode(self, text: str) -> list[int]:
+        data = text.encode("utf-8", "replace")
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if all(token < len(self._tokens) for token in ids) and b"".join(self._tokens[token] for token in ids) == data:
+            return ids
+        ids = []
+        while data:
+            sizes = range(min(self._longest, len(data)), 0, -1)
+            size = next((size for size in sizes if data[:size] in self._ids), 0)
+            if not size:
+                return []
+            ids.append(self._ids[data[:size]])
+            data = data[size:]
+        return ids
+
+
+def _without_prefix(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that puts no space before a text, adds nothing and takes control tokens for text."""
+    state = json.loads(tokenizer.to_str())
+    state["normalizer"] = _unprefixed(state.get("normalizer"))
+    state["pre_tokenizer"] = _unprefixed(state.get("pre_tokenizer"))
+    copy = Tokenizer.from_str(json.dumps(state))
+    copy.no_truncation()
+    copy.no_padding()
+    copy.encode_special_tokens = True
+    return copy
+
+
+def _unprefixed(node: object, depth: int = 0) -> object:
+    if not isinstance(node, dict) or depth > _MAX_DEPTH:
+        return node
+    if node.get("type") == "Prepend":
+        return None
+    for key in ("normalizers", "pretokenizers"):
+        if isinstance(node.get(key), list):
+            parts = [_unprefixed(part, depth + 1) for part in node[key]]
+            node[key] = [part for part in parts if part is not None]
+    if node.get("type") == "Metaspace":
+        node["prepend_scheme"] = "never"
+    if node.get("type") == "ByteLevel":
+        node["add_prefix_space"] = False
+    return node

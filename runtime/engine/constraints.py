@@ -25,7 +25,8 @@ from bitnet_onnx.errors import BitnetOnnxError, InputError, UnsupportedError
 from bitnet_onnx.limited_process import run_limited
 from bitnet_onnx.runtime._native_errors import one_line
 from bitnet_onnx.runtime.engine._schema_check import check_schema
-from bitnet_onnx.runtime.engine._token_bytes import token_bytes
+from bitnet_onnx.runtime.engine._token_bytes import Spelling, token_bytes
+from bitnet_onnx.runtime.engine.request import EngineBusyError
 from bitnet_onnx.runtime.tokenizer import TextTokenizer, parse_tokenizer
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ _TRIAL = Path(__file__).with_name("_grammar_trial.py")
 _TRIAL_SECONDS = 5
 _TRIAL_MEGABYTES = 768
 _REMEMBERED_TRIALS = 256
+_TRIALS_AT_ONCE = 2
+_MAX_WAIT_SECONDS = 10.0
+#: Of one grammar, in each answer that follows it.
+_MAX_MEGABYTES = 96
 _MAX_MASK_SECONDS = 2.0
 _MAX_PATTERN = 8 * 1024
 _MAX_GRAMMAR = 64 * 1024
@@ -48,7 +53,7 @@ _LIMITS: dict[str, int | bool] = {
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
     "max_items_in_row": 2_000,
-    "max_lexer_states": 50_000,
+    "max_lexer_states": 20_000,
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
@@ -156,6 +161,7 @@ class ConstraintFactory:
         self._tokenizer = _ll_tokenizer(inner, vocab_size, sorted(self._stop_ids))
         self._tried: OrderedDict[bytes, None] = OrderedDict()
         self._lock = threading.Lock()
+        self._trials = threading.BoundedSemaphore(_TRIALS_AT_ONCE)
 
     @property
     def control_tokens(self) -> Mapping[str, int]:
@@ -169,9 +175,13 @@ class ConstraintFactory:
     def json_schema(self, schema: Mapping[str, object], where: str = "schema") -> GrammarConstraint:
         """JSON that is valid by `schema` (draft 2020-12); properties come in the order of the schema.
 
+        A schema that is new takes a tenth of a second, and at worst some seconds: not for an event loop. So do the
+        other kinds of grammar.
+
         Raises:
             InputError: the schema is wrong or too large; nothing is valid by it.
             UnsupportedError: a keyword or value that could not be enforced.
+            EngineBusyError: too many new grammars at once.
         """
         return self._compile(_schema_grammar(check_schema(schema, where)), where)
 
@@ -198,7 +208,7 @@ class ConstraintFactory:
 
     def trusted_grammar(self, lark: str, where: str) -> GrammarConstraint:
         """As `grammar`, where whatever schemas it holds have been checked."""
-        return self._compile(self._library.LLMatcher.grammar_from_lark(lark), where)
+        return self._compile(self._library.LLMatcher.grammar_from_lark(lark), where, names_tokens=True)
 
     def choice(self, choices: Sequence[str]) -> GrammarConstraint:
         """One of some texts.
@@ -214,9 +224,11 @@ class ConstraintFactory:
         pattern = "|".join("".join(f"\\x{{{ord(character):x}}}" for character in text) for text in texts)
         return self._compile(self._library.LLMatcher.grammar_from_regex(f"({pattern})"), "choice")
 
-    def _compile(self, grammar: str, where: str, *, tried: bool = False) -> GrammarConstraint:
+    def _compile(
+        self, grammar: str, where: str, *, tried: bool = False, names_tokens: bool = False
+    ) -> GrammarConstraint:
         if not tried:
-            self._try(grammar, where)
+            self._try(grammar, where, names_tokens)
         try:
             matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         except (KeyboardInterrupt, SystemExit):
@@ -229,7 +241,7 @@ class ConstraintFactory:
             raise UnsupportedError(f"{where} cannot be followed whole: {_reason(warnings[0])}")
         return GrammarConstraint(matcher, self._vocab_size, self._stop_ids)
 
-    def _try(self, grammar: str, where: str) -> None:
+    def _try(self, grammar: str, where: str, names_tokens: bool) -> None:
         """Compiles a new grammar in a process of its own first, which it may end."""
         key = hashlib.sha256(grammar.encode()).digest()
         with self._lock:
@@ -238,11 +250,18 @@ class ConstraintFactory:
                 return
         request = {
             "grammar": grammar,
+            "vocab_size": self._vocab_size if names_tokens else 0,
+            "control": self._control if names_tokens else {},
             "limits": _LIMITS,
             "max_megabytes": _TRIAL_MEGABYTES,
             "max_seconds": _TRIAL_SECONDS,
         }
-        done = run_limited(_TRIAL, json.dumps(request).encode(), seconds=_TRIAL_SECONDS)
+        if not self._trials.acquire(timeout=_MAX_WAIT_SECONDS):
+            raise EngineBusyError(f"{where}: too many new grammars are being read", retry_after_s=_TRIAL_SECONDS)
+        try:
+            done = run_limited(_TRIAL, json.dumps(request).encode(), seconds=_TRIAL_SECONDS)
+        finally:
+            self._trials.release()
         try:
             answer = json.loads(done.output) if done is not None and not done.status else None
         except ValueError:
@@ -252,8 +271,12 @@ class ConstraintFactory:
             raise InputError(
                 f"{where} is too complex: it takes more than {_TRIAL_SECONDS} s or {_TRIAL_MEGABYTES} MB to read"
             )
-        if answer:
-            raise InputError(f"{where} cannot be followed: {_reason(str(answer.get('error')))}")
+        if "error" in answer:
+            raise InputError(f"{where} cannot be followed: {_reason(str(answer['error']))}")
+        if answer["megabytes"] > _MAX_MEGABYTES:
+            raise InputError(
+                f"{where} is too complex: it takes {answer['megabytes']} MB, above the limit of {_MAX_MEGABYTES}"
+            )
         with self._lock:
             self._tried[key] = None
             while len(self._tried) > _REMEMBERED_TRIALS:
@@ -270,11 +293,10 @@ class _Vocabulary:
         self.eos_token_id = vocab_size
         self.tokens = (*found.tokens, b"\xff[end]")
         self.special_token_ids = (*found.control, vocab_size)
-        self._tokenizer = tokenizer
+        self._spelling = Spelling(tokenizer, found.tokens, found.control)
 
     def __call__(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._spelling(text)
 
 
 def _ll_tokenizer(tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -> llguidance.LLTokenizer:
@@ -323,7 +345,7 @@ def _text(value: object, where: str, most: int) -> str:
 
 def _reason(message: str) -> str:
     """What llguidance says, on one line of bounded length."""
-    text = " ".join(message.replace("<non-verbose/>", " ").split())
+    text = " ".join(message.partition("<backtrace>")[0].replace("<non-verbose/>", " ").split())
     if text.startswith("NoExtension"):
         return "no text satisfies it"
     return text if len(text) <= 300 else text[:150] + " ... " + text[-150:]

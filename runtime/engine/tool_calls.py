@@ -117,9 +117,6 @@ class ToolCallParser:
     def finish(self) -> list[Delta]:
         """What is left at the end of the answer."""
         deltas = self._advance(final=True)
-        if self._text:
-            text, self._text = self._text, ""
-            deltas += self._content(text)
         if self._space and not self.calls:
             deltas.append(ContentDelta(self._space))
         self._space = ""
