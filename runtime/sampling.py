@@ -118,12 +118,16 @@ class Sampler:
         Raises:
             BitnetOnnxError: a logit is NaN, or the largest is infinite.
         """
-        largest = float(logits.max())
+        # NaN counts as the largest.
+        best = int(logits.argmax())
+        largest = float(logits[best])
         if not math.isfinite(largest):
             raise BitnetOnnxError(
                 f"the largest logit is {largest}: the model computed no usable result; convert it again with more "
                 f"bits, or check the checkpoint for NaN"
             )
+        if self._generator is None and not (self._penalizes or self._adds):
+            return best
         scores = logits.astype(np.float64)
         self._add_biases(scores)
         self._penalize(scores)
@@ -148,6 +152,11 @@ class Sampler:
         drawn = self._generator.random() * cumulative[-1]
         return int(kept[min(int(cumulative.searchsorted(drawn, side="right")), kept.size - 1)])
 
+    @property
+    def _adds(self) -> bool:
+        parameters = self._parameters
+        return bool(parameters.logit_bias or parameters.presence_penalty or parameters.frequency_penalty)
+
     def _add_biases(self, scores: npt.NDArray[np.float64]) -> None:
         for token, bias in self._parameters.logit_bias:
             if token < scores.size:
@@ -156,9 +165,13 @@ class Sampler:
         for token, count in self._drawn.items():
             scores[token] -= presence + frequency * count
 
+    @property
+    def _penalizes(self) -> bool:
+        return self._parameters.repetition_penalty != 1 and bool(self._seen)
+
     def _penalize(self, scores: npt.NDArray[np.float64]) -> None:
         penalty = self._parameters.repetition_penalty
-        if penalty == 1 or not self._seen:
+        if not self._penalizes:
             return
         seen = np.fromiter(self._seen, np.int64, len(self._seen))
         values = scores[seen]

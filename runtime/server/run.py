@@ -175,7 +175,7 @@ def run_server(
     with listening.bind() as listener:
         memory = HybridMemoryPool(default_budget() if memory_bytes is None else memory_bytes)
         encoder = PromptEncoder(info)
-        plan_answer = _plan_answer(encoder)
+        plan_answer = make_plan_answer(encoder)
         opened = Engine.open(
             package, engine_settings or EngineSettings(), memory=memory, threads=threads, prompts=encoder
         )
@@ -187,7 +187,7 @@ def run_server(
             Server(app, engine, listening.drain_seconds).run([listener])
 
 
-def _plan_answer(encoder: PromptEncoder) -> PlanAnswer | None:
+def make_plan_answer(encoder: PromptEncoder) -> PlanAnswer | None:
     """What enforces forms of answers, or None for a tokenizer that it cannot follow."""
     package = encoder.package
     try:
