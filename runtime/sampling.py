@@ -126,7 +126,7 @@ class Sampler:
                 f"the largest logit is {largest}: the model computed no usable result; convert it again with more "
                 f"bits, or check the checkpoint for NaN"
             )
-        if self._generator is None and not self._penalizes:
+        if self._generator is None and not (self._penalizes or self._adds):
             return best
         scores = logits.astype(np.float64)
         self._add_biases(scores)
@@ -153,15 +153,9 @@ class Sampler:
         return int(kept[min(int(cumulative.searchsorted(drawn, side="right")), kept.size - 1)])
 
     @property
-    def _penalizes(self) -> bool:
-        """Whether any score is changed before the draw."""
+    def _adds(self) -> bool:
         parameters = self._parameters
-        return bool(
-            (parameters.repetition_penalty != 1 and self._seen)
-            or parameters.logit_bias
-            or parameters.presence_penalty
-            or parameters.frequency_penalty
-        )
+        return bool(parameters.logit_bias or parameters.presence_penalty or parameters.frequency_penalty)
 
     def _add_biases(self, scores: npt.NDArray[np.float64]) -> None:
         for token, bias in self._parameters.logit_bias:
@@ -170,6 +164,10 @@ class Sampler:
         presence, frequency = self._parameters.presence_penalty, self._parameters.frequency_penalty
         for token, count in self._drawn.items():
             scores[token] -= presence + frequency * count
+
+    @property
+    def _penalizes(self) -> bool:
+        return self._parameters.repetition_penalty != 1 and bool(self._seen)
 
     def _penalize(self, scores: npt.NDArray[np.float64]) -> None:
         penalty = self._parameters.repetition_penalty

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -66,11 +67,27 @@ class Listening:
             InputError: the address is unknown, taken or not allowed.
         """
         try:
-            family, _, _, _, address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
-            return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                self.host, self.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+            )[0]
         except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{self.host}:{self.port}: cannot listen there: {reason}") from None
+            raise self._unusable(error) from None
+        # The protocol is named: asyncio switches Nagle's algorithm off for what it knows to be TCP, and with it on each
+        # piece of an answer waits 40 ms for the acknowledgement of the last.
+        listener = socket.socket(family, kind, protocol)
+        try:
+            if os.name == "posix":
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except (OSError, OverflowError) as error:
+            listener.close()
+            raise self._unusable(error) from None
+        return listener
+
+    def _unusable(self, error: Exception) -> InputError:
+        reason = getattr(error, "strerror", None) or error
+        return InputError(f"{self.host}:{self.port}: cannot listen there: {reason}")
 
 
 class Closable(Protocol):
@@ -158,7 +175,7 @@ def run_server(
     with listening.bind() as listener:
         memory = HybridMemoryPool(default_budget() if memory_bytes is None else memory_bytes)
         encoder = PromptEncoder(info)
-        plan_answer = _plan_answer(encoder)
+        plan_answer = make_plan_answer(encoder)
         opened = Engine.open(
             package, engine_settings or EngineSettings(), memory=memory, threads=threads, prompts=encoder
         )
@@ -170,7 +187,7 @@ def run_server(
             Server(app, engine, listening.drain_seconds).run([listener])
 
 
-def _plan_answer(encoder: PromptEncoder) -> PlanAnswer | None:
+def make_plan_answer(encoder: PromptEncoder) -> PlanAnswer | None:
     """What enforces forms of answers, or None for a tokenizer that it cannot follow."""
     package = encoder.package
     try:

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from server_client import Served, listen, refusal, serve
 from tiny_package import edit_json, write_package
 
+from bitnet_onnx.runtime.server.schemas import ChatRequest, CompletionRequest
+
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 USER = {"role": "user", "content": "hi"}
 JSON = {"Content-Type": "application/json"}
@@ -261,39 +263,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=5,
 )
-names = st.sampled_from(
-    [
-        "model",
-        "messages",
-        "prompt",
-        "max_tokens",
-        "max_completion_tokens",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "n",
-        "seed",
-        "stop",
-        "stream",
-        "logprobs",
-        "top_logprobs",
-        "logit_bias",
-        "presence_penalty",
-        "frequency_penalty",
-        "repetition_penalty",
-        "response_format",
-        "tools",
-        "tool_choice",
-        "stream_options",
-        "echo",
-        "suffix",
-        "best_of",
-        "user",
-        "modalities",
-        "parallel_tool_calls",
-    ]
-)
+names = st.sampled_from(sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, "echo", "user"}))
 
 
 def test_no_body_makes_the_server_fail(package: Path) -> None:

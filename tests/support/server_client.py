@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,8 @@ from bitnet_onnx.runtime.prompts import PromptEncoder
 from bitnet_onnx.runtime.server.app import create_app
 from bitnet_onnx.runtime.server.auth import ApiKeys
 from bitnet_onnx.runtime.server.prompts import RequestPrompts
-from bitnet_onnx.runtime.server.run import Closable, Server
+from bitnet_onnx.runtime.server.run import Closable, Server, make_plan_answer
+from bitnet_onnx.runtime.server.run import Listening as ListenAt
 from bitnet_onnx.runtime.server.settings import ServerSettings
 from bitnet_onnx.runtime.server.structured import PlanAnswer
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
@@ -116,7 +116,7 @@ class Listening(Address):
 
 @contextmanager
 def _uvicorn(app: FastAPI, engine: Closable, drain_seconds: float) -> Iterator[Address]:
-    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    listener = ListenAt(port=0).bind()
     server = Server(app, engine, drain_seconds)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
@@ -151,10 +151,16 @@ def listen(
 def listen_real(
     package: Path, engine_settings: EngineSettings, keys: tuple[str, ...] = (), **settings: Any
 ) -> Iterator[tuple[Engine, Address]]:
-    """The real engine through uvicorn, on a free port."""
+    """The real engine through uvicorn, on a free port, with all that enforces forms of answers."""
     text_side = PromptEncoder(PackageInfo.open(package))
     with Engine.open(package, engine_settings, device=Device(), threads=1, prompts=text_side) as engine:
-        app = create_app(engine, RequestPrompts(text_side), ServerSettings(MODEL, **settings), keys=ApiKeys(keys))
+        app = create_app(
+            engine,
+            RequestPrompts(text_side),
+            ServerSettings(MODEL, **settings),
+            keys=ApiKeys(keys),
+            plan_answer=make_plan_answer(text_side),
+        )
         with _uvicorn(app, engine, 0.2) as address:
             yield engine, address
 

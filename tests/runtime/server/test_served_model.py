@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from server_client import events, listen_real
+from server_client import events, listen_real, refusal
 
 from bitnet_onnx.runtime import Device, SamplingParameters, load
 from bitnet_onnx.runtime.engine.engine import EngineSettings
@@ -59,3 +60,43 @@ def test_biases_and_penalties_work(package_dir: Path) -> None:
         assert tokens(logit_bias={"65": 100}) == ["b"] * 10
         spread = tokens(logit_bias={str(token): 50 for token in range(64, 74)}, presence_penalty=2, frequency_penalty=2)
         assert set(spread) <= set("abcdefghij")
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo", "Rome"]}, "big": {"type": "boolean"}},
+    "required": ["city", "big"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_keeps_to_its_schema(package_dir: Path, stream: bool) -> None:
+    with listen_real(package_dir, EngineSettings()) as (_, server):
+
+        def ask(**format_: Any) -> Any:
+            body = {"messages": HELLO, "stream": stream, "response_format": format_, "temperature": 0}
+            return httpx2.post(f"{server.url}/v1/chat/completions", json=body)
+
+        response = ask(type="json_schema", json_schema={"name": "place", "schema": SCHEMA})
+        if stream:
+            choices = [chunk["choices"][0] for chunk in events(response.text)]
+            content = "".join(choice["delta"].get("content", "") for choice in choices)
+        else:
+            choices = response.json()["choices"]
+            content = choices[0]["message"]["content"]
+        place = json.loads(content)
+        assert place["city"] in ("Oslo", "Rome")
+        assert isinstance(place["big"], bool)
+        assert choices[-1]["finish_reason"] == "stop"
+        wrong = {"$ref": "#"}
+        refusal(ask(type="json_schema", json_schema={"name": "x", "schema": wrong}), 400, param="response_format")
+        refusal(ask(type="grammar"), 400, param="response_format")
+
+
+def test_a_template_without_tools_is_said_so(package_dir: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    with listen_real(package_dir, EngineSettings()) as (_, server):
+        body = {"messages": HELLO, "tools": tools}
+        response = httpx2.post(f"{server.url}/v1/chat/completions", json=body)
+        refusal(response, 400, "chat template", param="tools")
