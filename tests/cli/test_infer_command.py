@@ -142,7 +142,7 @@ def test_on_a_terminal_prompts_and_timings_are_shown(run, chat_package: Path, mo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "nothing to do: give --prompt TEXT, --chat or --ids-file FILE"),
+        ([], "nothing to do: give --prompt TEXT, --chat, --ids-file FILE or --batch FILE"),
         (["--ids-file", "x", "--prompt", "a"], "--ids-file excludes --prompt and --chat"),
         (["--ids-file", "x", "--chat"], "--ids-file excludes --prompt and --chat"),
         (["--chat", "--json"], "--json answers one prompt"),
