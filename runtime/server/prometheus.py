@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from bitnet_onnx.runtime.memory import MemoryReport
 from bitnet_onnx.runtime.server._interfaces import EngineLike
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -63,12 +64,17 @@ class _EngineCollector(Collector):
         memory = metrics.memory
         for name, value in (("budget", memory.budget), ("used", memory.used), ("peak", memory.peak)):
             yield GaugeMetricFamily(f"bitnet_onnx_memory_{name}_bytes", f"Memory pool: {name}.", value)
-        by_owner = getattr(memory, "by_owner", None)
-        if by_owner is not None:
+        # Only the real pool knows more than the engine needs of one.
+        if isinstance(memory, MemoryReport):
             owners = GaugeMetricFamily("bitnet_onnx_memory_bytes", "Memory pool by owner.", labels=["owner"])
-            for owner, value in by_owner.items():
-                owners.add_metric([owner], value)
+            for owner, size in memory.by_owner.items():
+                owners.add_metric([owner], size)
             yield owners
+            yield GaugeMetricFamily(
+                "bitnet_onnx_memory_fragmentation",
+                "Share of the memory of keys and values that holds no token.",
+                memory.fragmentation,
+            )
 
 
 class ServerMetrics:

@@ -100,3 +100,15 @@ def test_a_template_without_tools_is_said_so(package_dir: Path) -> None:
         body = {"messages": HELLO, "tools": tools}
         response = httpx2.post(f"{server.url}/v1/chat/completions", json=body)
         refusal(response, 400, "chat template", param="tools")
+
+
+def test_the_metrics_of_the_real_engine(package_dir: Path) -> None:
+    with listen_real(package_dir, EngineSettings()) as (engine, server):
+        assert httpx2.post(f"{server.url}/v1/completions", json={"prompt": "abc", "max_tokens": 4}).status_code == 200
+        text = httpx2.get(f"{server.url}/metrics").text
+        generated = engine.metrics().generated_tokens
+    assert f"bitnet_onnx_generated_tokens_total {float(generated)}\n" in text
+    assert "bitnet_onnx_prefilled_tokens_total 3.0\n" in text
+    assert 'bitnet_onnx_memory_bytes{owner="' in text
+    assert "bitnet_onnx_memory_fragmentation" in text
+    assert "bitnet_onnx_first_token_seconds_count 1.0" in text
