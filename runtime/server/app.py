@@ -91,7 +91,14 @@ def create_app(
         """The one model."""
         return json_response({"object": "list", "data": [model]})
 
-    @app.get("/v1/models/{name:path}", responses={401: _REFUSALS[401], 404: _REFUSALS[404]})
+    # Declared by hand, as the bodies are: FastAPI would add errors of its own form to the document.
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+
+    @app.get(
+        "/v1/models/{name:path}",
+        openapi_extra={"parameters": [name]},
+        responses={401: _REFUSALS[401], 404: _REFUSALS[404]},
+    )
     async def model_by_name(request: Request) -> Response:
         """The one model, by its name."""
         service.check_model(request.path_params["name"])

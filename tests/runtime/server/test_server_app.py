@@ -105,6 +105,7 @@ def test_a_package_without_a_chat_template(fresh_package: Path) -> None:
 def test_the_openapi_document_is_complete(server: Served) -> None:
     document = server.client.get("/openapi.json").json()
     assert "$ref" not in str(document["paths"])
+    assert document["paths"]["/v1/models/{name}"]["get"]["parameters"][0]["in"] == "path"
     for path in ("/v1/chat/completions", "/v1/completions"):
         operation = document["paths"][path]["post"]
         schema = operation["requestBody"]["content"]["application/json"]["schema"]
