@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 #: Copying is far cheaper than computing; beyond as many chunks it would still hold up the running answers.
 _COPIED_CHUNKS = 16
 _RETRY_AFTER_S = 5.0
+#: A call for a short prompt takes as long as so many tokens of a long one.
+_CALL_TOKENS = 16
 
 
 class Scheduler:
@@ -66,15 +68,14 @@ class Scheduler:
             insort(self.waiting, run, key=_order)
 
     def step(self) -> bool:
-        """Ends what is to be ended, admits, reads one chunk of one prompt, and generates one token of every answer.
+        """Ends what is to be ended, admits, reads a chunk's worth of prompts, and generates one token of every answer.
 
         Returns:
             Whether anything is left to do.
         """
         self._expire()
         self._admit()
-        if self._readers:
-            self._read(self._readers.popleft())
+        self._read_prompts()
         self._decode()
         return bool(self.waiting or self.resident)
 
@@ -121,6 +122,20 @@ class Scheduler:
             if not self._cache.evict():
                 self._session.trim()
                 trimmed = True
+
+    def _read_prompts(self) -> None:
+        """Reads a chunk's worth of tokens: of one long prompt, or of several short ones, in turn."""
+        room = self._session.prefill_chunk
+        for _ in range(len(self._readers)):
+            unread = len(self._readers[0].tokens) - _held(self._readers[0]).length
+            if room < self._session.prefill_chunk and max(unread, _CALL_TOKENS) > room:
+                return
+            before = self._counters.prefilled_tokens
+            self._read(self._readers.popleft())
+            read = self._counters.prefilled_tokens - before
+            if not read:  # what the cache held was copied, as much as a step may
+                return
+            room -= max(read, _CALL_TOKENS)
 
     def _read(self, run: Run) -> None:
         """Reads the next chunk of a prompt; its last one gives the next token."""

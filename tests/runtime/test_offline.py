@@ -215,7 +215,7 @@ def test_an_engine_that_dies_leaves_what_was_answered(
     def step() -> bool:
         nonlocal steps
         steps += 1
-        if steps == 12:
+        if steps == 6:
             raise RuntimeError("the machine is on fire")
         return whole_step()
 
