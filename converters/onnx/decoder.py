@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -13,7 +13,6 @@ from bitnet_onnx.converters.onnx._activation import emit_activation
 from bitnet_onnx.converters.onnx._emitter import Emitter, Matrix, dotted
 from bitnet_onnx.converters.onnx._head_layout import HeadLayout, head_size
 from bitnet_onnx.converters.onnx._linear_layers import LayerInput, LinearLayers, module_path
-from bitnet_onnx.converters.onnx._linears import LayerRecord
 from bitnet_onnx.converters.onnx._positions import emit_positions
 from bitnet_onnx.converters.onnx._rotary import tables
 from bitnet_onnx.decoder import (
@@ -27,7 +26,6 @@ from bitnet_onnx.decoder import (
 )
 from bitnet_onnx.errors import UnsupportedError
 from bitnet_onnx.gated import Activation as GatedActivation
-from bitnet_onnx.policy import Policy
 from bitnet_onnx.quantized import FloatArray
 
 BATCH, SEQUENCE, TOTAL, PAST = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
@@ -39,23 +37,15 @@ class DecoderEmitter:
     Args:
         spec: what the decoder is.
         tensors: its weights by role.
-        policy: the precision of each layer.
+        layers: its linear layers and norms.
         emitter: where nodes and initializers go.
-        record: called with what became of each matrix.
     """
 
-    def __init__(
-        self,
-        spec: DecoderSpec,
-        tensors: Tensors,
-        policy: Policy,
-        emitter: Emitter,
-        record: Callable[[LayerRecord], None],
-    ) -> None:
+    def __init__(self, spec: DecoderSpec, tensors: Tensors, layers: LinearLayers, emitter: Emitter) -> None:
         self._spec = spec
         self._tensors = tensors
         self._emit = emitter
-        self._layers = LinearLayers(spec, tensors, policy, emitter, record)
+        self._layers = layers
         self._rotary: dict[Rotary, list[ir.Value]] = {}
         self._present: list[Sequence[ir.Value]] = []
         self._head_size = head_size(spec)

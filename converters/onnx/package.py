@@ -18,6 +18,7 @@ from bitnet_onnx.converters.onnx._emitter import Emitter
 from bitnet_onnx.converters.onnx._engine import restrict_logits
 from bitnet_onnx.converters.onnx._genai import genai_config
 from bitnet_onnx.converters.onnx._head_layout import head_size
+from bitnet_onnx.converters.onnx._linear_layers import LinearLayers
 from bitnet_onnx.converters.onnx._linears import LayerRecord
 from bitnet_onnx.converters.onnx._space import check_space
 from bitnet_onnx.converters.onnx._tokenizer_file import compact_tokenizer
@@ -77,7 +78,8 @@ def write_package(
     check_space(work, spec, model.tensors, policy)
     with DataFile(work / MODEL_DATA) as data:
         emitter = Emitter(data, fallback)
-        hidden = DecoderEmitter(spec, model.tensors, policy, emitter, record).run()
+        linears = LinearLayers(spec, model.tensors, policy, emitter, record)
+        hidden = DecoderEmitter(spec, model.tensors, linears, emitter).run()
     graph = emitter.model(tool_version())
     ir.save(graph, work / MODEL)
     restrict_logits(graph, hidden)
