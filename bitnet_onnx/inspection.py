@@ -9,8 +9,8 @@ from typing import Any, Final, Literal
 
 from bitnet_onnx.converters._roles import CheckpointTensors
 from bitnet_onnx.converters.checkpoints import Checkpoint, open_checkpoint
-from bitnet_onnx.converters.families import Config, find
-from bitnet_onnx.converters.ternary_scheme import ternary_scheme
+from bitnet_onnx.converters.families import Config
+from bitnet_onnx.converters.model import describe
 from bitnet_onnx.decoder import MANIFEST_SIZES
 from bitnet_onnx.errors import BitnetOnnxError, PackageError
 from bitnet_onnx.json_input import load_object
@@ -139,10 +139,9 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     )
     config, problem, sizes = Config(checkpoint.config), None, {}
     try:
-        family = find(config)
-        spec = family.spec(config)
-        CheckpointTensors(checkpoint, family, spec, ternary_scheme(config))
-        sizes = {name: getattr(spec, name) for name in (*MANIFEST_SIZES, "head_dim", "context_length")}
+        described = describe(config)
+        CheckpointTensors(checkpoint, described.family, described.spec, described.scheme)
+        sizes = {name: getattr(described.spec, name) for name in (*MANIFEST_SIZES, "head_dim", "context_length")}
     except BitnetOnnxError as error:
         problem = str(error)
     return Inspection(

@@ -11,8 +11,8 @@ from typing import Final, Protocol
 from bitnet_onnx.converters._config import Config
 from bitnet_onnx.converters._roles import CheckpointTensors
 from bitnet_onnx.converters.checkpoints import open_checkpoint
-from bitnet_onnx.converters.families import find
-from bitnet_onnx.converters.ternary_scheme import ternary_scheme
+from bitnet_onnx.converters.families import Family, find
+from bitnet_onnx.converters.ternary_scheme import TernaryScheme, ternary_scheme
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import CheckpointError, InputError
 from bitnet_onnx.package_format import MANIFEST
@@ -74,6 +74,21 @@ class SourceModel:
     sha256: Callable[[], str]
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A decoder as its configuration describes it.
+
+    Attributes:
+        family: whose names the tensors have.
+        scheme: how linear layers are stored, where there is a `quantization_config`.
+        spec: what the decoder is.
+    """
+
+    family: Family
+    scheme: TernaryScheme | None
+    spec: DecoderSpec
+
+
 @contextmanager
 def open_model(
     path: Path, *, context_length: int | None = None, i2s_layout: str | None = None
@@ -97,16 +112,9 @@ def open_model(
             yield package
         return
     with open_checkpoint(path, i2s_layout=i2s_layout) as checkpoint, checkpoint.hashing() as sha256:
-        config = Config(checkpoint.config)
-        if context_length is not None:
-            config = config.with_values(context_length=context_length)
-        family, scheme = find(config), ternary_scheme(config)
-        spec = family.spec(config)
-        if context_length is not None:
-            spec = with_context(spec, context_length)
-        if scheme is not None:
-            spec = replace(spec, linear_norm_epsilon=scheme.linear_norm_epsilon)
-        tensors = CheckpointTensors(checkpoint, family, spec, scheme)
+        described = describe(Config(checkpoint.config), context_length)
+        spec = described.spec
+        tensors = CheckpointTensors(checkpoint, described.family, spec, described.scheme)
         yield SourceModel(
             path=checkpoint.path,
             name=checkpoint.name,
@@ -123,12 +131,30 @@ def open_model(
         )
 
 
-def with_context(spec: DecoderSpec, context_length: int) -> DecoderSpec:
-    """The same decoder with room for another number of positions, as the user asked for."""
-    try:
-        return replace(spec, context_length=context_length)
-    except CheckpointError as error:
-        raise InputError(f"--context: {error}") from error
+def describe(config: Config, context_length: int | None = None) -> Described:
+    """What a configuration says of a decoder.
+
+    Args:
+        config: of the checkpoint.
+        context_length: see `open_model`.
+
+    Raises:
+        CheckpointError: it contradicts itself.
+        UnsupportedError: it names something that is not implemented.
+        InputError: the decoder has no room for so many positions.
+    """
+    if context_length is not None:
+        config = config.with_values(context_length=context_length)
+    family, scheme = find(config), ternary_scheme(config)
+    spec = family.spec(config)
+    if context_length is not None:
+        try:
+            spec = replace(spec, context_length=context_length)
+        except CheckpointError as error:
+            raise InputError(f"--context: {error}") from error
+    if scheme is not None:
+        spec = replace(spec, linear_norm_epsilon=scheme.linear_norm_epsilon)
+    return Described(family, scheme, spec)
 
 
 def generation_config_of(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -13,11 +12,9 @@ from bitnet_onnx.converters._package_graph import read_graph
 from bitnet_onnx.converters._package_tensors import PackageTensors
 from bitnet_onnx.converters.checkpoints._files import BinaryFile, hashing, member, read_small
 from bitnet_onnx.converters.checkpoints.huggingface import directory_tokenizer
-from bitnet_onnx.converters.families import Family, find
-from bitnet_onnx.converters.model import SourceModel, generation_config_of, with_context
+from bitnet_onnx.converters.model import Described, SourceModel, describe, generation_config_of
 from bitnet_onnx.converters.onnx._head_layout import head_size
-from bitnet_onnx.converters.ternary_scheme import TernaryScheme, ternary_scheme
-from bitnet_onnx.decoder import MANIFEST_SIZES, DecoderSpec
+from bitnet_onnx.decoder import MANIFEST_SIZES
 from bitnet_onnx.errors import PackageError
 from bitnet_onnx.json_input import load_object, shown
 from bitnet_onnx.package_format import CONFIG, FORMAT_VERSION, GENERATION_CONFIG, MANIFEST, MODEL, MODEL_DATA
@@ -48,8 +45,8 @@ def open_package(path: Path, *, context_length: int | None = None) -> Iterator[S
         )
     fields = _object(path, CONFIG)
     config = Config(fields)
-    family, scheme = find(config), ternary_scheme(config)
-    spec = _spec(config, family, scheme, manifest, path, context_length)
+    described = _described(config, manifest, path, context_length)
+    spec = described.spec
     with (
         BinaryFile(_file(path, MODEL)) as model,
         BinaryFile(_file(path, MODEL_DATA)) as data,
@@ -64,21 +61,14 @@ def open_package(path: Path, *, context_length: int | None = None) -> Iterator[S
             tensors=tensors,
             config=fields,
             generation_config=generation_config_of(path, fields, _object(path, GENERATION_CONFIG), spec),
-            trained_ternary=_trained_ternary(family, scheme, spec),
+            trained_ternary=_trained_ternary(described),
             tokenizer=directory_tokenizer(path, spec.vocab_size).files,
             sha256=sha256,
         )
 
 
-def _spec(
-    config: Config,
-    family: Family,
-    scheme: TernaryScheme | None,
-    manifest: Mapping[str, object],
-    path: Path,
-    context_length: int | None,
-) -> DecoderSpec:
-    """The specification that the package was made of, checked against the sizes in its manifest."""
+def _described(config: Config, manifest: Mapping[str, object], path: Path, context_length: int | None) -> Described:
+    """The decoder that the package was made of, checked against the sizes in its manifest."""
     where = path / MANIFEST
     architecture = manifest.get("architecture")
     if not isinstance(architecture, dict):
@@ -89,18 +79,20 @@ def _spec(
             f"{where}: architecture.context_length is {positions!r:.40}, expected an integer from 1 to {_MAX_CONTEXT}"
         )
     wanted = positions if context_length is None else context_length
-    spec = family.spec(config)
-    if wanted != spec.context_length:
-        spec = with_context(family.spec(config.with_values(context_length=wanted)), wanted)
+    described = describe(config)
+    if wanted != described.spec.context_length:
+        described = describe(config, wanted)
+    spec = described.spec
     for name in (*MANIFEST_SIZES, "head_dim"):
         # The manifest has the size of a head in the cache, which may be larger than that of the weights.
         value, expected = architecture.get(name), head_size(spec) if name == "head_dim" else getattr(spec, name)
         if type(value) is not type(expected) or value != expected:
             raise PackageError(f"{where}: architecture.{name} is {value!r:.40}, but {expected} by {CONFIG}")
-    return spec if scheme is None else replace(spec, linear_norm_epsilon=scheme.linear_norm_epsilon)
+    return described
 
 
-def _trained_ternary(family: Family, scheme: TernaryScheme | None, spec: DecoderSpec) -> bool:
+def _trained_ternary(described: Described) -> bool:
+    family, scheme, spec = described.family, described.scheme, described.spec
     if scheme is None:
         return family.trained_ternary
     roles = (role for role, _ in spec.matrices() if role.startswith("layers."))

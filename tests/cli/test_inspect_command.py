@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bitnet_models import CASES, write
 from safetensors.numpy import save_file
 from tiny_models import TINY, tensors, write_checkpoint
+
+from bitnet_onnx.inspection import inspect
 
 KEYS = {
     "kind",
@@ -136,3 +139,7 @@ def test_a_manifest_that_is_broken(refused, tiny_package: Path, tmp_path: Path, 
     manifest = json.loads((package / "bitnet_onnx.json").read_text())
     (package / "bitnet_onnx.json").write_text(json.dumps(manifest | change))
     assert "bitnet_onnx.json" in refused("inspect", package)
+
+
+def test_a_checkpoint_with_norms_inside_linear_layers_has_no_problem(tmp_path: Path) -> None:
+    assert inspect(write(tmp_path, CASES["llama_divides_norms"]())).problem is None
