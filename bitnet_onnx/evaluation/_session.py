@@ -102,10 +102,28 @@ class PackageSession:
         logits, *rest = self._call(np.array(ids[split:], np.int64), split, cache)
         return logits[0], [value[0] for value in rest[len(self._caches) :]]
 
-    def _call(self, ids: npt.NDArray[np.int64], past: int, cache: dict[str, FloatArray]) -> list[FloatArray]:
+    def trace(self, ids: Sequence[int]) -> tuple[list[FloatArray], list[FloatArray]]:
+        """One sequence for what happens inside: the engine's graph then computes no logits but the last.
+
+        Args:
+            ids: its tokens.
+
+        Returns:
+            What was asked for, `[T, width]` each; and keys and values `[kv_heads, T, head_dim]` of layer 0, of layer 1, ...
+
+        Raises:
+            PackageError: ONNX Runtime fails on the graph.
+        """
+        _, *rest = self._call(np.array(ids, np.int64), 0, self._empty, len(ids) - 1)
+        count = len(self._caches)
+        return [value[0] for value in rest[count:]], [value[0, :, : len(ids)] for value in rest[:count]]
+
+    def _call(
+        self, ids: npt.NDArray[np.int64], past: int, cache: dict[str, FloatArray], first: int = 0
+    ) -> list[FloatArray]:
         feeds = {"input_ids": ids[None], "attention_mask": np.ones((1, past + len(ids)), np.int64), **cache}
         if self._restricted:
-            feeds[LOGITS_START] = np.zeros(1, np.int64)
+            feeds[LOGITS_START] = np.full(1, first, np.int64)
         names = ["logits", *(name.replace("past_key_values", "present") for name in self._caches), *self._names]
         run_options = ort.RunOptions()
         run_options.log_severity_level = _LOG_SEVERITY

@@ -1,0 +1,59 @@
+"""Where the inputs of linear layers stand in the graph of a float package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from bitnet_onnx.converters.onnx._engine import HIDDEN_NODE
+from bitnet_onnx.converters.onnx._linear_layers import module_path
+from bitnet_onnx.decoder import ATTENTION_INPUTS, DecoderSpec
+from bitnet_onnx.errors import PackageError
+from bitnet_onnx.policy import HEAD_ROLES
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """The input of some linear layers.
+
+    Attributes:
+        value: its name in the graph.
+        roles: the layers that read it.
+        features: its width.
+    """
+
+    value: str
+    roles: tuple[str, ...]
+    features: int
+
+
+def find_taps(graph: onnx.GraphProto, spec: DecoderSpec) -> list[Tap]:
+    """The inputs of all linear layers of the blocks and of the head, in the order of the graph.
+
+    Raises:
+        PackageError: a linear layer has no node.
+    """
+    inputs = {node.name: node.input[0] for node in graph.node if node.input}
+    shapes = dict(spec.matrices())
+    found: dict[str, list[str]] = {}
+    for role in shapes:
+        if role in {*HEAD_ROLES, "project_in", "project_out"}:
+            continue
+        names = [f"{module_path(role)}/MatMul", f"{module_path(_merged(role))}/MatMul"]
+        value = next((inputs[name] for name in names if name in inputs), None)
+        if value is None:
+            raise PackageError(f"the graph has no node {names[0]}: convert the checkpoint again")
+        found.setdefault(value, []).append(role)
+    head = "embed_tokens" if spec.tie_word_embeddings else "lm_head"
+    if not spec.embedding_size and HIDDEN_NODE in inputs:
+        found.setdefault(inputs[HIDDEN_NODE], []).append(head)
+    return [Tap(value, tuple(roles), shapes[roles[0]][1]) for value, roles in found.items()]
+
+
+def _merged(role: str) -> str:
+    """The role whose path a joint node of several layers has."""
+    parent, name = role.rsplit(".", 1)
+    if name in ATTENTION_INPUTS:
+        return f"{parent}.qkv_proj"
+    return f"{parent}.gate_up_proj" if name in {"gate_proj", "up_proj"} else role
