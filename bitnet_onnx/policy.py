@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from bitnet_onnx.activations import check_activation_bits
 from bitnet_onnx.by_rows import MatrixRows, recognize, to_integer, to_ternary
 from bitnet_onnx.errors import InputError
+from bitnet_onnx.quantization.method import MethodName
 from bitnet_onnx.quantized import GROUP_MULTIPLE, FloatArray, Grid, QuantizedTensor
 
 
@@ -18,13 +19,16 @@ class Weights(enum.StrEnum):
     AUTO = "auto"
     KEEP = "keep"
     TERNARY = "ternary"
+    INT2 = "int2"
     INT4 = "int4"
     INT6 = "int6"
     INT8 = "int8"
     FLOAT32 = "float32"
 
 
-_BITS = {Weights.INT4: 4, Weights.INT6: 6, Weights.INT8: 8}
+_BITS = {Weights.INT2: 2, Weights.INT4: 4, Weights.INT6: 6, Weights.INT8: 8}
+
+_OTHERWISE = (Weights.INT4, Weights.INT6, Weights.INT8, Weights.FLOAT32)
 
 #: The two roles that `Policy.head` covers; one matrix where they are tied.
 HEAD_ROLES = ("embed_tokens", "lm_head")
@@ -49,21 +53,24 @@ class Precision:
     Attributes:
         weights: `auto` keeps a matrix that already is ternary or stored in codes and makes any other what `otherwise`
             says; `keep` is the same but stores any other as float32; `ternary` keeps a ternary matrix and quantizes any
-            other by absmean; `int4`, `int6`, `int8` round to nearest; `float32` stores floats.
+            other; `int2`, `int4`, `int6`, `int8` are integers; `float32` stores floats.
         group_size: columns that share a scale, for the integer precisions; 0 for one scale a row.
         activation_bits: of the layer's input where the weights are quantized: 8 or 16, or 0 for floats.
         otherwise: what `auto` makes of a matrix that is not ternary.
+        method: how floats are put on the grid; `auto` is absmean for ternary and rounding for integers, or gptq where
+            statistics are at hand.
     """
 
     weights: Weights
     group_size: int = DEFAULT_GROUP_SIZE
     activation_bits: int = 8
     otherwise: Weights = Weights.INT4
+    method: MethodName = MethodName.AUTO
 
     def __post_init__(self) -> None:
         if self.group_size < 0 or self.group_size % GROUP_MULTIPLE:
             raise InputError(f"group size is {self.group_size}: it must be 0 (one scale a row) or a multiple of 32")
-        if self.otherwise not in {*_BITS, Weights.FLOAT32}:
+        if self.otherwise not in _OTHERWISE:
             raise InputError(f"otherwise is {self.otherwise}: it must be int4, int6, int8 or float32")
         check_activation_bits(self.activation_bits)
 
@@ -137,9 +144,13 @@ class Policy:
                     f"or int8, int6, int4 or float32"
                 )
 
+    def base(self, role: str) -> Precision:
+        """What a layer gets where no override says otherwise."""
+        return self.head if role in HEAD_ROLES else self.default
+
     def precision(self, role: str) -> Precision:
         """The precision of a layer, by its role (`layers.3.attn.q_proj`, `embed_tokens`, `lm_head`)."""
-        chosen = self.head if role in HEAD_ROLES else self.default
+        chosen = self.base(role)
         for glob, precision in self.overrides:
             if fnmatchcase(role, glob):
                 chosen = precision

@@ -109,7 +109,8 @@ class PackageSession:
             ids: its tokens.
 
         Returns:
-            What was asked for, `[T, width]` each; and keys and values `[kv_heads, T, head_dim]` of layer 0, of layer 1, ...
+            What was asked for, `[T, width]` each; and keys and values `[kv_heads, T, head_dim]` of layer 0,
+            of layer 1, ...
 
         Raises:
             PackageError: ONNX Runtime fails on the graph.
