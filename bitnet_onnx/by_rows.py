@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 #: Floats worked on at once.
 _PART: Final = 1 << 20
+_LARGE_PART: Final = 1 << 26
 #: A matrix of so many floats is read once and kept; a larger one is read again where two passes are needed.
 _KEPT: Final = 1 << 25
 #: Rows that tell an ordinary matrix from a ternary one, before more of it is read.
@@ -33,14 +34,21 @@ class MatrixRows:
     Args:
         shape: `(N, K)`.
         read: gives rows `start` to `stop` as finite float32; may be called by several threads at once.
+        part: floats of one part.
     """
 
-    def __init__(self, shape: tuple[int, int], read: Callable[[int, int], FloatArray]) -> None:
+    def __init__(
+        self, shape: tuple[int, int], read: Callable[[int, int], FloatArray], *, part: int = _PART
+    ) -> None:
         self.shape = shape
         self._read = read
         rows, columns = shape
-        self._step = max(1, _PART // max(columns, 1))
+        self._step = max(1, part // max(columns, 1))
         self._kept: dict[int, FloatArray] | None = {} if rows * columns <= _KEPT else None
+
+    def coarser(self) -> MatrixRows:
+        """The same in parts of at most 64 million floats: for methods that prepare something for each call."""
+        return MatrixRows(self.shape, self._read, part=_LARGE_PART)
 
     def head(self) -> FloatArray:
         """The first few rows."""
@@ -90,10 +98,16 @@ def to_ternary(rows: MatrixRows) -> tuple[QuantizedTensor, float]:
     return _quantize(rows, lambda part: quantize_absmean(part, mean), TERNARY)
 
 
-def to_integer(rows: MatrixRows, bits: int, group_size: int) -> tuple[QuantizedTensor, float]:
+def to_integer(rows: MatrixRows, grid: Grid) -> tuple[QuantizedTensor, float]:
     """The matrix quantized by `integer.quantize_integer`, and its relative error."""
-    grid = Grid(bits=bits, zero_point=1 << (bits - 1), group_size=group_size)
-    return _quantize(rows, lambda part: quantize_integer(part, bits, group_size), grid)
+    return _quantize(rows, lambda part: quantize_integer(part, grid.bits, grid.group_size), grid)
+
+
+def to_grid(
+    rows: MatrixRows, grid: Grid, quantize: Callable[[FloatArray], QuantizedTensor]
+) -> tuple[QuantizedTensor, float]:
+    """The matrix quantized by a method that is given large parts of it, one after the other; and its relative error."""
+    return _quantize(rows.coarser(), quantize, grid)
 
 
 def _quantize(
@@ -111,6 +125,7 @@ def _quantize(
     for scale, error in rows.map(work):
         scales.append(scale)
         total.merge(error)
-    per_tensor = grid == TERNARY
-    whole = scales[0] if per_tensor and scales else np.concatenate(scales) if scales else np.zeros(0, np.float32)
+    # Parts of a matrix with one scale have all the same.
+    per_tensor = grid == TERNARY and bool(scales) and scales[0].shape == (1,)
+    whole = scales[0] if per_tensor else np.concatenate(scales) if scales else np.zeros(0, np.float32)
     return QuantizedTensor(raw, whole, grid), total.relative

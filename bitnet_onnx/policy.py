@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from bitnet_onnx.activations import check_activation_bits
-from bitnet_onnx.by_rows import MatrixRows, recognize, to_integer, to_ternary
+from bitnet_onnx.by_rows import MatrixRows, recognize, to_grid, to_integer, to_ternary
 from bitnet_onnx.errors import InputError
-from bitnet_onnx.quantization.method import MethodName
-from bitnet_onnx.quantized import GROUP_MULTIPLE, FloatArray, Grid, QuantizedTensor
+from bitnet_onnx.integer import integer_grid
+from bitnet_onnx.quantization.method import MethodName, get_method
+from bitnet_onnx.quantization.statistics import InputStatistics
+from bitnet_onnx.quantized import GROUP_MULTIPLE, TERNARY, FloatArray, Grid, QuantizedTensor
 
 
 class Weights(enum.StrEnum):
@@ -57,8 +59,7 @@ class Precision:
         group_size: columns that share a scale, for the integer precisions; 0 for one scale a row.
         activation_bits: of the layer's input where the weights are quantized: 8 or 16, or 0 for floats.
         otherwise: what `auto` makes of a matrix that is not ternary.
-        method: how floats are put on the grid; `auto` is absmean for ternary and rounding for integers, or gptq where
-            statistics are at hand.
+        method: how floats are put on the grid.
     """
 
     weights: Weights
@@ -95,16 +96,23 @@ class Precision:
         if self.weights in (Weights.AUTO, Weights.KEEP):
             return True
         if self.weights is Weights.TERNARY:
-            return grid.bits == 2
-        return (_BITS.get(self.weights), self.group_size) == (grid.bits, grid.group_size)
+            return (grid.bits, grid.zero_point) == (TERNARY.bits, TERNARY.zero_point)
+        return self.weights is not Weights.FLOAT32 and self.grid == grid
 
-    def quantize(self, weight: FloatArray) -> QuantizedTensor | None:
+    def quantize(self, weight: FloatArray, statistics: InputStatistics | None = None) -> QuantizedTensor | None:
         """Quantize a float32 matrix `[N, K]`, or return None where it stays float32."""
         rows, columns = weight.shape
-        return self.quantize_rows(MatrixRows((rows, columns), lambda start, stop: weight[start:stop]))[0]
+        given = MatrixRows((rows, columns), lambda start, stop: weight[start:stop])
+        return self.quantize_rows(given, statistics)[0]
 
-    def quantize_rows(self, rows: MatrixRows) -> tuple[QuantizedTensor | None, float]:
+    def quantize_rows(
+        self, rows: MatrixRows, statistics: InputStatistics | None = None
+    ) -> tuple[QuantizedTensor | None, float]:
         """Quantize a matrix of floats that is read a few rows at a time.
+
+        Args:
+            rows: the matrix.
+            statistics: of its inputs.
 
         Returns:
             The matrix, or None where it stays float32; and its relative error.
@@ -112,13 +120,34 @@ class Precision:
         exact = recognize(rows) if self.keeps_ternary else None
         if exact is not None:
             return exact, 0.0
-        match self.of_floats:
-            case Weights.FLOAT32:
-                return None, 0.0
-            case Weights.TERNARY:
+        if self.of_floats is Weights.FLOAT32:
+            return None, 0.0
+        match method := self.chosen_method(statistics):
+            case MethodName.ABSMEAN if self.of_floats is Weights.TERNARY:
                 return to_ternary(rows)
+            case MethodName.ROUND if self.of_floats is not Weights.TERNARY:
+                return to_integer(rows, self.grid)
+            case _:
+                quantize = get_method(method)
+                return to_grid(rows, self.grid, lambda part: quantize(part, self.grid, statistics))
+
+    @property
+    def grid(self) -> Grid:
+        """What a matrix of floats is put on, where it does not stay one."""
+        match self.of_floats:
+            case Weights.TERNARY:
+                absmean = self.method in {MethodName.AUTO, MethodName.ABSMEAN}
+                return TERNARY if absmean else replace(TERNARY, group_size=self.group_size)
             case chosen:
-                return to_integer(rows, _BITS[chosen], self.group_size)
+                return integer_grid(_BITS[chosen], self.group_size)
+
+    def chosen_method(self, statistics: InputStatistics | None) -> MethodName:
+        """What `auto` stands for."""
+        if self.method is not MethodName.AUTO:
+            return self.method
+        if statistics is not None and statistics.moment and self.of_floats is not Weights.TERNARY:
+            return MethodName.GPTQ
+        return MethodName.ABSMEAN if self.of_floats is Weights.TERNARY else MethodName.ROUND
 
 
 @dataclass(frozen=True, slots=True)

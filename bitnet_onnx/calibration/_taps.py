@@ -40,7 +40,7 @@ def find_taps(graph: onnx.GraphProto, spec: DecoderSpec) -> list[Tap]:
     for role in shapes:
         if role in {*HEAD_ROLES, "project_in", "project_out"}:
             continue
-        names = [f"{module_path(role)}/MatMul", f"{module_path(_merged(role))}/MatMul"]
+        names = [f"{module_path(role)}/MatMul", f"{merged_path(role)}/MatMul"]
         value = next((inputs[name] for name in names if name in inputs), None)
         if value is None:
             raise PackageError(f"the graph has no node {names[0]}: convert the checkpoint again")
@@ -51,9 +51,18 @@ def find_taps(graph: onnx.GraphProto, spec: DecoderSpec) -> list[Tap]:
     return [Tap(value, tuple(roles), shapes[roles[0]][1]) for value, roles in found.items()]
 
 
-def _merged(role: str) -> str:
-    """The role whose path a joint node of several layers has."""
-    parent, name = role.rsplit(".", 1)
+def precision_units(spec: DecoderSpec) -> list[tuple[str, ...]]:
+    """Layers that are one node where they share a precision, and the matrices of head and embedding."""
+    units: dict[str, list[str]] = {}
+    for role, _ in spec.matrices():
+        joint = role not in HEAD_ROLES and spec.linear_norm_epsilon is None
+        units.setdefault(merged_path(role) if joint else module_path(role), []).append(role)
+    return [tuple(roles) for roles in units.values()]
+
+
+def merged_path(role: str) -> str:
+    """The module path of the node in which a linear layer of a block is with those that read the same input."""
+    parent, _, name = role.rpartition(".")
     if name in ATTENTION_INPUTS:
-        return f"{parent}.qkv_proj"
-    return f"{parent}.gate_up_proj" if name in {"gate_proj", "up_proj"} else role
+        return module_path(f"{parent}.qkv_proj")
+    return module_path(f"{parent}.gate_up_proj" if name in {"gate_proj", "up_proj"} else role)

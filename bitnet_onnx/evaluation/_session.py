@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ class PackageSession:
         engine: the graph of our own runtime instead of `model.onnx`.
         floats: leave activations as they are: nothing is rounded to integers then, and results are reproducible to
             float rounding.
+        replaceable: constants of the graph that calls may replace.
 
     Raises:
         OperatorError: the operator library cannot be loaded.
@@ -49,7 +50,9 @@ class PackageSession:
         *,
         engine: bool = False,
         floats: bool = False,
+        replaceable: Sequence[str] = (),
     ) -> None:
+        self._replaceable = list(replaceable)
         self._path = package.directory / (ENGINE if engine else MODEL)
         options = ort.SessionOptions()
         options.log_severity_level = _LOG_SEVERITY
@@ -82,12 +85,15 @@ class PackageSession:
                 raise PackageError(f"{self._path}: the input {name} has shape {shape}: the manifest says otherwise")
             self._empty[name] = np.zeros((1, shape[1], 0, shape[3]), np.float32)
 
-    def run(self, ids: Sequence[int], split: int = 0) -> tuple[FloatArray, list[FloatArray]]:
+    def run(
+        self, ids: Sequence[int], split: int = 0, constants: Mapping[str, FloatArray] | None = None
+    ) -> tuple[FloatArray, list[FloatArray]]:
         """One sequence.
 
         Args:
             ids: its tokens.
             split: tokens of a first call, before the one whose results are given; 0 reads all in one call.
+            constants: values for some of what is replaceable.
 
         Returns:
             Logits `[T, vocabulary]`, and what was asked for, `[T, width]` each.
@@ -95,10 +101,10 @@ class PackageSession:
         Raises:
             PackageError: ONNX Runtime fails on the graph.
         """
-        cache = dict(self._empty)
+        cache = {**self._empty, **(constants or {})}
         if split:
             first = self._call(np.array(ids[:split], np.int64), 0, cache)
-            cache = dict(zip(self._caches, first[1 : 1 + len(self._caches)], strict=True))
+            cache |= dict(zip(self._caches, first[1 : 1 + len(self._caches)], strict=True))
         logits, *rest = self._call(np.array(ids[split:], np.int64), split, cache)
         return logits[0], [value[0] for value in rest[len(self._caches) :]]
 
@@ -142,6 +148,13 @@ class PackageSession:
                 raise PackageError(f"{self._path}: the graph has no value {name}: convert the checkpoint again")
             if all(output.name != name for output in model.graph.output):
                 model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        for name in self._replaceable:
+            if name not in constants:
+                raise PackageError(f"{self._path}: the graph has no constant {name}: convert the checkpoint again")
+            # An initializer that is an input too is a default.
+            tensor = constants[name]
+            model.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
         if self._floats:
             leave_activations(model)
         graph: bytes = model.SerializeToString()

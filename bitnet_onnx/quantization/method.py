@@ -10,10 +10,15 @@ from bitnet_onnx.quantized import FloatArray, Grid, QuantizedTensor
 
 
 class MethodName(enum.StrEnum):
-    """Names of the methods."""
+    """Names of the methods.
+
+    `round` is plain rounding, in which the largest weight of a group sets the step; `rtn` chooses the step with the
+    smallest error. `auto` is gptq where statistics are at hand, otherwise absmean for ternary and round for integers.
+    """
 
     AUTO = "auto"
     ABSMEAN = "absmean"
+    ROUND = "round"
     LEAST_SQUARES = "least_squares"
     RTN = "rtn"
     GPTQ = "gptq"

@@ -1,0 +1,248 @@
+"""What each precision of each layer does to the model's output, with all others as floats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_onnx.calibration._float_session import FloatSession
+from bitnet_onnx.calibration._taps import precision_units
+from bitnet_onnx.calibration.statistics_file import ModelStatistics
+from bitnet_onnx.calibration.windows import Sampling, read_windows
+from bitnet_onnx.converters.model import open_model
+from bitnet_onnx.errors import InputError
+from bitnet_onnx.policy import HEAD_ACTIVATION_BITS, HEAD_ROLES, Precision, Weights
+from bitnet_onnx.quantization.method import MethodName
+from bitnet_onnx.quantization.statistics import InputStatistics
+from bitnet_onnx.quantized import FloatArray, QuantizedTensor
+from bitnet_onnx.runtime import Device, auto_select_device
+from bitnet_onnx.runtime.tokenizer import TextTokenizer
+
+#: Called after each unit: how many are done, how many there are, and its first layer.
+Progress = Callable[[int, int, str], None]
+
+#: Below such a loss (nats a token) it is proportional to the squared error of the layer's output, and finer
+#: precisions need no run of their own.
+_QUADRATIC: Final = 2e-3
+
+#: What a layer of the blocks may become; scales of groups are float32, so groups of 64 cost half a bit.
+CANDIDATES: Final = (
+    Precision(Weights.TERNARY, 64, method=MethodName.GPTQ),
+    Precision(Weights.INT2, 64),
+    Precision(Weights.INT4, 0),
+    Precision(Weights.INT4, 128),
+    Precision(Weights.INT4, 64),
+    Precision(Weights.INT4, 32),
+    Precision(Weights.INT6, 0),
+    Precision(Weights.INT8, 0),
+)
+#: What the head may become.
+HEAD_CANDIDATES: Final = (
+    Precision(Weights.INT4, 64, HEAD_ACTIVATION_BITS),
+    Precision(Weights.INT4, 32, HEAD_ACTIVATION_BITS),
+    Precision(Weights.INT6, 0, HEAD_ACTIVATION_BITS),
+    Precision(Weights.INT8, 0, HEAD_ACTIVATION_BITS),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One precision of one unit.
+
+    Attributes:
+        precision: of all its layers.
+        bits: of all its weights, scales included.
+        error: root of the squared error of its output over that of the output itself.
+        loss: Kullback-Leibler divergence from the float model, nats a token.
+        measured: by a run of the model; otherwise scaled from the next coarser precision by the squared error.
+    """
+
+    precision: Precision
+    bits: int
+    error: float
+    loss: float
+    measured: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Layers that get one precision, because they are one node then.
+
+    Attributes:
+        roles: the layers.
+        weights: how many they have.
+        choices: by ascending bits.
+    """
+
+    roles: tuple[str, ...]
+    weights: int
+    choices: tuple[Measured, ...]
+
+
+def measure_sensitivity(
+    source: Path,
+    texts: Sequence[Path],
+    statistics: ModelStatistics,
+    *,
+    tokens: int = 1024,
+    window: int = 256,
+    seed: int = 1,
+    device: Device | None = None,
+    progress: Progress | None = None,
+) -> tuple[Unit, ...]:
+    """Run the model once for every unit and precision that matters.
+
+    Args:
+        source: a checkpoint or a package.
+        texts: UTF-8 files.
+        statistics: of the same model.
+        tokens: that are read for each measurement.
+        window: tokens of one window.
+        seed: of the places of the windows.
+        device: where the model runs.
+        progress: called after each unit.
+
+    Raises:
+        InputError: the model or a text is not usable.
+    """
+    with FloatSession.open(source, device or auto_select_device()) as session, open_model(source) as model:
+        spec = session.spec
+        length = min(window, spec.context_length)
+        windows = list(
+            read_windows(
+                texts,
+                TextTokenizer(session.package),
+                count=max(1, tokens // length),
+                length=length,
+                sampling=Sampling.STRATIFIED,
+                seed=seed,
+            )
+        )
+        reference = [log_softmax(session.logits(ids)) for ids in windows]
+        units = precision_units(spec)
+        found = []
+        for index, roles in enumerate(units):
+            weights = [model.tensors.read(f"{role}.weight") for role in roles]
+            seen = statistics.of(roles[0])
+
+            def loss(tensors: Sequence[QuantizedTensor], roles: tuple[str, ...] = roles) -> float:
+                changed = {roles: [tensor.dequantize() for tensor in tensors]}
+                return float(
+                    np.mean(
+                        [
+                            divergence(ours, session.logits(ids, changed))
+                            for ids, ours in zip(windows, reference, strict=True)
+                        ]
+                    )
+                )
+
+            found.append(Unit(roles, sum(w.size for w in weights), _choices(roles, weights, seen, loss)))
+            if progress is not None:
+                progress(index + 1, len(units), roles[0])
+        return tuple(found)
+
+
+def _choices(
+    roles: tuple[str, ...],
+    weights: Sequence[FloatArray],
+    seen: InputStatistics | None,
+    loss: Callable[[Sequence[QuantizedTensor]], float],
+) -> tuple[Measured, ...]:
+    """All candidates of a unit, the coarse ones measured, the fine ones scaled."""
+    made = []
+    for precision in HEAD_CANDIDATES if roles[0] in HEAD_ROLES else CANDIDATES:
+        try:
+            tensors = [precision.quantize(weight, seen) for weight in weights]
+        except InputError:  # a method that has nothing for this layer
+            continue
+        quantized = [tensor for tensor in tensors if tensor is not None]
+        bits = sum(round(tensor.bits_per_weight() * tensor.raw.size) for tensor in quantized)
+        made.append((_output_error(weights, quantized, seen), precision, bits, quantized))
+    made.sort(key=lambda one: -one[0])
+    choices: list[Measured] = []
+    for error, precision, bits, quantized in made:
+        last = choices[-1] if choices else None
+        if last is not None and last.loss < _QUADRATIC and last.error > 0:
+            scaled = last.loss * (error / last.error) ** 2
+            choices.append(Measured(precision, bits, error, scaled, measured=False))
+        else:
+            choices.append(Measured(precision, bits, error, loss(quantized), measured=True))
+    return tuple(sorted(choices, key=lambda one: (one.bits, one.loss)))
+
+
+def _output_error(
+    weights: Sequence[FloatArray], quantized: Sequence[QuantizedTensor], seen: InputStatistics | None
+) -> float:
+    """Relative error of the output `W x` over the inputs that were seen, by their second moment."""
+    lost = total = 0.0
+    for weight, tensor in zip(weights, quantized, strict=True):
+        difference = tensor.dequantize() - weight
+        start = 0
+        for block in (np.eye(weight.shape[1], dtype=np.float32),) if seen is None else seen.moment:
+            stop = start + len(block)
+            for matrix, add in ((difference, True), (weight, False)):
+                part = matrix[:, start:stop]
+                value = float(np.einsum("nk,nk->", part @ block, part, dtype=np.float64))
+                lost, total = (lost + value, total) if add else (lost, total + value)
+            start = stop
+    return float(np.sqrt(max(lost, 0.0) / total)) if total > 0 else 0.0
+
+
+def log_softmax(logits: FloatArray) -> npt.NDArray[np.float32]:
+    """Logarithms of the softmax along the last axis."""
+    shifted: npt.NDArray[np.float32] = logits - logits.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
+    return shifted
+
+
+def divergence(reference: npt.NDArray[np.float32], logits: FloatArray) -> float:
+    """Mean Kullback-Leibler divergence of rows `[T, vocab]`: from the reference, given by logarithms, to the logits."""
+    difference = reference - log_softmax(logits)
+    return float((np.exp(reference) * difference).sum(axis=-1, dtype=np.float64).mean())
+
+
+def sensitivity_json(units: Sequence[Unit]) -> str:
+    """The table as JSON."""
+    return json.dumps([asdict(unit) for unit in units])
+
+
+def read_sensitivity(text: str, source: str) -> tuple[Unit, ...]:
+    """The table that `sensitivity_json` wrote.
+
+    Raises:
+        InputError: it is none; the message begins with `source`.
+    """
+    try:
+        units = tuple(
+            Unit(
+                tuple(str(role) for role in unit["roles"]),
+                int(unit["weights"]),
+                tuple(_measured(choice) for choice in unit["choices"]),
+            )
+            for unit in json.loads(text)
+        )
+        if not units or not all(unit.choices and unit.roles and unit.weights > 0 for unit in units):
+            raise ValueError
+    except (ValueError, TypeError, KeyError, RecursionError, InputError):
+        raise InputError(
+            f"{source}: the table of sensitivities is malformed; `bitnet-onnx calibrate --sensitivity` makes one"
+        ) from None
+    return units
+
+
+def _measured(fields: Mapping[str, Any]) -> Measured:
+    given = fields["precision"]
+    precision = replace(
+        Precision(Weights(given["weights"]), int(given["group_size"]), int(given["activation_bits"])),
+        method=MethodName(given["method"]),
+    )
+    bits, error, loss = int(fields["bits"]), float(fields["error"]), float(fields["loss"])
+    if bits <= 0 or not np.isfinite([error, loss]).all():
+        raise ValueError
+    return Measured(precision, bits, error, loss, bool(fields["measured"]))
