@@ -1,4 +1,4 @@
-"""Integer weights of 4, 6 and 8 bits by rounding to nearest, one scale a row or a group."""
+"""Integer weights of 2, 4, 6 and 8 bits by rounding to nearest, one scale a row or a group."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from bitnet_onnx.quantized import ByteArray, FloatArray, Grid, QuantizedTensor
 
 #: Floats worked on at once: temporaries stay small however large the matrix is.
 _CHUNK: Final = 1 << 20
+_FEWEST: Final = 2
+
+
+def integer_grid(bits: int, group_size: int = 0) -> Grid:
+    """The integers of so many bits: from `-2**(bits-1)` on, or -1, 0, 1 and 2."""
+    return Grid(bits=bits, zero_point=1 if bits == _FEWEST else 1 << (bits - 1), group_size=group_size)
 
 
 def quantize_integer(weight: FloatArray, bits: int, group_size: int = 0) -> QuantizedTensor:
@@ -17,16 +23,17 @@ def quantize_integer(weight: FloatArray, bits: int, group_size: int = 0) -> Quan
 
     In each row or group the weight `w` of largest magnitude sets the step: `scale = w / -2**(bits-1)`, so that
     it falls on the end of the grid and the whole range is used; the scale is negative where `w` is positive.
+    With 2 bits the end is 2: `scale = w / 2`.
 
     Args:
         weight: float32 `[N, K]`, finite.
-        bits: 4, 6 or 8.
+        bits: 2, 4, 6 or 8.
         group_size: columns that share a scale, a multiple of 32; 0 for one scale a row.
 
     Returns:
-        The matrix with `zero_point = 2**(bits-1)` and scales `[N]` or `[N, ceil(K/group_size)]`.
+        The matrix on `integer_grid` with scales `[N]` or `[N, ceil(K/group_size)]`.
     """
-    grid = Grid(bits=bits, zero_point=1 << (bits - 1), group_size=group_size)
+    grid = integer_grid(bits, group_size)
     rows, columns = weight.shape
     raw = np.empty((rows, columns), np.uint8)
     scale = np.empty((rows, grid.groups(columns)), np.float32)
@@ -45,7 +52,8 @@ def _round(weight: FloatArray, grid: Grid) -> tuple[ByteArray, FloatArray]:
     padded[:, :columns] = weight
     blocks = padded.reshape(rows, groups, width)
     where = np.abs(blocks).argmax(axis=2, keepdims=True)
-    scale = np.take_along_axis(blocks, where, axis=2) / np.float32(-grid.zero_point)
+    end = 2 if grid.bits == _FEWEST else -grid.zero_point
+    scale = np.take_along_axis(blocks, where, axis=2) / np.float32(end)
     # A group of zeros, or one so small that its step underflows, is all zero points.
     usable = np.abs(scale) >= np.finfo(np.float32).tiny
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=usable)
