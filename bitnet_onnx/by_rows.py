@@ -37,9 +37,7 @@ class MatrixRows:
         part: floats of one part.
     """
 
-    def __init__(
-        self, shape: tuple[int, int], read: Callable[[int, int], FloatArray], *, part: int = _PART
-    ) -> None:
+    def __init__(self, shape: tuple[int, int], read: Callable[[int, int], FloatArray], *, part: int = _PART) -> None:
         self.shape = shape
         self._read = read
         rows, columns = shape

@@ -14,6 +14,7 @@ from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import PackageError
 from bitnet_onnx.package_format import MODEL, MODEL_DATA
 from bitnet_onnx.policy import Policy
+from bitnet_onnx.quantization.statistics import Calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ def convert(
     output: str | Path,
     *,
     policy: Policy | None = None,
+    calibration: Calibration | None = None,
     fallback: Fallback = Fallback.FAST,
     context_length: int | None = None,
     i2s_layout: str | None = None,
@@ -60,6 +62,7 @@ def convert(
         output: the directory to create; it appears only when it is complete.
         policy: the precision of each layer; the default keeps ternary matrices and makes others int4 (ternary
             by absmean where the family was trained for it), the head int8.
+        calibration: what is known of the inputs of linear layers, for the methods that use it.
         fallback: the function bodies that runtimes without the operator library execute: `fast` or `exact`.
         context_length: positions that the package has room for instead of those that the checkpoint names.
         i2s_layout: `x86` where the I2_S matrices of a GGUF file are in blocks of 128; the file does not tell.
@@ -80,6 +83,13 @@ def convert(
         new_directory(Path(output), overwrite=overwrite) as work,
         open_model(Path(source), context_length=context_length, i2s_layout=i2s_layout) as model,
     ):
-        layers = write_package(work, model, policy=policy or Policy(), fallback=fallback, progress=progress)
+        layers = write_package(
+            work,
+            model,
+            policy=policy or Policy(),
+            fallback=fallback,
+            calibration=calibration,
+            progress=progress,
+        )
         graph_bytes, data_bytes = ((work / name).stat().st_size for name in (MODEL, MODEL_DATA))
     return Conversion(Path(output), model.spec, layers, graph_bytes, data_bytes, model.trained_ternary)

@@ -13,6 +13,7 @@ from bitnet_onnx.converters.onnx._emitter import Emitter, Matrix, dotted
 from bitnet_onnx.converters.onnx._linears import LayerRecord, quantize
 from bitnet_onnx.decoder import DecoderSpec, Norm
 from bitnet_onnx.policy import Policy, Precision
+from bitnet_onnx.quantization.statistics import Calibration
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor, concatenate
 
 
@@ -55,6 +56,7 @@ class LinearLayers:
         policy: the precision of each layer.
         emitter: where nodes and initializers go.
         record: called with what became of each matrix.
+        calibration: what is known of the layers' inputs.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class LinearLayers:
         policy: Policy,
         emitter: Emitter,
         record: Callable[[LayerRecord], None],
+        calibration: Calibration | None = None,
     ) -> None:
         self._spec = spec
         self._tensors = tensors
         self._policy = policy
         self._emit = emitter
         self._record = record
+        self._calibration = calibration
 
     def input(self, x: ir.Value, role: str | None) -> LayerInput:
         """`x` through the norm `role`; None is no norm."""
@@ -144,7 +148,8 @@ class LinearLayers:
         return self._linear(path, given, self._matrix(role), self.precision(role).activation_bits, offset)
 
     def _matrix(self, role: str) -> QuantizedTensor | FloatArray:
-        quantized, record = quantize(self._tensors, role, self.precision(role))
+        statistics = None if self._calibration is None else self._calibration.of(role)
+        quantized, record = quantize(self._tensors, role, self.precision(role), statistics)
         self._record(record)
         return self._tensors.read(f"{role}.weight") if quantized is None else quantized
 

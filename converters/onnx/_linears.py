@@ -8,7 +8,10 @@ from typing import Final
 from bitnet_onnx.by_rows import MatrixRows
 from bitnet_onnx.converters.model import Tensors
 from bitnet_onnx.policy import Precision, Weights
-from bitnet_onnx.quantized import FloatArray, QuantizedTensor
+from bitnet_onnx.quantization.statistics import InputStatistics
+from bitnet_onnx.quantized import TERNARY, FloatArray, QuantizedTensor
+
+KEPT: Final = "kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class LayerRecord:
         activation_bits: of the layer's input; 0 where it stays float.
         bits_per_weight: with scales.
         relative_error: of the weights, root of squared error over root of squared weights.
+        method: how floats were quantized, or `kept` for codes and ternary values of the source and for floats.
     """
 
     role: str
@@ -32,15 +36,24 @@ class LayerRecord:
     activation_bits: int
     bits_per_weight: float
     relative_error: float
+    method: str = KEPT
 
 
-_NAMES: Final = {2: Weights.TERNARY, 4: Weights.INT4, 6: Weights.INT6, 8: Weights.INT8}
+_NAMES: Final = {2: Weights.INT2, 4: Weights.INT4, 6: Weights.INT6, 8: Weights.INT8}
 
 
-def quantize(tensors: Tensors, role: str, precision: Precision) -> tuple[QuantizedTensor | None, LayerRecord]:
+def quantize(
+    tensors: Tensors, role: str, precision: Precision, statistics: InputStatistics | None = None
+) -> tuple[QuantizedTensor | None, LayerRecord]:
     """Quantize the matrix `role` and measure the error.
 
     A matrix that is stored in codes keeps them where the policy says so; masters of ternary weights become ternary.
+
+    Args:
+        tensors: of the source.
+        role: the layer.
+        precision: what the policy says.
+        statistics: of the layer's inputs.
 
     Returns:
         The quantized matrix, or None where the policy keeps float32; and its record.
@@ -57,21 +70,26 @@ def quantize(tensors: Tensors, role: str, precision: Precision) -> tuple[Quantiz
     def read(start: int, stop: int) -> FloatArray:
         return tensors.read_rows(f"{role}.weight", start, stop)
 
-    tensor, error = precision.quantize_rows(MatrixRows((rows, columns), read))
+    tensor, error = precision.quantize_rows(MatrixRows((rows, columns), read), statistics)
     if tensor is None:
         return None, _float_record(role, (rows, columns))
-    return tensor, _record(role, tensor, precision, error)
+    exact = error == 0 and precision.keeps_ternary
+    return tensor, _record(role, tensor, precision, error, KEPT if exact else precision.chosen_method(statistics))
 
 
-def _record(role: str, tensor: QuantizedTensor, precision: Precision, relative_error: float) -> LayerRecord:
+def _record(
+    role: str, tensor: QuantizedTensor, precision: Precision, relative_error: float, method: str = KEPT
+) -> LayerRecord:
+    ternary = (tensor.grid.bits, tensor.grid.zero_point) == (TERNARY.bits, TERNARY.zero_point)
     return LayerRecord(
         role,
         tensor.shape,
-        _NAMES[tensor.grid.bits],
+        Weights.TERNARY if ternary else _NAMES[tensor.grid.bits],
         tensor.grid.group_size,
         precision.activation_bits,
         tensor.bits_per_weight(),
         relative_error,
+        str(method),
     )
 
 

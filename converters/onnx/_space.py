@@ -12,10 +12,9 @@ from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import PackageError
 from bitnet_onnx.packing import packed_shape, padded_rows
 from bitnet_onnx.policy import Policy, Precision, Weights
-from bitnet_onnx.quantized import Grid
+from bitnet_onnx.quantized import TERNARY, Grid
 from bitnet_onnx.ternary import detect
 
-_BITS: Final = {Weights.TERNARY: 2, Weights.INT4: 4, Weights.INT6: 6, Weights.INT8: 8}
 #: Rows that tell whether a matrix is ternary.
 _PROBE: Final = 4
 
@@ -51,18 +50,14 @@ def _grid(tensors: Tensors, role: str, precision: Precision) -> Grid | None:
     """How a matrix will be stored, None for floats; groups are left out where that takes reading to know."""
     if precision.keeps_ternary:
         if precision.weights is Weights.AUTO and tensors.is_master(role):
-            return Grid(2, 2)
+            return TERNARY
         stored = tensors.quantized(role)
         if stored is not None and precision.keeps(stored.grid):
             return stored.grid
         head = tensors.read_rows(f"{role}.weight", 0, min(_PROBE, tensors.shape(f"{role}.weight")[0]))
         if not head.any() or detect(head) is not None:
-            return Grid(2, 2)
-    chosen = precision.of_floats
-    if chosen is Weights.FLOAT32:
-        return None
-    bits = _BITS[chosen]
-    return Grid(bits, 1 << (bits - 1), 0 if chosen is Weights.TERNARY else precision.group_size)
+            return TERNARY
+    return None if precision.of_floats is Weights.FLOAT32 else precision.grid
 
 
 def _most_bytes(shape: tuple[int, int], precision: Precision) -> int:

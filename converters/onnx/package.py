@@ -40,6 +40,7 @@ from bitnet_onnx.package_format import (
     TOKENIZER_CONFIG,
 )
 from bitnet_onnx.policy import Policy
+from bitnet_onnx.quantization.statistics import Calibration
 
 #: onnxruntime-genai allocates the cache for this many positions unless told otherwise.
 _GENAI_LENGTH: Final = 2048
@@ -56,6 +57,7 @@ def write_package(
     *,
     policy: Policy,
     fallback: Fallback,
+    calibration: Calibration | None = None,
     progress: Progress | None = None,
 ) -> tuple[LayerRecord, ...]:
     """Write every file of a package into an empty directory and return the records of its matrices.
@@ -78,7 +80,7 @@ def write_package(
     check_space(work, spec, model.tensors, policy)
     with DataFile(work / MODEL_DATA) as data:
         emitter = Emitter(data, fallback)
-        linears = LinearLayers(spec, model.tensors, policy, emitter, record)
+        linears = LinearLayers(spec, model.tensors, policy, emitter, record, calibration)
         hidden = DecoderEmitter(spec, model.tensors, linears, emitter).run()
     graph = emitter.model(tool_version())
     ir.save(graph, work / MODEL)
@@ -140,6 +142,7 @@ def _manifest(model: SourceModel, layers: tuple[LayerRecord, ...], fallback: Fal
                 "activation_bits": layer.activation_bits,
                 "bits_per_weight": round(layer.bits_per_weight, 4),
                 "relative_error": round(layer.relative_error, 6),
+                "method": layer.method,
             }
             for layer in layers
         ],
