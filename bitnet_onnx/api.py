@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bitnet_onnx import converters, model_zoo
+from bitnet_onnx.calibration import CollectOptions, ModelStatistics, collect
 from bitnet_onnx.converters import GgufOptions, SafetensorsOptions
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.inspection import Inspection, inspect
 from bitnet_onnx.policy import HEAD_ACTIVATION_BITS, Policy, Precision, Weights, default_group_size
+from bitnet_onnx.quantization.statistics import Calibration
 from bitnet_onnx.runtime import Generation, Model, SamplingParameters, load
 
 __all__ = [
@@ -18,6 +22,7 @@ __all__ = [
     "Model",
     "SafetensorsOptions",
     "SamplingParameters",
+    "calibrate",
     "convert",
     "export",
     "inspect",
@@ -48,6 +53,61 @@ def make_policy(weights: str = "auto", head: str = "auto", group_size: int | Non
     )
 
 
+def calibrate(
+    source: str | Path,
+    texts: Sequence[str | Path],
+    output: str | Path,
+    options: CollectOptions | None = None,
+    *,
+    sensitivity_tokens: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> ModelStatistics:
+    """Read texts with the float model, and write what its linear layers see to a file.
+
+    Args:
+        source: a Hugging Face directory, a GGUF file, a package, or the name of a model of the zoo.
+        texts: UTF-8 files.
+        output: the file to write; `output` with `.partial` behind it holds what is done meanwhile.
+        options: what is read.
+        sensitivity_tokens: measure too what each precision of each layer does to the output, on so many tokens.
+        progress: called as it goes with what is done now, how many of it are, and how many there are.
+
+    Raises:
+        InputError: the model or a text is not usable, or the file cannot be written.
+    """
+    from bitnet_onnx.calibration.sensitivity import measure_sensitivity  # only those who ask for it pay for it
+
+    path, report = Path(output), progress or _silent
+    files, output_partial = [Path(text) for text in texts], path.with_name(f"{path.name}.partial")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist")
+    checkpoint = model_zoo.resolve(source)
+    statistics = collect(
+        checkpoint,
+        files,
+        options,
+        state=output_partial,
+        progress=lambda done, total: report("reading", done, total),
+    )
+    if sensitivity_tokens is not None:
+        statistics.save(output_partial)
+        units = measure_sensitivity(
+            checkpoint,
+            files,
+            statistics,
+            tokens=sensitivity_tokens,
+            progress=lambda done, total, role: report(role, done, total),
+        )
+        statistics = replace(statistics, sensitivity=units)
+    statistics.save(path)
+    output_partial.unlink(missing_ok=True)
+    return statistics
+
+
+def _silent(_: str, __: int, ___: int) -> None:
+    """No progress."""
+
+
 def convert(
     source: str | Path,
     output: str | Path,
@@ -55,6 +115,8 @@ def convert(
     weights: str = "auto",
     head: str = "auto",
     group_size: int | None = None,
+    policy: Policy | None = None,
+    calibration: Calibration | None = None,
     fallback: str = "fast",
     context_length: int | None = None,
     i2s_layout: str | None = None,
@@ -69,6 +131,8 @@ def convert(
         weights: precision of the blocks, see `make_policy`.
         head: precision of the head and the embedding, see `make_policy`.
         group_size: columns that share a scale, see `make_policy`.
+        policy: instead of these three, see `read_policy` and `search_policy`.
+        calibration: statistics of the layers' inputs, such as those that `calibrate` gives.
         fallback: function bodies for runtimes without the operator library: `fast` or `exact`.
         context_length: positions that the package has room for instead of those that the checkpoint names.
         i2s_layout: `x86` where the I2_S matrices of a GGUF file are in blocks of 128; the file does not tell.
@@ -79,13 +143,13 @@ def convert(
         InputError: an argument is wrong; its subclasses tell of a broken or unsupported checkpoint, of an output that
             exists, and of a model of the zoo that cannot be fetched.
     """
-    policy = make_policy(weights, head, group_size)
     if fallback not in list(converters.Fallback):
         raise InputError(f"fallback is {fallback!r}: choose fast or exact")
     return converters.convert(
         model_zoo.resolve(source),
         output,
-        policy=policy,
+        policy=make_policy(weights, head, group_size) if policy is None else policy,
+        calibration=calibration,
         fallback=converters.Fallback(fallback),
         context_length=context_length,
         i2s_layout=i2s_layout,

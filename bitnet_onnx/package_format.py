@@ -16,6 +16,7 @@ MODEL: Final = "model.onnx"
 MODEL_DATA: Final = "model.onnx.data"
 #: The graph of our own runtime over the same data, with one more input, `LOGITS_START`.
 ENGINE: Final = "engine.onnx"
+POLICY: Final = "policy.toml"
 LOGITS_START: Final = "logits_start"
 CONFIG: Final = "config.json"
 GENERATION_CONFIG: Final = "generation_config.json"

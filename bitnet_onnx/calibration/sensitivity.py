@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from bitnet_onnx.calibration._float_session import FloatSession
 from bitnet_onnx.calibration._taps import precision_units
-from bitnet_onnx.calibration.statistics_file import ModelStatistics
+from bitnet_onnx.calibration.sensitivity_table import Measured, Unit
 from bitnet_onnx.calibration.windows import Sampling, read_windows
 from bitnet_onnx.converters.model import open_model
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.policy import HEAD_ACTIVATION_BITS, HEAD_ROLES, Precision, Weights
 from bitnet_onnx.quantization.method import MethodName
-from bitnet_onnx.quantization.statistics import InputStatistics
+from bitnet_onnx.quantization.statistics import Calibration, InputStatistics
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 from bitnet_onnx.runtime import Device, auto_select_device
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
@@ -51,44 +49,10 @@ HEAD_CANDIDATES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One precision of one unit.
-
-    Attributes:
-        precision: of all its layers.
-        bits: of all its weights, scales included.
-        error: root of the squared error of its output over that of the output itself.
-        loss: Kullback-Leibler divergence from the float model, nats a token.
-        measured: by a run of the model; otherwise scaled from the next coarser precision by the squared error.
-    """
-
-    precision: Precision
-    bits: int
-    error: float
-    loss: float
-    measured: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """Layers that get one precision, because they are one node then.
-
-    Attributes:
-        roles: the layers.
-        weights: how many they have.
-        choices: by ascending bits.
-    """
-
-    roles: tuple[str, ...]
-    weights: int
-    choices: tuple[Measured, ...]
-
-
 def measure_sensitivity(
     source: Path,
     texts: Sequence[Path],
-    statistics: ModelStatistics,
+    statistics: Calibration,
     *,
     tokens: int = 1024,
     window: int = 256,
@@ -205,44 +169,3 @@ def divergence(reference: npt.NDArray[np.float32], logits: FloatArray) -> float:
     """Mean Kullback-Leibler divergence of rows `[T, vocab]`: from the reference, given by logarithms, to the logits."""
     difference = reference - log_softmax(logits)
     return float((np.exp(reference) * difference).sum(axis=-1, dtype=np.float64).mean())
-
-
-def sensitivity_json(units: Sequence[Unit]) -> str:
-    """The table as JSON."""
-    return json.dumps([asdict(unit) for unit in units])
-
-
-def read_sensitivity(text: str, source: str) -> tuple[Unit, ...]:
-    """The table that `sensitivity_json` wrote.
-
-    Raises:
-        InputError: it is none; the message begins with `source`.
-    """
-    try:
-        units = tuple(
-            Unit(
-                tuple(str(role) for role in unit["roles"]),
-                int(unit["weights"]),
-                tuple(_measured(choice) for choice in unit["choices"]),
-            )
-            for unit in json.loads(text)
-        )
-        if not units or not all(unit.choices and unit.roles and unit.weights > 0 for unit in units):
-            raise ValueError
-    except (ValueError, TypeError, KeyError, RecursionError, InputError):
-        raise InputError(
-            f"{source}: the table of sensitivities is malformed; `bitnet-onnx calibrate --sensitivity` makes one"
-        ) from None
-    return units
-
-
-def _measured(fields: Mapping[str, Any]) -> Measured:
-    given = fields["precision"]
-    precision = replace(
-        Precision(Weights(given["weights"]), int(given["group_size"]), int(given["activation_bits"])),
-        method=MethodName(given["method"]),
-    )
-    bits, error, loss = int(fields["bits"]), float(fields["error"]), float(fields["loss"])
-    if bits <= 0 or not np.isfinite([error, loss]).all():
-        raise ValueError
-    return Measured(precision, bits, error, loss, bool(fields["measured"]))

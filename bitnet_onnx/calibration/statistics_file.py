@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from bitnet_onnx.calibration.sensitivity_table import Unit, read_sensitivity, sensitivity_json
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.quantization.statistics import InputStatistics
 from bitnet_onnx.quantized import FloatArray
@@ -21,6 +22,7 @@ T = TypeVar("T")
 
 _FORMAT: Final = "bitnet-onnx statistics 1"
 _NAME: Final = "format"
+_SENSITIVITY: Final = "sensitivity"
 #: Far above any model in use, far below what a header could claim.
 _MAX_INPUTS: Final = 1 << 16
 _MAX_FEATURES: Final = 1 << 20
@@ -38,6 +40,7 @@ class ModelStatistics:
             as the graph has them.
         value_peak: the same of values.
         about: how they were collected, and of which model.
+        sensitivity: what precisions do to the output, if it was measured.
     """
 
     inputs: Mapping[str, InputStatistics]
@@ -45,6 +48,7 @@ class ModelStatistics:
     key_peak: FloatArray
     value_peak: FloatArray
     about: Mapping[str, str]
+    sensitivity: tuple[Unit, ...] = ()
 
     def of(self, role: str) -> InputStatistics | None:
         """Those of one layer's input, or None."""
@@ -65,6 +69,7 @@ class ModelStatistics:
         metadata = {
             _NAME: _FORMAT,
             **self.about,
+            _SENSITIVITY: sensitivity_json(self.sensitivity),
             "roles": json.dumps(self.roles),
             "input_tokens": json.dumps(tokens),
         }
@@ -135,8 +140,10 @@ class ModelStatistics:
                 if str(error).startswith(str(path)):
                     raise
                 raise InputError(f"{path}: {name:.80}: {error}") from None
-        about = {key: value for key, value in metadata.items() if key not in {_NAME, "roles", "input_tokens"}}
-        return cls(inputs, roles, tensor("kv.key_peak", 3), tensor("kv.value_peak", 3), about)
+        known = {_NAME, _SENSITIVITY, "roles", "input_tokens"}
+        about = {key: value for key, value in metadata.items() if key not in known}
+        units = read_sensitivity(metadata.get(_SENSITIVITY, "[]"), str(path))
+        return cls(inputs, roles, tensor("kv.key_peak", 3), tensor("kv.value_peak", 3), about, units)
 
 
 def open_statistics(path: str | Path) -> ModelStatistics:

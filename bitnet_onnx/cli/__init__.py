@@ -17,6 +17,7 @@ from bitnet_onnx.errors import BitnetOnnxError
 #: Command, and the line that `--help` shows, so that help imports none of them.
 _COMMANDS = {
     "convert": "Convert a checkpoint into an ONNX package, or a model into GGUF or safetensors.",
+    "calibrate": "Read texts with a model, so that its conversion loses less.",
     "inspect": "Describe a checkpoint or a package.",
     "validate": "Compare a package with the checkpoint that it was made from.",
     "infer": "Generate text from a package.",

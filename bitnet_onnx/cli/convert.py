@@ -17,6 +17,7 @@ from rich.table import Column
 
 from bitnet_onnx.api import convert, export
 from bitnet_onnx.cli._console import error_console, printable, size
+from bitnet_onnx.cli._precision import PrecisionOptions, plan
 from bitnet_onnx.converters import (
     Conversion,
     Export,
@@ -31,6 +32,7 @@ from bitnet_onnx.converters import (
 from bitnet_onnx.converters import Progress as Report
 from bitnet_onnx.converters.onnx._linears import LayerRecord
 from bitnet_onnx.policy import HEAD_ROLES, Weights
+from bitnet_onnx.quantization.method import MethodName
 
 #: Columns of the terminal for `layers.100.mlp.gate_proj`, so that the bar does not jump; all fit into 80.
 _NAME_WIDTH: Final = 24
@@ -39,6 +41,11 @@ _TARGETS = {
     "weights": ("onnx",),
     "group_size": ("onnx",),
     "head": ("onnx",),
+    "calibration": ("onnx",),
+    "method": ("onnx",),
+    "bits": ("onnx",),
+    "max_loss": ("onnx",),
+    "policy": ("onnx",),
     "fallback": ("onnx",),
     "context": ("onnx", "gguf"),
     "layout": ("safetensors",),
@@ -81,6 +88,36 @@ _TARGETS = {
     show_default=True,
     help="Precision of the vocabulary head and the embedding. auto: ternary ones stay ternary without loss, others "
     "become int8. keep: the same, but others stay float32.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="STATS",
+    help="What `bitnet-onnx calibrate` wrote for this model: codes are then chosen for the least error of the output.",
+)
+@click.option(
+    "--method",
+    type=click.Choice([str(name) for name in MethodName]),
+    default="auto",
+    show_default=True,
+    help="How floats of the blocks become codes. auto: gptq for integers with --calibration, plain rounding without; "
+    "absmean for ternary.",
+)
+@click.option(
+    "--bits",
+    type=click.FloatRange(min=0, min_open=True),
+    help="The most bits a weight may take in the mean, head and embedding included: the precision of each layer is "
+    "chosen by its sensitivity.",
+)
+@click.option(
+    "--max-loss",
+    type=click.FloatRange(min=0),
+    help="The same by the loss that is allowed: the Kullback-Leibler divergence from the float model, in nats a token.",
+)
+@click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    help="A TOML file with the precision of each layer, such as the policy.toml of a package.",
 )
 @click.option(
     "--fallback",
@@ -137,6 +174,11 @@ def command(
     weights: str,
     group_size: int | None,
     head: str,
+    calibration: Path | None,
+    method: str,
+    bits: float | None,
+    max_loss: float | None,
+    policy: Path | None,
     fallback: str,
     context: int | None,
     i2s_layout: str | None,
@@ -171,13 +213,15 @@ def command(
             )
         _report_export(written, time.perf_counter() - started)
         return
+    given = PrecisionOptions(weights, head, group_size, method, policy, calibration, bits, max_loss)
+    named = frozenset(name for name in ("weights", "head", "group_size") if _is_given(click_context, name))
+    planned = plan(given, named=named)
     with _progress() as progress:
         conversion = convert(
             source,
             output,
-            weights=weights,
-            head=head,
-            group_size=group_size,
+            policy=planned.policy,
+            calibration=planned.statistics,
             fallback=fallback,
             context_length=context,
             i2s_layout=i2s_layout,
@@ -185,14 +229,20 @@ def command(
             progress=progress,
         )
     _report(conversion, weights, time.perf_counter() - started)
+    if planned.found is not None:
+        click.echo(f"  expected loss: {planned.found.loss:.3g} nats a token (`bitnet-onnx evaluate` measures it)")
 
 
 def _check_target(context: click.Context, target: str) -> None:
     """Refuse an option of another target than the one asked for: it would silently do nothing."""
     for name, targets in _TARGETS.items():
-        if target not in targets and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        if target not in targets and _is_given(context, name):
             option = next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
             raise click.UsageError(f"{option} belongs to --to {' or '.join(targets)}, not to {target}", context)
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 @contextmanager

@@ -36,14 +36,18 @@ from bitnet_onnx.package_format import (
     MODEL_DATA,
     OPERATOR_DOMAIN,
     OPERATOR_VERSION,
+    POLICY,
     TOKENIZER,
     TOKENIZER_CONFIG,
 )
 from bitnet_onnx.policy import Policy
+from bitnet_onnx.policy_file import policy_text
 from bitnet_onnx.quantization.statistics import Calibration
 
 #: onnxruntime-genai allocates the cache for this many positions unless told otherwise.
 _GENAI_LENGTH: Final = 2048
+
+_POLICY_COMMENT: Final = "What {} was converted with; edited, `bitnet-onnx convert --policy` takes it."
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +102,7 @@ def write_package(
     }
     for name, document in documents.items():
         (work / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    (work / POLICY).write_text(policy_text(policy, _POLICY_COMMENT.format(model.name)), encoding="utf-8")
     return tuple(layers)
 
 
