@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from bitnet_onnx.calibration._taps import merged_path
-from bitnet_onnx.calibration.collect import float_package
+from bitnet_onnx.calibration.collection import float_package
 from bitnet_onnx.converters.onnx._emitter import dotted
 from bitnet_onnx.converters.onnx._linear_layers import module_path
 from bitnet_onnx.decoder import DecoderSpec

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import onnx
 
-from bitnet_onnx.converters.onnx._engine import HIDDEN_NODE
 from bitnet_onnx.converters.onnx._linear_layers import module_path
 from bitnet_onnx.decoder import ATTENTION_INPUTS, DecoderSpec
 from bitnet_onnx.errors import PackageError
@@ -46,8 +45,7 @@ def find_taps(graph: onnx.GraphProto, spec: DecoderSpec) -> list[Tap]:
             raise PackageError(f"the graph has no node {names[0]}: convert the checkpoint again")
         found.setdefault(value, []).append(role)
     head = "embed_tokens" if spec.tie_word_embeddings else "lm_head"
-    if not spec.embedding_size and HIDDEN_NODE in inputs:
-        found.setdefault(inputs[HIDDEN_NODE], []).append(head)
+    found.setdefault(inputs[f"{module_path('lm_head')}/flat/Reshape"], []).append(head)
     return [Tap(value, tuple(roles), shapes[roles[0]][1]) for value, roles in found.items()]
 
 

@@ -36,6 +36,7 @@ class PackageSession:
         floats: leave activations as they are: nothing is rounded to integers then, and results are reproducible to
             float rounding.
         replaceable: constants of the graph that calls may replace.
+        head: leave the head as it is; without it there are no logits, and what it costs is saved.
 
     Raises:
         OperatorError: the operator library cannot be loaded.
@@ -51,7 +52,9 @@ class PackageSession:
         engine: bool = False,
         floats: bool = False,
         replaceable: Sequence[str] = (),
+        head: bool = True,
     ) -> None:
+        self._head = head
         self._replaceable = list(replaceable)
         self._path = package.directory / (ENGINE if engine else MODEL)
         options = ort.SessionOptions()
@@ -109,7 +112,7 @@ class PackageSession:
         return logits[0], [value[0] for value in rest[len(self._caches) :]]
 
     def trace(self, ids: Sequence[int]) -> tuple[list[FloatArray], list[FloatArray]]:
-        """One sequence for what happens inside: the engine's graph then computes no logits but the last.
+        """One sequence for what happens inside.
 
         Args:
             ids: its tokens.
@@ -121,17 +124,19 @@ class PackageSession:
         Raises:
             PackageError: ONNX Runtime fails on the graph.
         """
-        _, *rest = self._call(np.array(ids, np.int64), 0, self._empty, len(ids) - 1)
-        count = len(self._caches)
+        found = self._call(np.array(ids, np.int64), 0, self._empty)
+        count, rest = len(self._caches), found[self._head :]
         return [value[0] for value in rest[count:]], [value[0, :, : len(ids)] for value in rest[:count]]
 
-    def _call(
-        self, ids: npt.NDArray[np.int64], past: int, cache: dict[str, FloatArray], first: int = 0
-    ) -> list[FloatArray]:
+    def _call(self, ids: npt.NDArray[np.int64], past: int, cache: dict[str, FloatArray]) -> list[FloatArray]:
         feeds = {"input_ids": ids[None], "attention_mask": np.ones((1, past + len(ids)), np.int64), **cache}
         if self._restricted:
-            feeds[LOGITS_START] = np.full(1, first, np.int64)
-        names = ["logits", *(name.replace("past_key_values", "present") for name in self._caches), *self._names]
+            feeds[LOGITS_START] = np.zeros(1, np.int64)
+        names = [
+            *(["logits"] if self._head else []),
+            *(name.replace("past_key_values", "present") for name in self._caches),
+            *self._names,
+        ]
         run_options = ort.RunOptions()
         run_options.log_severity_level = _LOG_SEVERITY
         try:
@@ -148,6 +153,8 @@ class PackageSession:
                 raise PackageError(f"{self._path}: the graph has no value {name}: convert the checkpoint again")
             if all(output.name != name for output in model.graph.output):
                 model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        if not self._head:
+            _drop_head(model.graph)
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
         for name in self._replaceable:
             if name not in constants:
@@ -159,6 +166,13 @@ class PackageSession:
             leave_activations(model)
         graph: bytes = model.SerializeToString()
         return graph
+
+
+def _drop_head(graph: onnx.GraphProto) -> None:
+    for node in [node for node in graph.node if node.name.startswith(f"{module_path('lm_head')}/")]:
+        graph.node.remove(node)
+    for value in [value for value in graph.output if value.name == "logits"]:
+        graph.output.remove(value)
 
 
 def load_graph(path: Path) -> onnx.ModelProto:

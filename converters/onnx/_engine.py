@@ -15,8 +15,6 @@ from bitnet_onnx.package_format import LOGITS_START
 
 _TO_THE_END: Final = (1 << 63) - 1
 _PATH: Final = "/model/wanted"
-#: Reads the hidden states that the head is to see.
-HIDDEN_NODE: Final = f"{_PATH}/Slice"
 
 
 def restrict_logits(model: ir.Model, hidden: ir.Value) -> None:
@@ -33,8 +31,8 @@ def restrict_logits(model: ir.Model, hidden: ir.Value) -> None:
         ir.node("Constant", [], {"value_ints": [value]}, name=f"{_PATH}/{name}/Constant")
         for name, value in (("ends", _TO_THE_END), ("axes", 1))
     ]
-    cut = ir.node("Slice", [hidden, start, *(node.outputs[0] for node in constants)], name=HIDDEN_NODE)
-    cut.outputs[0].name = f"{HIDDEN_NODE}/output_0"
+    cut = ir.node("Slice", [hidden, start, *(node.outputs[0] for node in constants)], name=f"{_PATH}/Slice")
+    cut.outputs[0].name = f"{_PATH}/Slice/output_0"
     for node, name in zip(constants, ("ends", "axes"), strict=True):
         node.outputs[0].name = f"{_PATH}/{name}/Constant/output_0"
     head = next(iter(hidden.consumers()))

@@ -23,7 +23,7 @@ from bitnet_onnx.converters import convert
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.evaluation._session import PackageSession, load_graph
-from bitnet_onnx.package_format import ENGINE, MANIFEST
+from bitnet_onnx.package_format import MANIFEST
 from bitnet_onnx.policy import Policy, Precision, Weights
 from bitnet_onnx.quantized import FloatArray
 from bitnet_onnx.runtime import Device, PackageInfo, auto_select_device
@@ -104,12 +104,12 @@ def collect(
     if not texts:
         raise InputError("no text to read: name at least one file")
     with float_package(source) as (package, spec):
-        graph = load_graph(package.directory / ENGINE).graph
+        graph = load_graph(package.model_path).graph
         taps = find_taps(graph, spec)
         block = options.block or _block([tap.features for tap in taps])
         length = min(options.window, spec.context_length)
         count = -(-options.tokens // length)
-        session = PackageSession(package, device or auto_select_device(), [tap.value for tap in taps], engine=True)
+        session = PackageSession(package, device or auto_select_device(), [tap.value for tap in taps], head=False)
         about = _about(package, source.name, texts, options, block)
         task = _Task(taps, block, about, -(-options.sample // count))
         done = task.resume(state)
