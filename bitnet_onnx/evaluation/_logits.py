@@ -51,6 +51,7 @@ class Subject:
         graph: its tensors by the names of the graph.
         tensors: its weights by role.
         precisions: of its matrices.
+        errors: of its matrices, relative, as the manifest records them.
         fallback: which function bodies it has: `fast` or `exact`.
         device: where it runs.
         source: what it was made from.
@@ -60,6 +61,7 @@ class Subject:
     graph: PackageGraph
     tensors: PackageTensors
     precisions: Mapping[str, Precision]
+    errors: Mapping[str, float]
     fallback: str
     device: Device
     source: SourceModel

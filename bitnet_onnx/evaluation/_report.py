@@ -20,6 +20,7 @@ class WeightCheck:
         scales: scales that are not equal bit for bit.
         first: index of the first difference, in the codes or else in the scales; None where there is none.
         problem: why it could not be compared, or empty.
+        by_error: statistics decided the codes: only how far they are from the source was compared with the manifest.
     """
 
     role: str
@@ -29,6 +30,7 @@ class WeightCheck:
     scales: int = 0
     first: tuple[int, ...] | None = None
     problem: str = ""
+    by_error: bool = False
 
     @property
     def holds(self) -> bool:

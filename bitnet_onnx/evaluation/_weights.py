@@ -11,15 +11,22 @@ import numpy.typing as npt
 
 from bitnet_onnx.converters._package_tensors import PackageTensors
 from bitnet_onnx.converters.model import Tensors
-from bitnet_onnx.converters.onnx._linears import quantize
+from bitnet_onnx.converters.onnx._linears import KEPT, quantize
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import CheckpointError, InputError, PackageError
 from bitnet_onnx.evaluation._linear import Linear
 from bitnet_onnx.evaluation._report import WeightCheck
+from bitnet_onnx.metrics import Error
 from bitnet_onnx.policy import Precision, Weights
+from bitnet_onnx.quantization.method import MethodName
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 
-_BITS: Final = {Weights.TERNARY: 2, Weights.INT4: 4, Weights.INT6: 6, Weights.INT8: 8}
+_BITS: Final = {Weights.TERNARY: 2, Weights.INT2: 2, Weights.INT4: 4, Weights.INT6: 6, Weights.INT8: 8}
+#: What these make of a matrix follows from the matrix alone.
+_REPRODUCIBLE: Final = {MethodName.AUTO, MethodName.ABSMEAN, MethodName.ROUND}
+#: Relative, of the recorded errors, which have six digits behind the point.
+_ERROR_TOLERANCE: Final = 1e-4
+_ERROR_DIGIT: Final = 1e-6
 Differs = npt.NDArray[np.bool_]
 
 #: Rows of float matrices compared at once.
@@ -64,7 +71,12 @@ def recorded_precisions(manifest: Mapping[str, object], spec: DecoderSpec, path:
         if type(group) is not int or type(bits) is not int:
             raise PackageError(f"{path}: {role!r:.60} has group_size {group!r:.20} and activation_bits {bits!r:.20}")
         try:
-            found[role] = Precision(Weights(weights), group, bits)
+            # Packages from before methods had names were rounded.
+            method = fields.get("method", KEPT)
+            named = MethodName.AUTO if method == KEPT else MethodName(str(method))
+            found[role] = Precision(Weights(weights), group, bits, method=named)
+        except ValueError:
+            raise PackageError(f"{path}: {role!r:.60} has the method {method!r:.40}") from None
         except InputError as error:
             raise PackageError(f"{path}: {role!r:.60}: {error}") from error
     expected = {role for role, _ in spec.matrices()}
@@ -76,10 +88,31 @@ def recorded_precisions(manifest: Mapping[str, object], spec: DecoderSpec, path:
     return found
 
 
+def recorded_errors(manifest: Mapping[str, object]) -> dict[str, float]:
+    """The relative error of every matrix as a manifest records it."""
+    layers = manifest.get("layers")
+    return {
+        str(layer.get("role")): float(error)
+        for layer in (layers if isinstance(layers, list) else [])
+        if isinstance(layer, dict) and isinstance(error := layer.get("relative_error"), int | float)
+    }
+
+
 def check_weights(
-    spec: DecoderSpec, source: Tensors, package: PackageTensors, precisions: Mapping[str, Precision]
+    spec: DecoderSpec,
+    source: Tensors,
+    package: PackageTensors,
+    precisions: Mapping[str, Precision],
+    errors: Mapping[str, float],
 ) -> Iterator[WeightCheck]:
-    """Compare every tensor bit for bit, one at a time.
+    """Compare every tensor bit for bit, one at a time; what a method made with statistics, by its error.
+
+    Args:
+        spec: of both.
+        source: what the package was made from.
+        package: what was made.
+        precisions: as the manifest records them.
+        errors: as the manifest records them.
 
     Raises:
         CheckpointError: the source cannot be read.
@@ -92,7 +125,7 @@ def check_weights(
         stored = str(Weights.FLOAT32) if precision is None else str(precision.weights)
         try:
             if precision is not None and precision.weights is not Weights.FLOAT32:
-                yield _codes(role, stored, source, package, precision)
+                yield _codes(role, stored, source, package, precision, errors.get(role))
             else:
                 yield _floats(name, role, stored, size, source, package)
         except CheckpointError:
@@ -101,7 +134,9 @@ def check_weights(
             yield WeightCheck(role, stored, size, problem=str(error))
 
 
-def _codes(role: str, stored: str, source: Tensors, package: PackageTensors, precision: Precision) -> WeightCheck:
+def _codes(
+    role: str, stored: str, source: Tensors, package: PackageTensors, precision: Precision, error: float | None
+) -> WeightCheck:
     found = package.quantized(role)
     size = int(np.prod(source.shape(f"{role}.weight")))
     if found is None:
@@ -110,6 +145,8 @@ def _codes(role: str, stored: str, source: Tensors, package: PackageTensors, pre
     if (bits, group) != (_BITS[precision.weights], precision.group_size):
         problem = f"the package holds {bits} bits in groups of {group}, the manifest says {precision.group_size}"
         return WeightCheck(role, stored, size, problem=problem)
+    if precision.method not in _REPRODUCIBLE:
+        return _by_error(role, stored, found, source, error)
     check = None
     # Codes of the source stay as they are where the policy keeps them; the manifest does not say which it was.
     kept = source.quantized(role)
@@ -121,6 +158,21 @@ def _codes(role: str, stored: str, source: Tensors, package: PackageTensors, pre
             again = _compared(role, stored, found, rounded)
             check = again if check is None or again.differing < check.differing else check
     return check or WeightCheck(role, stored, size, problem="the source stays in floats at this precision")
+
+
+def _by_error(role: str, stored: str, found: QuantizedTensor, source: Tensors, recorded: float | None) -> WeightCheck:
+    """Whether the codes are as far from the source as the manifest says: what made them is not known here."""
+    error = Error()
+    rows, columns = found.shape
+    step = max(1, _CHUNK // columns)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        error.add(source.read_rows(f"{role}.weight", start, stop), found.rows(start, stop).dequantize())
+    measured = error.relative
+    problem = ""
+    if recorded is None or abs(measured - recorded) > _ERROR_DIGIT + _ERROR_TOLERANCE * recorded:
+        problem = f"the relative error is {measured:.6f}, the manifest says {recorded}"
+    return WeightCheck(role, stored, found.raw.size, problem=problem, by_error=True)
 
 
 def _compared(role: str, stored: str, found: QuantizedTensor, expected: QuantizedTensor) -> WeightCheck:

@@ -19,7 +19,7 @@ from bitnet_onnx.errors import InputError, PackageError
 from bitnet_onnx.evaluation._engine import engine_differences
 from bitnet_onnx.evaluation._logits import Ids, Progress, Subject, check_linear_layers, check_logits
 from bitnet_onnx.evaluation._report import LayerCheck, LogitCheck, OperatorCheck, Validation, WeightCheck
-from bitnet_onnx.evaluation._weights import check_weights, recorded_precisions
+from bitnet_onnx.evaluation._weights import check_weights, recorded_errors, recorded_precisions
 from bitnet_onnx.package_format import MANIFEST, MODEL, MODEL_DATA
 from bitnet_onnx.runtime import Device, PackageInfo, auto_select_device
 from bitnet_onnx.runtime._json import read_object
@@ -82,6 +82,7 @@ def validate(
             graph=arrays,
             tensors=PackageTensors(str(info.directory), arrays, model.spec),
             precisions=recorded_precisions(manifest, model.spec, path),
+            errors=recorded_errors(manifest),
             fallback=_fallback(manifest),
             device=Device() if chosen.fallback else auto_select_device(),
             source=model,
@@ -120,7 +121,7 @@ def _weights(subject: Subject, report: Progress) -> tuple[WeightCheck, ...]:
     source = subject.source
     total = sum(1 for _ in source.spec.tensors())
     checks: list[WeightCheck] = []
-    for check in check_weights(source.spec, source.tensors, subject.tensors, subject.precisions):
+    for check in check_weights(source.spec, source.tensors, subject.tensors, subject.precisions, subject.errors):
         checks.append(check)
         report("weights", len(checks), total)
     return tuple(checks)
