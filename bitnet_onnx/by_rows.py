@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from bitnet_onnx.integer import quantize_integer
+from bitnet_onnx.integer import integer_grid, quantize_integer
 from bitnet_onnx.metrics import Error
 from bitnet_onnx.quantized import TERNARY, FloatArray, Grid, QuantizedTensor
 from bitnet_onnx.ternary import TernaryRows, mean_magnitude, quantize_absmean, row_magnitudes
@@ -96,9 +96,9 @@ def to_ternary(rows: MatrixRows) -> tuple[QuantizedTensor, float]:
     return _quantize(rows, lambda part: quantize_absmean(part, mean), TERNARY)
 
 
-def to_integer(rows: MatrixRows, grid: Grid) -> tuple[QuantizedTensor, float]:
+def to_integer(rows: MatrixRows, bits: int, group_size: int) -> tuple[QuantizedTensor, float]:
     """The matrix quantized by `integer.quantize_integer`, and its relative error."""
-    return _quantize(rows, lambda part: quantize_integer(part, grid.bits, grid.group_size), grid)
+    return _quantize(rows, lambda part: quantize_integer(part, bits, group_size), integer_grid(bits, group_size))
 
 
 def to_grid(

@@ -126,7 +126,7 @@ class Precision:
             case MethodName.ABSMEAN if self.of_floats is Weights.TERNARY:
                 return to_ternary(rows)
             case MethodName.ROUND if self.of_floats is not Weights.TERNARY:
-                return to_integer(rows, self.grid)
+                return to_integer(rows, self.grid.bits, self.grid.group_size)
             case _:
                 quantize = get_method(method)
                 return to_grid(rows, self.grid, lambda part: quantize(part, self.grid, statistics))

@@ -134,12 +134,12 @@ def collect(
 
 
 @contextmanager
-def float_package(
-    source: Path, *, context_length: int | None = None
-) -> Iterator[tuple[PackageInfo, DecoderSpec]]:
+def float_package(source: Path, *, context_length: int | None = None) -> Iterator[tuple[PackageInfo, DecoderSpec]]:
     """A temporary package with all weights of a model as floats, perhaps with room for other positions."""
     with tempfile.TemporaryDirectory(prefix="bitnet-onnx-") as folder:
-        conversion = convert(source, Path(folder, "floats"), policy=Policy(_FLOATS, _FLOATS), context_length=context_length)
+        conversion = convert(
+            source, Path(folder, "floats"), policy=Policy(_FLOATS, _FLOATS), context_length=context_length
+        )
         yield PackageInfo.open(conversion.path), conversion.spec
 
 

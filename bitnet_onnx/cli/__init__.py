@@ -20,6 +20,7 @@ _COMMANDS = {
     "calibrate": "Read texts with a model, so that its conversion loses less.",
     "inspect": "Describe a checkpoint or a package.",
     "validate": "Compare a package with the checkpoint that it was made from.",
+    "report": "Measure what a package lost, and write a page about it.",
     "infer": "Generate text from a package.",
     "serve": "Serve a package to OpenAI clients, with a chat page.",
     "zoo": "List and fetch models known by name.",

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from bitnet_onnx.api import calibrate
 from bitnet_onnx.calibration import CollectOptions, ModelStatistics, Sampling
-from bitnet_onnx.cli._console import error_console, printable, size
-
-Report = Callable[[str, int, int], None]
+from bitnet_onnx.cli._console import printable, size
+from bitnet_onnx.cli._progress import progress_bar
 
 
 @click.command()
@@ -78,7 +72,7 @@ def command(
     """
     started = time.perf_counter()
     options = CollectOptions(tokens, window, Sampling(sampling), seed, block=block)
-    with _progress() as report:
+    with progress_bar() as report:
         statistics = calibrate(
             source,
             texts,
@@ -107,19 +101,3 @@ def _show(statistics: ModelStatistics, output: Path, seconds: float) -> None:
             f"scaled from them",
             soft_wrap=True,
         )
-
-
-@contextmanager
-def _progress() -> Iterator[Report | None]:
-    """A bar on a terminal: takes what is done now, how many of it are, and how many there are."""
-    if not error_console().is_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=error_console(), transient=True) as bar:
-        task = bar.add_task("opening", total=None)
-
-        def report(what: str, done: int, total: int) -> None:
-            bar.update(task, description=escape(what), completed=done, total=total)
-
-        yield report

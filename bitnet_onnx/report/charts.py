@@ -106,7 +106,7 @@ def _by_kind(layers: Sequence[LayerQuality], value: Any) -> dict[str, list[tuple
     series: dict[str, list[tuple[int, float]]] = {}
     for layer in layers:
         parts = layer.role.split(".", 2)
-        if layer.role in HEAD_ROLES or len(parts) != 3 or value(layer) is None:  # noqa: PLR2004
+        if layer.role in HEAD_ROLES or len(parts) != 3 or value(layer) is None:
             continue
         series.setdefault(parts[2].removesuffix("_proj"), []).append((int(parts[1]), value(layer)))
     return series

@@ -74,8 +74,7 @@ def judge(found: Measurement) -> Verdict:
         return Verdict(
             Level.UNUSABLE,
             "Unusable: worse than guessing",
-            f"{numbers} Guessing among all {found.vocab_size} tokens alike has {found.vocab_size}. "
-            f"{_instead(found)}",
+            f"{numbers} Guessing among all {found.vocab_size} tokens alike has {found.vocab_size}. {_instead(found)}",
         )
     titles = (
         (Level.GOOD, "As good as the original"),
@@ -129,7 +128,7 @@ def _finer(layer: LayerQuality) -> str:
 def _instead(found: Measurement) -> str:
     """What to do about a bad model."""
     blocks = [layer for layer in found.layers if layer.role not in HEAD_ROLES]
-    if any(layer.weights == "ternary" and layer.sqnr < 20 for layer in blocks) and not found.trained_ternary:  # noqa: PLR2004
+    if any(layer.weights == "ternary" and layer.sqnr < 20 for layer in blocks) and not found.trained_ternary:
         return "These weights were not trained to be ternary: train the model, or convert it to int4."
     if any(layer.method in _ROUNDED for layer in blocks):
         return "Calibrate it (`bitnet-onnx calibrate`, then `convert --calibration`), or give it more bits."
@@ -137,8 +136,8 @@ def _instead(found: Measurement) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}" if value < 1e7 else f"{value:.1e}"  # noqa: PLR2004
+    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}" if value < 1e7 else f"{value:.1e}"
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.3f} times" if value < 10 else f"{value:.3g} times"  # noqa: PLR2004
+    return f"{value:.3f} times" if value < 10 else f"{value:.3g} times"

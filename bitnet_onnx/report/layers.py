@@ -88,9 +88,7 @@ def measure_layers(
         step = max(1, _PART // columns)
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            exact, ours = (
-                tensors.read_rows(f"{role}.weight", start, stop) for tensors in (source, package)
-            )
+            exact, ours = (tensors.read_rows(f"{role}.weight", start, stop) for tensors in (source, package))
             weights.add(exact, ours)
             largest = max(largest, max_error(exact, ours))
             zeros += sparsity(ours) * ours.size

@@ -15,7 +15,6 @@ from bitnet_onnx.calibration.collection import float_package
 from bitnet_onnx.calibration.sensitivity_table import Unit, search_policy
 from bitnet_onnx.calibration.windows import Sampling, read_windows
 from bitnet_onnx.converters.model import open_model
-from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.evaluation._session import PackageSession, hidden_name, load_graph
 from bitnet_onnx.evaluation.quality import Quality, QualityOptions, evaluate
@@ -133,9 +132,7 @@ def measure(
     with open_model(Path(source)) as original, open_model(info.directory) as packaged:
         spec = original.spec
         inputs, depth = _inside(info, Path(source), [Path(text) for text in texts], options, report)
-        layers = tuple(
-            measure_layers(spec, original.tensors, packaged.tensors, _records(manifest), inputs, report)
-        )
+        layers = tuple(measure_layers(spec, original.tensors, packaged.tensors, _records(manifest), inputs, report))
         trained = original.trained_ternary
     parameters = sum(math.prod(layer.shape) for layer in layers)
     bits = sum(math.prod(layer.shape) * layer.bits_per_weight for layer in layers) / max(parameters, 1)

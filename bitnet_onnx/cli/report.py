@@ -1,0 +1,73 @@
+"""`bitnet-onnx report`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from bitnet_onnx import model_zoo
+from bitnet_onnx.calibration import open_statistics
+from bitnet_onnx.cli._console import error_console, printable
+from bitnet_onnx.cli._progress import progress_bar
+from bitnet_onnx.errors import InputError, UnsupportedError
+from bitnet_onnx.report import ReportOptions, judge, measure, render
+
+
+@click.command()
+@click.argument("package", type=click.Path(path_type=Path))
+@click.option("--source", required=True, help="The checkpoint that the package was made from, or its name in the zoo.")
+@click.option(
+    "--text",
+    "texts",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="A UTF-8 text to score, which calibration has not seen; may be given several times.",
+)
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="The HTML file to write.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="STATS",
+    help="What `bitnet-onnx calibrate --sensitivity` wrote, for the chart of size against loss.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def command(
+    package: Path, source: str, texts: tuple[Path, ...], output: Path | None, calibration: Path | None, as_json: bool
+) -> None:
+    """Measure what PACKAGE lost against its source, and write a page about it.
+
+    The page loads nothing else: the verdict first, then the worst layers with what would help them, and charts.
+    """
+    if output is None and not as_json:
+        raise click.UsageError("nothing to write: give --output, --json or both")
+    if output is not None and not output.parent.is_dir():
+        raise InputError(f"{output}: the folder {output.parent} does not exist")
+    sensitivity = () if calibration is None else open_statistics(calibration).sensitivity
+    if output is not None:
+        _check_library()
+    with progress_bar() as progress:
+        found = measure(
+            package, model_zoo.resolve(source), texts, ReportOptions(sensitivity=sensitivity), progress=progress
+        )
+    if output is not None:
+        try:
+            output.write_text(render(found), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{output}: cannot be written: {error.strerror}") from None
+    if as_json:
+        click.echo(json.dumps(found.as_dict()))
+        return
+    verdict = judge(found)
+    click.echo(f"{verdict.title}\n  {verdict.text}")
+    error_console().print(f"written to {printable(str(output))}", highlight=False, soft_wrap=True)
+
+
+def _check_library() -> None:
+    """Before minutes of measuring."""
+    import importlib.util
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UnsupportedError("a report needs matplotlib: pip install 'bitnet-onnx[report]'")
