@@ -18,6 +18,7 @@ from bitnet_onnx.errors import BitnetOnnxError
 _COMMANDS = {
     "convert": "Convert a checkpoint into an ONNX package, or a model into GGUF or safetensors.",
     "inspect": "Describe a checkpoint or a package.",
+    "evaluate": "Measure perplexity, distance from a reference, and answers to questions.",
     "validate": "Compare a package with the checkpoint that it was made from.",
     "infer": "Generate text from a package.",
     "serve": "Serve a package to OpenAI clients, with a chat page.",
