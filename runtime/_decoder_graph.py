@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ class DecoderGraph:
         device: where it runs; without an operator library the function bodies of the file run.
         threads: threads of one operator; None: as many as there are physical cores.
         prefill_chunk: most tokens of one row that a call is to read.
+        activation_bits: 8, 16 or 0 (floats) instead of what the file says.
 
     Attributes:
         path: the file.
@@ -40,12 +42,21 @@ class DecoderGraph:
         chunk: `prefill_chunk`, or less where logits of every position would take too much memory.
 
     Raises:
-        InputError: `threads` or `prefill_chunk` is out of range.
+        InputError: `threads`, `prefill_chunk` or `activation_bits` is impossible.
+        UnsupportedError: other activations need the operator library.
         OperatorError: the operator library cannot be loaded.
         PackageError: ONNX Runtime refuses the graph, or the graph is not what the manifest says.
     """
 
-    def __init__(self, package: PackageInfo, device: Device, *, threads: int | None, prefill_chunk: int) -> None:
+    def __init__(
+        self,
+        package: PackageInfo,
+        device: Device,
+        *,
+        threads: int | None,
+        prefill_chunk: int,
+        activation_bits: int | None = None,
+    ) -> None:
         if threads is not None and not 1 <= threads <= _MAX_THREADS:
             raise InputError(f"threads is {threads}, expected 1 to {_MAX_THREADS}")
         if prefill_chunk < 1:
@@ -56,8 +67,9 @@ class DecoderGraph:
         fitting = _MAX_CHUNK_LOGITS_BYTES // (4 * self.architecture.vocab_size)
         self.chunk = prefill_chunk if self.restricts_logits else min(prefill_chunk, max(fitting, _MIN_CHUNK))
         options = _session_options(device, threads)
+        graph = self._derived(options, device, activation_bits)
         try:
-            self.session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+            self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise PackageError(f"{self.path}: ONNX Runtime cannot open it: {one_line(error)}") from None
         self._check_interface()
@@ -118,6 +130,18 @@ class DecoderGraph:
         if wrong.size:
             raise InputError(f"token id {wrong[0]} is outside the model's vocabulary of {vocab_size}")
         return tokens.astype(np.int64)
+
+    def _derived(self, options: ort.SessionOptions, device: Device, activation_bits: int | None) -> str | bytes:
+        """What to open: the file, or a graph made from it in memory."""
+        if activation_bits is None:
+            return str(self.path)
+        # Parsing graphs is for those who change them: importing onnx costs as much as opening a small package.
+        from bitnet_onnx.runtime._activation_bits import set_activation_bits
+        from bitnet_onnx.runtime._derived_graph import GraphChange, derived_graph
+
+        library = device.operator_library is not None
+        changes: list[GraphChange] = [partial(set_activation_bits, bits=activation_bits, library=library)]
+        return derived_graph(self.path, changes, options)
 
     def _check_interface(self) -> None:
         """Compares the graph's inputs and outputs with the manifest, so that no later call meets a lie."""

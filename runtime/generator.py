@@ -33,11 +33,18 @@ class Model:
         PackageError: a file of the package is not usable.
     """
 
-    def __init__(self, package: PackageInfo, device: Device, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        package: PackageInfo,
+        device: Device,
+        *,
+        threads: int | None = None,
+        activation_bits: int | None = None,
+    ) -> None:
         started = time.perf_counter()
         self.package = package
         self.device = device
-        self.session = DecoderSession(package, device, threads=threads)
+        self.session = DecoderSession(package, device, threads=threads, activation_bits=activation_bits)
         if device.operator_library is not None:  # the function bodies repack the weights and leave these pages alone
             prefault(package.directory / MODEL_DATA)
         self._encoder = PromptEncoder(package)
@@ -100,16 +107,27 @@ class Model:
         return CachedSequence(self.session.new_cache())
 
 
-def load(path: str | Path, *, threads: int | None = None, device: Device | None = None) -> Model:
+def load(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    device: Device | None = None,
+    activation_bits: int | None = None,
+) -> Model:
     """Opens a package that `bitnet-onnx convert` wrote.
 
     Args:
         path: the package directory.
         threads: threads of one operator; None: as many as there are physical cores.
         device: where it runs; None: `auto_select_device()`.
+        activation_bits: of the linear layers: 8, 16 or 0 (floats); None: as the file says. The vocabulary head takes 16
+            and 0, and stays as it is with 8.
 
     Raises:
         PackageError: the directory is not a usable package.
+        InputError: there are no such bits, or the package has no layer that rounds activations.
+        UnsupportedError: other bits than those of the file need the operator library.
     """
     package = PackageInfo.open(path)
-    return Model(package, auto_select_device() if device is None else device, threads=threads)
+    device = auto_select_device() if device is None else device
+    return Model(package, device, threads=threads, activation_bits=activation_bits)

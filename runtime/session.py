@@ -23,9 +23,11 @@ class DecoderSession:
         device: where it runs; without an operator library the function bodies of the file run.
         threads: threads of one operator; None: as many as there are physical cores.
         prefill_chunk: most tokens a call of the graph reads, which bounds the memory of long prompts.
+        activation_bits: of the linear layers: 8, 16 or 0 (floats) instead of what the file says.
 
     Raises:
-        InputError: `threads` or `prefill_chunk` is out of range.
+        InputError: `threads`, `prefill_chunk` or `activation_bits` is impossible.
+        UnsupportedError: other activations need the operator library.
         OperatorError: the operator library cannot be loaded.
         PackageError: ONNX Runtime refuses the graph, or the graph is not what the manifest says.
     """
@@ -37,8 +39,11 @@ class DecoderSession:
         *,
         threads: int | None = None,
         prefill_chunk: int = _PREFILL_CHUNK,
+        activation_bits: int | None = None,
     ) -> None:
-        self._graph = DecoderGraph(package, device, threads=threads, prefill_chunk=prefill_chunk)
+        self._graph = DecoderGraph(
+            package, device, threads=threads, prefill_chunk=prefill_chunk, activation_bits=activation_bits
+        )
 
     def new_cache(self) -> KVCache:
         """An empty cache for one sequence."""

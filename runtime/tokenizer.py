@@ -72,17 +72,38 @@ class TextTokenizer:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_bos).ids
         if add_bos and self._add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
-        if ids and max(ids) >= self._vocab_size:
-            raise InputError(
-                f"the tokenizer gives id {max(ids)}, outside the model's vocabulary of {self._vocab_size}: "
-                f"tokenizer.json does not belong to this model"
-            )
+        self._check_ids(ids)
         return ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of plain text without a beginning token, and the characters `(start, stop)` that each stands for.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        with self._lock:
+            self._tokenizer.encode_special_tokens = True
+            # It would trim white space off the offsets.
+            processor = self._tokenizer.post_processor
+            self._tokenizer.post_processor = None
+            try:
+                encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            finally:
+                self._tokenizer.post_processor = processor
+        self._check_ids(encoding.ids)
+        return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without control tokens; ids that the tokenizer does not know give nothing."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        if ids and max(ids) >= self._vocab_size:
+            raise InputError(
+                f"the tokenizer gives id {max(ids)}, outside the model's vocabulary of {self._vocab_size}: "
+                f"tokenizer.json does not belong to this model"
+            )
 
 
 def parse_tokenizer(data: bytes, source: Path | str) -> Tokenizer:

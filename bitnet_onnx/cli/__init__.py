@@ -19,6 +19,7 @@ _COMMANDS = {
     "convert": "Convert a checkpoint into an ONNX package, or a model into GGUF or safetensors.",
     "calibrate": "Read texts with a model, so that its conversion loses less.",
     "inspect": "Describe a checkpoint or a package.",
+    "evaluate": "Measure perplexity, distance from a reference, and answers to questions.",
     "validate": "Compare a package with the checkpoint that it was made from.",
     "report": "Measure what a package lost, and write a page about it.",
     "infer": "Generate text from a package.",

@@ -22,6 +22,7 @@ def answer_file(
     max_batch: int,
     memory: str | None,
     threads: int | None,
+    activation_bits: int | None = None,
 ) -> None:
     """Answers the prompts of `source` into `out`, and tells on stderr how many.
 
@@ -32,8 +33,12 @@ def answer_file(
     settings = EngineSettings(max_batch=max_batch)
     pool = HybridMemoryPool(default_budget() if memory is None else parse_bytes(memory))
     prompts = PromptEncoder(PackageInfo.open(package))
-    with Engine.open(package, settings, memory=pool, threads=threads, prompts=prompts) as engine:
+    with Engine.open(
+        package, settings, memory=pool, threads=threads, prompts=prompts, activation_bits=activation_bits
+    ) as engine:
         salt = (package / MANIFEST).read_bytes()
+        if activation_bits is not None:
+            salt += b"activations %d" % activation_bits
         report = write_answers(engine, prompts, source, out, parameters, salt=salt)
     error_console().print(
         f"{report.answered} lines answered, {report.failed} of them with an error, {report.kept} kept from before",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from bitnet_onnx.cli._activations import activations_option
 from bitnet_onnx.cli._console import printable
 from bitnet_onnx.errors import UnsupportedError
 
@@ -26,6 +27,7 @@ _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "llguidance")
 @click.option("--max-queue", type=int, default=256, show_default=True, help="Most requests that wait; then 429.")
 @click.option("--prefill-chunk", type=int, default=256, show_default=True, help="Tokens of a prompt read at a time.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator.  [default: physical cores]")
+@activations_option
 @click.option(
     "--drain",
     type=click.FloatRange(0, 3600),
@@ -45,6 +47,7 @@ def command(
     max_queue: int,
     prefill_chunk: int,
     threads: int | None,
+    activation_bits: int | None,
     drain: float,
 ) -> None:
     """Serve PACKAGE to OpenAI clients, with a chat page at `/`."""
@@ -64,6 +67,7 @@ def command(
         engine_settings=EngineSettings(max_batch=max_batch, max_queue=max_queue, prefill_chunk=prefill_chunk),
         memory_bytes=None if memory is None else parse_bytes(memory),
         threads=threads,
+        activation_bits=activation_bits,
         started=lambda address: click.echo(f"Serving {printable(str(package))} at {address}"),
     )
 

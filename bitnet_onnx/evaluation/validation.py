@@ -9,13 +9,12 @@ from typing import Final
 
 from bitnet_onnx.converters._package_graph import read_graph
 from bitnet_onnx.converters._package_tensors import PackageTensors
-from bitnet_onnx.converters.checkpoints import open_checkpoint
 from bitnet_onnx.converters.checkpoints._files import BinaryFile
-from bitnet_onnx.converters.families import Config, find
 from bitnet_onnx.converters.model import SourceModel, open_model
 from bitnet_onnx.converters.onnx._head_layout import head_size
 from bitnet_onnx.decoder import MANIFEST_SIZES, DecoderSpec
 from bitnet_onnx.errors import InputError, PackageError
+from bitnet_onnx.evaluation._context import context_to_open
 from bitnet_onnx.evaluation._engine import engine_differences
 from bitnet_onnx.evaluation._logits import Ids, Progress, Subject, check_linear_layers, check_logits
 from bitnet_onnx.evaluation._report import LayerCheck, LogitCheck, OperatorCheck, Validation, WeightCheck
@@ -69,7 +68,7 @@ def validate(
     path = str(info.directory / MANIFEST)
     manifest = read_object(info.directory / MANIFEST)
     layout = chosen.i2s_layout
-    context = _context(Path(source), layout, info)
+    context = context_to_open(Path(source), layout, info)
     with (
         open_model(Path(source), context_length=context, i2s_layout=layout) as model,
         BinaryFile(info.directory / MODEL) as graph,
@@ -152,17 +151,6 @@ def _layers(options: Options, count: int) -> tuple[int, ...]:
         if not 0 <= layer < count:
             raise InputError(f"--layers holds {layer}: expected 0 to {count - 1}")
     return options.layers or tuple(range(count))
-
-
-def _context(source: Path, layout: str | None, info: PackageInfo) -> int | None:
-    """The context length to open the source with: None where it is its own."""
-    wanted = info.architecture.context_length
-    if (source / MANIFEST).exists():
-        return wanted
-    with open_checkpoint(source, i2s_layout=layout) as checkpoint:
-        config = Config(checkpoint.config)
-        own = find(config).spec(config).context_length
-    return None if own == wanted else wanted
 
 
 def _check_sizes(spec: DecoderSpec, manifest: Mapping[str, object], path: str) -> None:

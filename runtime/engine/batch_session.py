@@ -82,6 +82,7 @@ class BatchSession:
         threads: threads of one operator; None: as many as there are physical cores.
         max_batch: most sequences at a time.
         prefill_chunk: most tokens of a prompt that one call reads.
+        activation_bits: of the linear layers: 8, 16 or 0 (floats) instead of what the file says.
 
     Attributes:
         vocab_size: number of logits.
@@ -105,12 +106,15 @@ class BatchSession:
         threads: int | None = None,
         max_batch: int = 16,
         prefill_chunk: int = 256,
+        activation_bits: int | None = None,
     ) -> None:
         if not 1 <= max_batch <= _MAX_BATCH:
             raise InputError(f"max_batch is {max_batch}, expected 1 to {_MAX_BATCH}")
         sizes = package.architecture
         chunk = min(prefill_chunk, sizes.context_length)
-        self._graph = DecoderGraph(package, device, threads=threads, prefill_chunk=chunk)
+        self._graph = DecoderGraph(
+            package, device, threads=threads, prefill_chunk=chunk, activation_bits=activation_bits
+        )
         self.vocab_size = sizes.vocab_size
         self.context_length = sizes.context_length
         self.prefill_chunk = self._graph.chunk

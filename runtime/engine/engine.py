@@ -133,6 +133,7 @@ class Engine:
         threads: int | None = None,
         device: Device | None = None,
         prompts: PromptEncoder | None = None,
+        activation_bits: int | None = None,
     ) -> Self:
         """An engine over a package; `start` it, or use it in a `with` statement.
 
@@ -143,6 +144,7 @@ class Engine:
             threads: threads of one operator; None: as many as there are physical cores.
             device: where it runs; None: `auto_select_device()`.
             prompts: the text side of the same package, if it is open already.
+            activation_bits: of the linear layers: 8, 16 or 0 (floats) instead of what the file says.
 
         Raises:
             PackageError: the directory is not a usable package.
@@ -158,6 +160,7 @@ class Engine:
             threads=threads,
             max_batch=settings.max_batch,
             prefill_chunk=settings.prefill_chunk,
+            activation_bits=activation_bits,
         )
         if device.operator_library is not None:  # the function bodies repack the weights and leave these pages alone
             prefault(prompts.package.directory / MODEL_DATA)

@@ -152,6 +152,7 @@ def run_server(
     engine_settings: EngineSettings | None = None,
     memory_bytes: int | None = None,
     threads: int | None = None,
+    activation_bits: int | None = None,
     started: Callable[[str], None],
 ) -> None:
     """Serve a package until SIGINT or SIGTERM.
@@ -164,6 +165,7 @@ def run_server(
         engine_settings: of the batches.
         memory_bytes: the budget of all answers; None: a share of what the machine has.
         threads: of one operator.
+        activation_bits: of the linear layers: 8, 16 or 0 (floats) instead of what the file says.
         started: told the address once it is listening.
 
     Raises:
@@ -177,7 +179,12 @@ def run_server(
         encoder = PromptEncoder(info)
         plan_answer = make_plan_answer(encoder)
         opened = Engine.open(
-            package, engine_settings or EngineSettings(), memory=memory, threads=threads, prompts=encoder
+            package,
+            engine_settings or EngineSettings(),
+            memory=memory,
+            threads=threads,
+            prompts=encoder,
+            activation_bits=activation_bits,
         )
         if not listening.is_local and not keys:
             logger.warning("no API keys: whoever reaches %s may use this server", listening.host)
