@@ -46,7 +46,7 @@ def charts(found: Measurement) -> list[tuple[str, str, str]]:
         ),
     ]
     if found.frontier:
-        made.insert(0, ("Size against loss", _frontier(found), _frontier_text(found)))
+        made.insert(0, ("Size against loss", _frontier(found), _frontier_text()))
     return [(title, svg, text) for title, svg, text in made if svg]
 
 
@@ -94,10 +94,10 @@ def _frontier(found: Measurement) -> str:
     return finish()
 
 
-def _frontier_text(found: Measurement) -> str:
+def _frontier_text() -> str:
     return (
-        f"The smallest loss that a mix of precisions can have at each size, as the sensitivities of {len(found.layers)} "
-        "matrices promise it; `convert --bits` takes a point of this line. The package's own loss is measured."
+        "The smallest loss that a mix of precisions can have at each size, as the sensitivities promise it; `convert "
+        "--bits` takes a point of this line. The package's own loss is measured."
     )
 
 
@@ -127,7 +127,7 @@ def _legend(axes: Any) -> None:
 def _figure(x: str, y: str) -> Iterator[Any]:
     """Axes to draw on, and a function that gives the SVG afterwards."""
     try:
-        import matplotlib
+        import matplotlib as mpl
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError:
@@ -139,7 +139,7 @@ def _figure(x: str, y: str) -> Iterator[Any]:
         "font.size": 9,
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), _INK),
     }
-    with matplotlib.rc_context(style):
+    with mpl.rc_context(style):
         figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
         FigureCanvasSVG(figure)
         figure.patch.set_alpha(0)

@@ -89,7 +89,7 @@ def judge(found: Measurement) -> Verdict:
 
 
 def findings(found: Measurement, count: int = 8) -> tuple[Finding, ...]:
-    """The layers that cost most, worst first: by the relative error of the output, or of the weights if none was seen."""
+    """The layers that cost most, worst first: by the relative error of outputs, or of weights where none was seen."""
     errors = [(_error(layer), layer) for layer in found.layers]
     total = sum(error**2 for error, _ in errors)
     worst = sorted(errors, key=lambda pair: -pair[0])[:count]
