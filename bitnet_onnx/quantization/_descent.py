@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -63,10 +64,7 @@ class Descent:
             np.matmul(moment.matrix, rounded.error(moment.columns), out=self._slope[moment.columns])
         self._blocks = [_pieces(moment.columns) for moment in moments]
         inside = {
-            group
-            for pieces in self._blocks
-            for piece in pieces
-            for group in _whole_groups(rounded.members, piece)
+            group for pieces in self._blocks for piece in pieces for group in _whole_groups(rounded.members, piece)
         }
         self._wide = sorted(set(rounded.members.tolist()) - inside)
 
@@ -148,7 +146,7 @@ def _recode(part: Wide, slope: Wide, matrix: Wide, rounded: Rounded, members: Or
         np.rint(code, out=code)
         np.clip(code, rounded.low, rounded.high, out=code)
         code -= part[k]
-        moved = np.flatnonzero(code)
+        moved = code.nonzero()[0]
         if not moved.size:
             continue
         changed += moved.size
@@ -173,7 +171,7 @@ def _quotient(numerator: Wide, denominator: Wide, step: Wide) -> Wide:
 def _pieces(columns: slice) -> list[slice]:
     """The columns of a block, cut at multiples that groups are cut at too."""
     cuts = [columns.start, *range((columns.start // _BLOCK + 1) * _BLOCK, columns.stop, _BLOCK), columns.stop]
-    return [slice(start, stop) for start, stop in zip(cuts[:-1], cuts[1:], strict=True) if start < stop]
+    return [slice(start, stop) for start, stop in pairwise(cuts) if start < stop]
 
 
 def _whole_groups(members: Order, piece: slice) -> list[int]:

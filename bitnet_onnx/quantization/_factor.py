@@ -55,6 +55,20 @@ def by_energy(matrix: Wide) -> Order:
     return np.argsort(-matrix.diagonal(), kind="stable")
 
 
+def lone_energy(matrix: Wide, damping: float) -> Wide:
+    """What of each feature's energy the other features cannot tell, `[b]`: `1 / diag(H^-1)`.
+
+    An error in a column costs this much once all others have made up for it as well as they can.
+    """
+    try:
+        inverse = np.linalg.inv(matrix + np.diag(np.full(len(matrix), damping))).diagonal()
+    except np.linalg.LinAlgError:
+        return matrix.diagonal().copy()
+    energy: Wide = matrix.diagonal().copy()
+    np.divide(1.0, inverse, out=energy, where=(inverse > 0) & np.isfinite(inverse))
+    return energy
+
+
 def feedback(matrix: Wide, damping: float) -> Wide:
     """How errors in columns already rounded are to be made up for in later ones.
 

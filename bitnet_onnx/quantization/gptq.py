@@ -10,12 +10,12 @@ import numpy as np
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.quantization._compensation import compensated
 from bitnet_onnx.quantization._descent import Descent, Rounded
-from bitnet_onnx.quantization._factor import Moment, Wide, by_energy, feedback, moments
+from bitnet_onnx.quantization._factor import Moment, Wide, by_energy, feedback, lone_energy, moments
 from bitnet_onnx.quantization._groups import (
     check,
     cut,
-    energies,
     far_end,
+    in_groups,
     is_ternary,
     joined,
     limits,
@@ -46,7 +46,7 @@ class Gptq:
         sweeps: of descent over codes and steps at most; fewer where codes settle.
     """
 
-    damping: float = 0.01
+    damping: float = 0.05
     act_order: bool = True
     search: bool = True
     sweeps: int = 4
@@ -69,7 +69,9 @@ class Gptq:
             feedback(block.matrix[np.ix_(order, order)], self.damping)
             for block, order in zip(blocks, orders, strict=True)
         ]
-        energy = energies(statistics, grid, columns)
+        energy = in_groups(
+            np.concatenate([block.gain * lone_energy(block.matrix, self.damping) for block in blocks]), grid
+        )
         # Parts of one size: a short last one costs as much.
         count = -(-rows // max(1, min(_ROWS, _PART // max(columns, 1))))
         for part in parts(rows, columns, -(-rows // max(count, 1)) * columns):
