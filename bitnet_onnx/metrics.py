@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +60,65 @@ class Error:
         if not self._squared_reference:
             return 0.0 if not self._squared_error else math.inf
         return math.sqrt(self._squared_error / self._squared_reference)
+
+    @property
+    def sqnr(self) -> float:
+        """Signal to quantization noise in decibels: infinite where nothing was lost, minus infinite for no signal."""
+        relative = self.relative
+        if not relative:
+            return math.inf
+        return -math.inf if math.isinf(relative) else -20 * math.log10(relative)
+
+
+def cosine(reference: FloatArray, other: FloatArray) -> float:
+    """The cosine of the angle between two arrays of one shape; 1 where both vanish, 0 where one does."""
+    product = first = second = 0.0
+    left, right = reference.reshape(-1), other.reshape(-1)
+    for start in range(0, left.size, _CHUNK):
+        one, two = (array[start : start + _CHUNK].astype(np.float64) for array in (left, right))
+        product += float(np.einsum("i,i->", one, two))
+        first += _squares(one)
+        second += _squares(two)
+    if not first or not second:
+        return float(first == second)
+    # Rounding must not carry it beyond what a cosine can be.
+    return max(-1.0, min(1.0, product / math.sqrt(first) / math.sqrt(second)))
+
+
+def max_error(reference: FloatArray, other: FloatArray) -> float:
+    """The largest difference of two arrays of one shape; 0 where they are empty."""
+    left, right = reference.reshape(-1), other.reshape(-1)
+    return max(
+        (
+            float(np.abs(right[start : start + _CHUNK] - left[start : start + _CHUNK].astype(np.float64)).max())
+            for start in range(0, left.size, _CHUNK)
+        ),
+        default=0.0,
+    )
+
+
+def sparsity(values: npt.NDArray[np.floating[Any] | np.integer[Any]]) -> float:
+    """The share of exact zeros; 0 of nothing."""
+    return 1 - np.count_nonzero(values) / values.size if values.size else 0.0
+
+
+def weighted_error(error: FloatArray, moment: Sequence[FloatArray]) -> float:
+    """`tr(E M E^T)`: the mean squared error of a linear layer's outputs, summed over them.
+
+    Args:
+        error: float32 `[N, K]`, of the weights.
+        moment: the second moment of the inputs in blocks on its diagonal, `[b, b]` each, that cover K in order.
+    """
+    total = 0.0
+    columns = 0
+    for block in moment:
+        matrix = block.astype(np.float64)
+        rows = max(1, _CHUNK // max(len(block), 1))
+        for start in range(0, len(error), rows):
+            part = error[start : start + rows, columns : columns + len(block)].astype(np.float64)
+            total += float(np.einsum("nk,nk->", part @ matrix, part))
+        columns += len(block)
+    return total
 
 
 def _squares(values: npt.NDArray[np.float64]) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.quantization.statistics import InputStatistics
@@ -71,20 +72,22 @@ def cut(weight: FloatArray, grid: Grid) -> FloatArray:
 
 def joined(blocks: ByteArray, columns: int) -> ByteArray:
     """The inverse of `cut`."""
-    return blocks.reshape(len(blocks), -1)[:, :columns]
+    rows, groups, width = blocks.shape
+    return blocks.reshape(rows, groups * width)[:, :columns]
 
 
 def energies(statistics: InputStatistics | None, grid: Grid, columns: int) -> FloatArray:
-    """What an error in each column weighs, `[groups, width]`: `E[x^2]` of the feature, at most 1.
-
-    Without statistics, and in a group whose features never were anything but zero, all columns weigh 1.
-    """
+    """What an error in each column weighs, `[groups, width]`: `E[x^2]` of the feature, or 1 without statistics."""
     if statistics is None:
-        weights = np.ones(columns, np.float32)
-    else:
-        weights = np.concatenate([block.diagonal() for block in statistics.moment]).astype(np.float32)
-        weights = np.maximum(weights, 0) / max(weights.max(initial=0), _TINY)
-    blocks = cut(weights[None], grid)[0].copy()
+        return in_groups(np.ones(columns), grid)
+    return in_groups(np.concatenate([block.diagonal() for block in statistics.moment]), grid)
+
+
+def in_groups(energy: npt.NDArray[np.floating[Any]], grid: Grid) -> FloatArray:
+    """Energies `[K]` as `[groups, width]`, at most 1; a group that has none weighs its columns alike."""
+    energy = np.maximum(energy, 0)
+    shares: FloatArray = (energy / max(energy.max(initial=0), _TINY)).astype(np.float32)
+    blocks: FloatArray = cut(shares[None], grid)[0].copy()
     blocks[~blocks.any(axis=1)] = 1
     return blocks
 
@@ -92,12 +95,15 @@ def energies(statistics: InputStatistics | None, grid: Grid, columns: int) -> Fl
 def peaks(blocks: FloatArray) -> FloatArray:
     """The weight of largest magnitude in each group, `[N, groups]`."""
     where = np.abs(blocks).argmax(axis=2, keepdims=True)
-    return np.take_along_axis(blocks, where, axis=2)[:, :, 0]
+    peak: FloatArray = np.take_along_axis(blocks, where, axis=2)[:, :, 0]
+    return peak
 
 
 def relative(blocks: FloatArray, peak: FloatArray) -> FloatArray:
     """Each group divided by its peak: nothing over- or underflows from here on."""
-    return np.divide(blocks, peak[:, :, None], out=np.zeros_like(blocks), where=peak[:, :, None] != 0)
+    unit = np.zeros_like(blocks)
+    np.divide(blocks, peak[:, :, None], out=unit, where=peak[:, :, None] != 0)
+    return unit
 
 
 def nearest(blocks: FloatArray, scale: FloatArray, grid: Grid) -> tuple[ByteArray, FloatArray]:

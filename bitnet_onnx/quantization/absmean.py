@@ -34,4 +34,5 @@ def mean_magnitudes(blocks: FloatArray, columns: int) -> FloatArray:
     width = blocks.shape[2]
     # What fills the last group up is no weight.
     members = np.minimum(columns - np.arange(blocks.shape[1]) * width, width)
-    return (np.abs(blocks).sum(axis=2, dtype=np.float64) / members).astype(np.float32)
+    mean: FloatArray = (np.abs(blocks).sum(axis=2, dtype=np.float64) / members).astype(np.float32)
+    return mean

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.quantization._groups import (
@@ -116,22 +116,27 @@ def _alternated(blocks: FloatArray, energy: FloatArray, grid: Grid) -> FloatArra
 def _of_tensor(weight: FloatArray, grid: Grid, energy: FloatArray) -> QuantizedTensor:
     peak = np.abs(weight).max(initial=0)
     plain = quantize_absmean(weight)
-    candidates = [float(plain.scale[0] / peak) if peak else 0.0]
-    if peak:
-        candidates.append(_best_bin(weight, peak, energy))
+    if not peak:
+        return plain
+    candidates = (float(plain.scale[0]) / float(peak), _best_bin(weight, peak, energy))
     settled = [_settled(weight, peak, energy, step) for step in candidates]
     step = max(settled, key=lambda pair: pair[1])[0]
     scale = np.array([step * float(peak)], np.float32)
     raw = np.empty(weight.shape, np.uint8)
-    for part in parts(*weight.shape, _PART):
+    for part in _parts(weight):
         raw[part] = nearest(weight[part][:, None], np.broadcast_to(scale, (len(weight[part]), 1)), grid)[0][:, 0]
     return QuantizedTensor(raw, scale, grid)
+
+
+def _parts(weight: FloatArray) -> Iterator[slice]:
+    rows, columns = weight.shape
+    return parts(rows, columns, _PART)
 
 
 def _best_bin(weight: FloatArray, peak: np.float32, energy: FloatArray) -> float:
     """The best step if the magnitudes may be cut between bins only."""
     sums, totals = np.zeros(_BINS), np.zeros(_BINS)
-    for part in parts(*weight.shape, _PART):
+    for part in _parts(weight):
         magnitude = np.abs(weight[part]) / peak
         bins = (magnitude.view(np.uint32) >> _DROPPED_BITS).reshape(-1)
         weights = np.broadcast_to(energy, magnitude.shape)
@@ -156,8 +161,8 @@ def _settled(weight: FloatArray, peak: np.float32, energy: FloatArray, step: flo
 
 def _above(weight: FloatArray, peak: np.float32, energy: FloatArray, threshold: float) -> tuple[float, float]:
     sums = totals = 0.0
-    for part in parts(*weight.shape, _PART):
-        magnitude: npt.NDArray[np.float32] = np.abs(weight[part]) / (peak or np.float32(1))
+    for part in _parts(weight):
+        magnitude = np.abs(weight[part]) / peak
         chosen = np.where(magnitude > threshold, energy, np.float32(0))
         sums += float((magnitude * chosen).sum(dtype=np.float64))
         totals += float(chosen.sum(dtype=np.float64))

@@ -1,0 +1,129 @@
+"""Scales of features: what is hard to round moves from the inputs of layers into their weights, or back.
+
+The inputs are divided by `s`, which the norm or layer before them takes over, and the columns of all matrices that read
+them are multiplied by it. Candidates are those of Xiao et al., "SmoothQuant", 2022, and Lin et al., "AWQ", 2023; the
+outputs of the rounded layers on a sample of inputs decide which one is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_onnx.activations import quantize_activations
+from bitnet_onnx.errors import InputError
+from bitnet_onnx.quantization.method import Method
+from bitnet_onnx.quantization.rtn import Rtn
+from bitnet_onnx.quantization.statistics import InputStatistics
+from bitnet_onnx.quantized import FloatArray, Grid
+
+_EXPONENTS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+#: Beyond this factor a feature would leave the range in which its norm computes well.
+_RANGE: Final = 1e3
+_TOKENS: Final = 256
+#: The sample is small: a smaller gain may be chance.
+_GAIN: Final = 0.99
+
+
+def find_scaling(
+    weights: Sequence[FloatArray],
+    statistics: InputStatistics,
+    grid: Grid,
+    method: Method | None = None,
+    activation_bits: int = 8,
+) -> FloatArray:
+    """Scales with which the layers that read one input lose the least.
+
+    Args:
+        weights: `[N_i, K]`, all matrices that read the input.
+        statistics: of the input, with a sample.
+        grid: that the matrices are going to be rounded to.
+        method: how they are rounded; `Rtn` if None, which is quick and tells good scales from bad ones for others too.
+        activation_bits: of the input: 8 or 16, or 0 for floats.
+
+    Returns:
+        `s`, float32 `[K]`, positive; all ones where nothing tried lowers the squared error of the outputs by a percent.
+
+    Raises:
+        InputError: the sizes do not fit each other, or the sample is empty.
+    """
+    inputs = _spread(statistics)
+    for weight in weights:
+        if weight.shape[1] != statistics.features:
+            raise InputError(f"a matrix of {weight.shape[1]} columns reads {statistics.features} features")
+    chosen = np.ones(statistics.features, np.float32)
+    trial = _Trial(weights, inputs, statistics, grid, method or Rtn(), activation_bits)
+    least = _GAIN * trial.error(chosen)
+    for scale in _candidates(weights, statistics):
+        error = trial.error(scale)
+        if error < least:
+            chosen, least = scale, error
+    return chosen
+
+
+class _Trial:
+    """Outputs of rounded layers against those of the floats."""
+
+    def __init__(
+        self,
+        weights: Sequence[FloatArray],
+        inputs: FloatArray,
+        statistics: InputStatistics,
+        grid: Grid,
+        method: Method,
+        activation_bits: int,
+    ) -> None:
+        self._weights = weights
+        self._inputs = inputs
+        self._statistics = statistics
+        self._grid = grid
+        self._method = method
+        self._bits = activation_bits
+        # In float64 the choice does not depend on how many threads multiply.
+        self._exact = [inputs.astype(np.float64) @ weight.T.astype(np.float64) for weight in weights]
+
+    def error(self, scale: FloatArray) -> float:
+        """The squared error of all outputs."""
+        statistics = self._statistics.scaled(scale)
+        inputs = self._rounded(self._inputs / scale)
+        total = 0.0
+        for weight, exact in zip(self._weights, self._exact, strict=True):
+            rounded = self._method(weight * scale, self._grid, statistics).dequantize()
+            outputs = inputs @ rounded.T.astype(np.float64)
+            outputs -= exact
+            total += float(np.einsum("sn,sn->", outputs, outputs))
+        return total
+
+    def _rounded(self, inputs: FloatArray) -> npt.NDArray[np.float64]:
+        if not self._bits:
+            return inputs.astype(np.float64)
+        codes, inverse = quantize_activations(inputs, self._bits)
+        return codes / inverse.astype(np.float64)[:, None]
+
+
+def _spread(statistics: InputStatistics) -> FloatArray:
+    sample = statistics.sample
+    if not len(sample):
+        raise InputError("statistics without a sample of inputs: collect them again")
+    return sample[:: -(-len(sample) // _TOKENS)]
+
+
+def _candidates(weights: Sequence[FloatArray], statistics: InputStatistics) -> Iterator[FloatArray]:
+    """Powers of what an input reaches or usually has, alone and over powers of what its weights reach."""
+    energy = np.concatenate([block.diagonal() for block in statistics.moment]).astype(np.float64)
+    usual = np.sqrt(np.maximum(energy, 0))
+    reach = np.max([np.abs(weight).max(axis=0, initial=0) for weight in weights], axis=0).astype(np.float64)
+    for inputs in (statistics.peak.astype(np.float64), usual):
+        used = (inputs > 0) & (reach > 0)
+        if not used.any():
+            continue
+        for exponent in _EXPONENTS:
+            for against in (0.0, 1 - exponent):
+                scale = np.ones(len(inputs))
+                logs = exponent * np.log(inputs[used]) - against * np.log(reach[used])
+                # What all features share means nothing: the middle becomes 1.
+                scale[used] = np.exp(np.clip(logs - logs.mean(), -np.log(_RANGE), np.log(_RANGE)))
+                yield scale.astype(np.float32)
