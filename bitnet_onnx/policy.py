@@ -10,7 +10,8 @@ from bitnet_onnx.activations import check_activation_bits
 from bitnet_onnx.by_rows import MatrixRows, recognize, to_grid, to_integer, to_ternary
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.integer import integer_grid
-from bitnet_onnx.quantization.method import MethodName, get_method
+from bitnet_onnx.quantization.method import MethodName
+from bitnet_onnx.quantization.registry import METHODS
 from bitnet_onnx.quantization.statistics import InputStatistics
 from bitnet_onnx.quantized import GROUP_MULTIPLE, TERNARY, FloatArray, Grid, QuantizedTensor
 
@@ -128,7 +129,7 @@ class Precision:
             case MethodName.ROUND if self.of_floats is not Weights.TERNARY:
                 return to_integer(rows, self.grid.bits, self.grid.group_size)
             case _:
-                quantize = get_method(method)
+                quantize = METHODS[method]
                 return to_grid(rows, self.grid, lambda part: quantize(part, self.grid, statistics))
 
     @property

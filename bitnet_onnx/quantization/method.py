@@ -46,13 +46,3 @@ class Method(Protocol):
             InputError: the method has nothing for this grid, or the statistics are of another width.
         """
         ...
-
-
-def get_method(name: MethodName) -> Method:
-    """Provisional."""
-    import importlib
-
-    module = importlib.import_module(f"bitnet_onnx.quantization.{name}")
-    return {"rtn": lambda: module.Rtn(), "gptq": lambda: module.Gptq(), "least_squares": lambda: module.LeastSquares()}[
-        str(name)
-    ]()

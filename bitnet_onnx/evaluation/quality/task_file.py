@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from bitnet_onnx.errors import InputError
-from bitnet_onnx.json_input import load_object, shown
+from bitnet_onnx.json_input import load_object
 from bitnet_onnx.runtime.offline import MAX_LINE_BYTES, read_lines
 
 CONTEXTS: Final = ("query", "ctx", "question")
