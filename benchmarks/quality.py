@@ -4,8 +4,8 @@
 
 The last fifth of each text is held out and scored, in windows of 256 tokens without a beginning token, spread evenly;
 the windows, and a float32 reference, are the same for all. Heads are float32 and linear layers round their inputs to 8
-bits, unless the name says otherwise. Ours is what `bitnet-onnx convert` writes; others' weights are rounded by their own
-code and put into the float32 package. A second call goes on where the first stopped.
+bits, unless the name says otherwise. Ours is what `bitnet-onnx convert` writes; others' weights are rounded by their
+own code and put into the float32 package. A second call goes on where the first stopped.
 """
 
 from __future__ import annotations

@@ -110,9 +110,7 @@ def test_other_rules(
     assert found.nats == pytest.approx(np.concatenate(expected).mean(), rel=1e-5)
 
 
-def test_a_stride_reads_what_stands_before(
-    package: Path, tiny_checkpoint: Callable[[str], Path], text: Path
-) -> None:
+def test_a_stride_reads_what_stands_before(package: Path, tiny_checkpoint: Callable[[str], Path], text: Path) -> None:
     ids = TextTokenizer(PackageInfo.open(package)).encode(TEXT, parse_special=False, add_bos=False)
     expected = []
     for start in range(0, len(ids) - 31, 8):
@@ -216,7 +214,7 @@ def test_vocabularies_must_be_the_same(package: Path, text: Path, tmp_path: Path
     vocab = tokenizer["model"]["vocab"]
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     (source / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    with pytest.raises(InputError, match="has the token 'a' as .*, its reference as .*: only models"):
+    with pytest.raises(InputError, match=r"has the token 'a' as \d+, its reference as \d+: only models"):
         evaluate(package, texts=[text], reference=source, options=OPTIONS)
 
 
@@ -247,5 +245,5 @@ def test_what_cannot_be_evaluated(package: Path, text: Path, tmp_path: Path) -> 
         evaluate(package, texts=[text], options=QualityOptions(WindowRule(512)))
     with pytest.raises(InputError, match="a window of 513 tokens does not fit the model's context of 512"):
         evaluate(package, texts=[text], options=QualityOptions(WindowRule(512, beginning=True)))
-    with pytest.raises(InputError, match="no such file or directory|neither|not a"):
+    with pytest.raises(InputError, match="there is no such file or directory"):
         evaluate(package, texts=[text], reference=tmp_path / "none", options=OPTIONS)

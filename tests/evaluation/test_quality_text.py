@@ -58,9 +58,7 @@ def test_bytes_add_up_to_those_of_the_text(tokenizer: TextTokenizer) -> None:
 
 
 @pytest.mark.parametrize("piece", [7, 16, 40])
-def test_long_texts_are_cut_behind_lines(
-    tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch, piece: int
-) -> None:
+def test_long_texts_are_cut_behind_lines(tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     text = TEXT * 3 + "x" * 50 + "\n" + TEXT
     whole = tokenize(text, tokenizer, "x")
     monkeypatch.setattr(module, "_PIECE", piece)
