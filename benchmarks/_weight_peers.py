@@ -1,7 +1,7 @@
 """What other quantizers make of the linear layers of a float32 package, put back as floats.
 
-The package stays float32, so that every quantizer is measured by the same graph; its linear layers round their inputs to
-8 bits as ours do, where that is asked for.
+The package stays float32, so that every quantizer is measured by the same graph; its linear layers round their inputs
+to 8 bits as ours do, where that is asked for.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def _nbits(bits: int, block: int, symmetric: bool) -> Peer:
         quantize(packed, padded, scales, zeros, block, rows, blocks * block, symmetric)
         codes = unpack(packed, block).astype(np.float32)
         zero = np.float32(1 << (bits - 1)) if symmetric else unpack(zeros, blocks).astype(np.float32)[..., None]
-        return ((codes - zero) * scales[..., None]).reshape(rows, -1)[:, :columns]
+        result: FloatArray = ((codes - zero) * scales[..., None]).reshape(rows, -1)[:, :columns]
+        return result
 
     kind = "symmetric" if symmetric else "asymmetric"
     scale_bits = 32 / block + (0 if symmetric else bits / block)
@@ -87,7 +88,8 @@ def _round_to_nearest(bits: int, group: int) -> Peer:
         scale = largest / np.float32(-half)
         inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
         codes = np.clip(np.rint(blocks * inverse), -half, half - 1)
-        return (codes * scale).reshape(rows, -1)[:, :columns]
+        result: FloatArray = (codes * scale).reshape(rows, -1)[:, :columns]
+        return result
 
     return Peer(f"round to nearest {bits} bit, group {group}", bits + 32 / group, rounded)
 

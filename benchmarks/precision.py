@@ -2,7 +2,7 @@
 
     python -P benchmarks/precision.py SOURCE --text FILE --out benchmarks/results/precision.json
 
-Perplexity is over windows of 256 tokens without a token for the beginning, spread evenly over the text. A question
+Perplexity is that of `bitnet-onnx evaluate --tokens`: windows of 256 tokens, spread evenly over the text. A question
 counts as answered when the greedy answer of 32 tokens contains the expected word. Every setting is converted into a
 temporary directory, so that a setting here is exactly one of `bitnet-onnx convert`.
 """
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import numpy as np
 
 import bitnet_onnx
+from bitnet_onnx.evaluation.quality import QualityOptions, WindowRule
+from bitnet_onnx.evaluation.quality.windows import WINDOW
 from bitnet_onnx.runtime import Model, SamplingParameters, load
 
-WINDOW = 256
 QUESTIONS = (
     ("What is the capital of Japan?", ("tokyo",)),
     ("What is the capital of France?", ("paris",)),
@@ -67,20 +67,10 @@ SETTINGS = (
 )
 
 
-def perplexity(model: Model, text: str, windows: int) -> float:
-    """Perplexity of the text under the model."""
-    ids = model.tokenizer.encode(text, parse_special=False, add_bos=False)
-    starts = np.linspace(0, len(ids) - WINDOW, windows).astype(int)
-    total, count = 0.0, 0
-    for start in starts:
-        window = np.array(ids[start : start + WINDOW])
-        logits = model.session.forward(window.tolist(), model.session.new_cache()).astype(np.float64)
-        logits = logits.reshape(WINDOW, -1)[:-1]
-        peak = logits.max(axis=1)
-        log_sum = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))
-        total += float((log_sum - logits[np.arange(WINDOW - 1), window[1:]]).sum())
-        count += WINDOW - 1
-    return float(np.exp(total / count))
+def perplexity(package: Path, text: Path, windows: int) -> float:
+    """Perplexity of the text under a package."""
+    options = QualityOptions(WindowRule(tokens=windows * WINDOW))
+    return bitnet_onnx.evaluate(package, texts=[text], options=options).texts[0].perplexity
 
 
 def answered(model: Model) -> int:
@@ -100,7 +90,6 @@ def answered(model: Model) -> int:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
 def main(source: str, text: Path, windows: int, out: Path) -> None:
     """Measure every setting on SOURCE."""
-    content = text.read_text(encoding="utf-8", errors="replace")
     results = []
     for setting in SETTINGS:
         with tempfile.TemporaryDirectory() as folder:
@@ -108,13 +97,12 @@ def main(source: str, text: Path, windows: int, out: Path) -> None:
             conversion = bitnet_onnx.convert(
                 source, package, weights=setting.weights, group_size=setting.group_size, head=setting.head
             )
-            model = load(package)
             result = {
                 "setting": setting.name,
                 "megabytes": round((conversion.graph_bytes + conversion.data_bytes) / 1e6, 1),
                 "bits_per_weight": round(conversion.bits_per_weight, 2),
-                "perplexity": round(perplexity(model, content, windows), 2),
-                "questions_answered": answered(model),
+                "perplexity": round(perplexity(package, text, windows), 2),
+                "questions_answered": answered(load(package)),
             }
         results.append(result)
         click.echo(json.dumps(result))

@@ -2,10 +2,10 @@
 
     python -P benchmarks/quality.py SOURCE --text FILE --text FILE --out benchmarks/results/quality.json
 
-The last fifth of each text is held out and scored, in windows of 256 tokens without a beginning token, spread evenly; the
-windows, and a float32 reference, are the same for all. Heads are float32 and linear layers round their inputs to 8 bits,
-unless the name says otherwise. A second call goes on where the first stopped. Ours is what `bitnet-onnx convert` writes; others' weights are rounded by their own code and
-put into the float32 package.
+The last fifth of each text is held out and scored, in windows of 256 tokens without a beginning token, spread evenly;
+the windows, and a float32 reference, are the same for all. Heads are float32 and linear layers round their inputs to 8
+bits, unless the name says otherwise. Ours is what `bitnet-onnx convert` writes; others' weights are rounded by their
+own code and put into the float32 package. A second call goes on where the first stopped.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -72,12 +73,12 @@ class Candidate:
 def candidates(source: str, reference: Path) -> list[Candidate]:
     """All that is measured, others' beginning with floats whose inputs are rounded."""
     return [
-        *(Candidate(setting.name, True, lambda output, s=setting: _convert(source, output, s)) for setting in SETTINGS),
-        *(Candidate(peer.name, False, lambda output, p=peer: _write(reference, output, p)) for peer in PEERS),
+        *(Candidate(setting.name, True, partial(_convert, source, setting)) for setting in SETTINGS),
+        *(Candidate(peer.name, False, partial(_write, reference, peer)) for peer in PEERS),
     ]
 
 
-def _convert(source: str, output: Path, setting: Setting) -> float:
+def _convert(source: str, setting: Setting, output: Path) -> float:
     made = bitnet_onnx.convert(
         source, output, weights=setting.weights, group_size=setting.group_size, head=setting.head
     )
@@ -86,7 +87,7 @@ def _convert(source: str, output: Path, setting: Setting) -> float:
     return sum(layer.bits_per_weight * count for layer, count in zip(layers, weights, strict=True)) / sum(weights)
 
 
-def _write(reference: Path, output: Path, peer: Peer) -> float:
+def _write(reference: Path, peer: Peer, output: Path) -> float:
     write_peer(reference, output, peer)
     return peer.bits
 

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from bitnet_onnx.api import GgufOptions, SafetensorsOptions, convert, export
+    from bitnet_onnx.api import (
+        GgufOptions,
+        Quality,
+        QualityOptions,
+        SafetensorsOptions,
+        WindowRule,
+        convert,
+        evaluate,
+        export,
+    )
     from bitnet_onnx.inspection import Inspection, inspect
     from bitnet_onnx.runtime import Generation, Model, SamplingParameters, load
 
@@ -20,10 +29,14 @@ __all__ = [
     "GgufOptions",
     "Inspection",
     "Model",
+    "Quality",
+    "QualityOptions",
     "SafetensorsOptions",
     "SamplingParameters",
+    "WindowRule",
     "__version__",
     "convert",
+    "evaluate",
     "export",
     "inspect",
     "load",
@@ -35,9 +48,13 @@ _MODULES = {
     "GgufOptions": "api",
     "Inspection": "inspection",
     "Model": "runtime",
+    "Quality": "api",
+    "QualityOptions": "api",
     "SafetensorsOptions": "api",
     "SamplingParameters": "runtime",
+    "WindowRule": "api",
     "convert": "api",
+    "evaluate": "api",
     "export": "api",
     "inspect": "inspection",
     "load": "runtime",

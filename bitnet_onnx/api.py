@@ -1,4 +1,4 @@
-"""The verbs as Python functions: `convert`, `export`, `inspect`, `load`."""
+"""The verbs as Python functions: `convert`, `export`, `evaluate`, `inspect`, `load`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from bitnet_onnx import converters, model_zoo
 from bitnet_onnx.calibration import CollectOptions, ModelStatistics, collect
 from bitnet_onnx.converters import GgufOptions, SafetensorsOptions
 from bitnet_onnx.errors import InputError
+from bitnet_onnx.evaluation import quality
+from bitnet_onnx.evaluation.quality import Quality, QualityOptions, WindowRule
 from bitnet_onnx.inspection import Inspection, inspect
 from bitnet_onnx.policy import HEAD_ACTIVATION_BITS, Policy, Precision, Weights, default_group_size
 from bitnet_onnx.quantization.statistics import Calibration
@@ -20,10 +22,14 @@ __all__ = [
     "GgufOptions",
     "Inspection",
     "Model",
+    "Quality",
+    "QualityOptions",
     "SafetensorsOptions",
     "SamplingParameters",
+    "WindowRule",
     "calibrate",
     "convert",
+    "evaluate",
     "export",
     "inspect",
     "load",
@@ -191,6 +197,40 @@ def export(
         i2s_layout=i2s_layout,
         overwrite=overwrite,
         written=written,
+    )
+
+
+def evaluate(
+    package: str | Path,
+    *,
+    texts: Sequence[str | Path] = (),
+    tasks: Sequence[str | Path] = (),
+    reference: str | Path | None = None,
+    options: QualityOptions | None = None,
+    progress: quality.Progress | None = None,
+) -> Quality:
+    """Measure how good a package is.
+
+    Args:
+        package: the package directory.
+        texts: UTF-8 files whose perplexity and bits per byte are wanted.
+        tasks: files of multiple-choice questions, a JSON object a line; `docs/quality.md` has the forms.
+        reference: a package, a checkpoint or the name of a model of the zoo to compare with, of the same vocabulary. A
+            checkpoint is converted to float32 in a temporary directory, which is removed.
+        options: which tokens are scored, the bits of activations, threads.
+        progress: called as it goes with what is done, how many steps of it, and of how many.
+
+    Raises:
+        InputError: an argument or a file is wrong; its subclasses tell of the package and the reference.
+        BitnetOnnxError: a model cannot be run, or gives logits that are not finite.
+    """
+    return quality.evaluate(
+        package,
+        texts=texts,
+        tasks=tasks,
+        reference=None if reference is None else model_zoo.resolve(reference),
+        options=options,
+        progress=progress,
     )
 
 

@@ -39,7 +39,7 @@ def set_activation_bits(model: onnx.ModelProto, bits: int, *, library: bool) -> 
             if attribute.name == "activation_bits" and attribute.i != bits:
                 if not library:
                     raise UnsupportedError(
-                        f"the package computes with activations of {attribute.i} bits, and other ones need the operator "
-                        f"library: leave the activations as they are, or install the library (`bitnet-onnx ops`)"
+                        f"the package computes with activations of {attribute.i} bits, and other ones need the "
+                        f"operator library: leave the activations as they are, or install it (see `bitnet-onnx ops`)"
                     )
                 attribute.i = bits

@@ -22,5 +22,5 @@ def activations_option(function: _Command) -> _Command:
         "activation_bits",
         type=click.Choice(list(_BITS)),
         callback=_bits,
-        help="What the linear layers round their inputs to; the head stays as it is with 8.  [default: as the package says]",
+        help="Bits of the linear layers' inputs; with 8 the head keeps its own.  [default: as the package says]",
     )(function)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import click
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from bitnet_onnx import model_zoo
+from bitnet_onnx.api import evaluate
 from bitnet_onnx.cli._activations import activations_option
 from bitnet_onnx.cli._console import error_console, printable
 from bitnet_onnx.evaluation.quality import (
@@ -25,8 +26,10 @@ from bitnet_onnx.evaluation.quality import (
     TaskQuality,
     TextQuality,
     WindowRule,
-    evaluate,
 )
+
+#: Perplexities from here on are told by three digits.
+_LARGE: Final = 1000
 
 
 @click.command()
@@ -79,7 +82,7 @@ def command(
             package,
             texts=texts,
             tasks=tasks,
-            reference=None if reference is None else model_zoo.resolve(reference),
+            reference=reference,
             options=QualityOptions(rule, activation_bits=activation_bits, threads=threads),
             progress=progress,
         )
@@ -114,43 +117,51 @@ def _print(found: Quality) -> None:
     if found.rule is not None and found.total is not None:
         console.print(found.rule.describe(), soft_wrap=True)
         console.print(_texts(found, found.total))
+        if found.reference is not None:
+            made = f" (converted for this: {found.reference.converted})" if found.reference.converted else ""
+            console.print(f"against {printable(found.reference.path)}{made}", soft_wrap=True)
+            console.print(_comparisons(found, found.total))
     for task in found.tasks:
         console.print(_task(task))
-    reference = found.reference
-    if reference is not None:
-        made = f" (converted for this: {reference.converted})" if reference.converted else ""
-        console.print(f"reference: {printable(reference.path)}{made}", soft_wrap=True)
 
 
 def _texts(found: Quality, total: TextQuality) -> Table:
     table = Table("text", box=None, pad_edge=False)
-    names = ["tokens", "perplexity", "bits/byte"]
-    if total.comparison is not None:
-        names += ["reference", "ratio", "KL", "KL 99 %", "top-1"]
-    for name in names:
+    for name in ("tokens scored", "perplexity", "bits a byte"):
         table.add_column(name, justify="right", no_wrap=True)
-    for text in (*found.texts, *([total] if len(found.texts) > 1 else [])):
-        cells = [
-            printable(Path(text.name).name),
-            str(text.tokens),
-            _number(text.perplexity, text.nats_error),
-            f"{text.bits_per_byte:.4f}",
-        ]
+    for text in _rows(found, total):
+        perplexity = _number(text.perplexity) + _error(text.perplexity, text.nats_error)
+        table.add_row(_name(text), str(text.tokens), perplexity, f"{text.bits_per_byte:.4f}")
+    return table
+
+
+def _comparisons(found: Quality, total: TextQuality) -> Table:
+    table = Table("text", box=None, pad_edge=False)
+    for name in ("perplexity", "ratio", "KL", "KL of 99 %", "top-1"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for text in _rows(found, total):
         if (other := text.comparison) is not None:
-            cells += [
-                _number(other.perplexity, None),
+            table.add_row(
+                _name(text),
+                _number(other.perplexity),
                 f"{other.perplexity_ratio:.4g}" + _error(other.perplexity_ratio, other.difference_error),
                 f"{other.divergence:.4f}",
                 f"{other.divergence_p99:.3f}",
                 f"{100 * other.agreement:.1f} %",
-            ]
-        table.add_row(*cells)
+            )
     return table
 
 
-def _number(perplexity: float, relative_error: float | None) -> str:
-    shown = f"{perplexity:.3f}" if perplexity < 1000 else f"{perplexity:.3g}"
-    return shown + _error(perplexity, relative_error)
+def _rows(found: Quality, total: TextQuality) -> list[TextQuality]:
+    return [*found.texts, *([total] if len(found.texts) > 1 else [])]
+
+
+def _name(text: TextQuality) -> str:
+    return printable(Path(text.name).name)
+
+
+def _number(perplexity: float) -> str:
+    return f"{perplexity:.3f}" if perplexity < _LARGE else f"{perplexity:.3g}"
 
 
 def _error(value: float, relative: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -124,7 +124,7 @@ def _legend(axes: Any) -> None:
 
 
 @contextmanager
-def _figure(x: str, y: str) -> Iterator[Any]:
+def _figure(x: str, y: str) -> Iterator[tuple[Any, Callable[[], str]]]:
     """Axes to draw on, and a function that gives the SVG afterwards."""
     try:
         import matplotlib as mpl
@@ -132,7 +132,7 @@ def _figure(x: str, y: str) -> Iterator[Any]:
         from matplotlib.figure import Figure
     except ImportError:
         raise UnsupportedError("a report needs matplotlib: pip install 'bitnet-onnx[report]'") from None
-    style = {
+    style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "bitnet-onnx",
         "font.family": "sans-serif",

@@ -48,7 +48,8 @@ class Distribution:
 
     def best(self) -> npt.NDArray[np.int64]:
         """The likeliest token of each row."""
-        return self.logits.argmax(axis=1)
+        best: npt.NDArray[np.int64] = self.logits.argmax(axis=1)
+        return best
 
     def divergence(self, other: Distribution) -> DoubleArray:
         """`sum p (log p - log q)` of each row in nats, p being this one and q the other.

@@ -4,8 +4,8 @@ A line has a context, choices and the right one, each under one of the names bel
 
 - `query`, `ctx` or `question`: text, may be empty.
 - `choices` or `endings`: a list of texts, or `{"text": [...], "label": [...]}` as ARC has it.
-- `gold`, `label`, `answer` or `answerKey`: the index from 0, as a number or in digits; a letter, A being the first; or one of
-  the labels, where there are any.
+- `gold`, `label`, `answer` or `answerKey`: the index from 0, as a number or in digits; a letter, A being the first; or
+  one of the labels, where there are any.
 """
 
 from __future__ import annotations
@@ -105,10 +105,8 @@ def _only(fields: Mapping[str, object], names: tuple[str, ...], where: str) -> s
 
 
 def _choices(value: object, name: str, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    labels: object = []
-    if isinstance(value, dict):
-        value, labels = value.get("text"), value.get("label", [])
-    texts = _texts(value)
+    given, labels = (value.get("text"), value.get("label", [])) if isinstance(value, dict) else (value, [])
+    texts = _texts(given)
     if texts is None or not 2 <= len(texts) <= MAX_CHOICES or not all(texts):
         raise InputError(f"{where}: {name} is not a list of 2 to {MAX_CHOICES} texts, none of them empty")
     marks = _texts(labels)

@@ -117,10 +117,11 @@ def score_tasks(
         alike += answers[0][0] == answers[-1][0]
         if progress is not None:
             progress(path.name, number, total)
-    shares = [[Share.of(int(count), total) for count in counts] for counts in correct]
+    shares = [(Share.of(int(plain), total), Share.of(int(normalized), total)) for plain, normalized in correct]
+    accuracy, by_bytes = shares[0]
     if reference is None:
-        return TaskQuality(str(path), total, *shares[0])
-    return TaskQuality(str(path), total, *shares[0], *shares[1], alike / total)
+        return TaskQuality(str(path), total, accuracy, by_bytes)
+    return TaskQuality(str(path), total, accuracy, by_bytes, *shares[1], agreement=alike / total)
 
 
 def beginning_token(reader: WindowReader, tokenizer: TextTokenizer) -> int | None:

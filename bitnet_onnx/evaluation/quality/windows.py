@@ -27,8 +27,8 @@ class WindowRule:
     """How a text is cut into windows; each is read from its first token, and what does not fill one is left out.
 
     The default is windows of 256 tokens, one after the other, with 255 tokens scored in each: the first has nothing
-    before it. `stride=512, size=1024` is the strided rule of transformers' documentation but for its last, short window;
-    `size=512, context=256` scores the second half of each window, as llama.cpp does.
+    before it. `size=1024, stride=512` is the strided rule of transformers' documentation but for its last, short
+    window; `size=512, context=257` scores the second half of each window, as llama.cpp does.
 
     Attributes:
         size: tokens of a window.

@@ -62,13 +62,14 @@ def evaluate(
         package: the package directory.
         texts: UTF-8 files to score.
         tasks: files of multiple-choice questions, see `task_file`.
-        reference: a package or a checkpoint of the same vocabulary to compare with; a checkpoint is converted to float32
-            into a temporary directory, which is removed.
+        reference: a package or a checkpoint of the same vocabulary to compare with; a checkpoint is converted to
+            float32 in a temporary directory, which is removed.
         options: how.
         progress: called as it goes.
 
     Raises:
-        InputError: a file cannot be used, or an option is impossible; its subclasses tell of the package and the reference.
+        InputError: a file cannot be used, or an option is impossible; its subclasses tell of the package and the
+            reference.
         BitnetOnnxError: a model cannot be run, or gives logits that are not finite.
     """
     options = options or QualityOptions()
