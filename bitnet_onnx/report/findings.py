@@ -70,7 +70,7 @@ def judge(found: Measurement) -> Verdict:
         f"{found.bits_per_weight:.2f} bits a weight; both think the same token likeliest in "
         f"{100 * total.comparison.agreement:.0f} % of places."
     )
-    if not ours < found.vocab_size:
+    if floats < found.vocab_size and not ours < found.vocab_size:
         return Verdict(
             Level.UNUSABLE,
             "Unusable: worse than guessing",

@@ -81,7 +81,7 @@ def measure_layers(
         rounded = x
         if x is not None and bits and package.quantized(role) is not None:
             codes, scale = quantize_activations(x, bits)
-            rounded = codes / scale[:, None]
+            rounded = (codes / scale[:, None]).astype(np.float32)
         weights, outputs = Error(), Error()
         largest = 0.0
         zeros = product = own = other = 0.0

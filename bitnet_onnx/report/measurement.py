@@ -16,6 +16,7 @@ from bitnet_onnx.calibration.sensitivity_table import Unit, search_policy
 from bitnet_onnx.calibration.windows import Sampling, read_windows
 from bitnet_onnx.converters.model import open_model
 from bitnet_onnx.errors import InputError
+from bitnet_onnx.evaluation._context import context_to_open
 from bitnet_onnx.evaluation._session import PackageSession, hidden_name, load_graph
 from bitnet_onnx.evaluation.quality import Quality, QualityOptions, evaluate
 from bitnet_onnx.json_input import load_object
@@ -63,7 +64,7 @@ class Measurement:
         bytes: of graph and data.
         float_bytes: of the same matrices as float32.
         layers: every matrix.
-        depth: relative error of the hidden states after each layer.
+        depth: relative error of the hidden states after each layer; empty for a model that was trained to be ternary.
         quality: what `evaluate` found, with the float model as the reference.
         frontier: bits a weight and the loss (nats a token) that other precisions would give by the sensitivities.
         trained_ternary: the source was trained with ternary weights.
@@ -129,9 +130,15 @@ def measure(
         options=options.quality,
         progress=lambda what, done, total: report(what, done, total),
     )
-    with open_model(Path(source)) as original, open_model(info.directory) as packaged:
+    context = context_to_open(Path(source), None, info)
+    with open_model(Path(source), context_length=context) as original, open_model(info.directory) as packaged:
         spec = original.spec
-        inputs, depth = _inside(info, Path(source), [Path(text) for text in texts], options, report)
+        # A model that was trained to be ternary has no float twin whose inside it could be compared with.
+        inputs, depth = (
+            ({}, ())
+            if original.trained_ternary
+            else _inside(info, Path(source), context, [Path(text) for text in texts], options, report)
+        )
         layers = tuple(measure_layers(spec, original.tensors, packaged.tensors, _records(manifest), inputs, report))
         trained = original.trained_ternary
     parameters = sum(math.prod(layer.shape) for layer in layers)
@@ -156,11 +163,16 @@ def measure(
 
 
 def _inside(
-    info: PackageInfo, source: Path, texts: Sequence[Path], options: ReportOptions, report: Progress
+    info: PackageInfo,
+    source: Path,
+    context: int | None,
+    texts: Sequence[Path],
+    options: ReportOptions,
+    report: Progress,
 ) -> tuple[dict[str, FloatArray], tuple[float, ...]]:
     """Inputs of the float model's linear layers, and the error of the hidden states after each layer."""
     device = auto_select_device()
-    with float_package(source, context_length=info.architecture.context_length) as (floats, spec):
+    with float_package(source, context_length=context) as (floats, spec):
         taps = find_taps(load_graph(floats.model_path).graph, spec)
         hidden = [hidden_name(spec, layer) for layer in range(spec.num_hidden_layers)]
         original = PackageSession(floats, device, [*(tap.value for tap in taps), *hidden], head=False)
