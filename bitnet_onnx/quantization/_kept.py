@@ -12,6 +12,7 @@ from bitnet_onnx.quantization._groups import joined, limits, nearest
 from bitnet_onnx.quantized import ByteArray, FloatArray, Grid
 
 _TINY: Final = np.finfo(np.float32).tiny
+_LARGEST: Final = float(np.finfo(np.float32).max)
 
 
 class Kept:
@@ -63,6 +64,9 @@ class Kept:
         rounded = self.rounded(scale)
         np.subtract(raw.T, np.float64(self._grid.zero_point), out=rounded.codes)
         loss = rounded.loss(self._blocks)
+        # Codes that make up for errors may leave the range of floats where weights come close to its end.
+        largest = np.abs(rounded.codes).max(axis=0, initial=0) * np.abs(scale.astype(np.float64)).max(axis=1, initial=0)
+        loss[largest > _LARGEST] = np.inf
         better = loss < self._loss
         self._loss[better] = loss[better]
         self.raw[better] = raw[better]
