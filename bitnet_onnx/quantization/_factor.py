@@ -50,11 +50,6 @@ def moments(blocks: tuple[FloatArray, ...]) -> list[Moment]:
     return found
 
 
-def by_energy(matrix: Wide) -> Order:
-    """Columns in falling order of energy."""
-    return np.argsort(-matrix.diagonal(), kind="stable")
-
-
 def lone_energy(matrix: Wide, damping: float) -> Wide:
     """What of each feature's energy the other features cannot tell, `[b]`: `1 / diag(H^-1)`.
 

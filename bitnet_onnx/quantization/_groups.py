@@ -13,6 +13,7 @@ from bitnet_onnx.quantization.statistics import InputStatistics
 from bitnet_onnx.quantized import TERNARY, ByteArray, FloatArray, Grid
 
 _TINY: Final = np.finfo(np.float32).tiny
+_LARGEST: Final = float(np.finfo(np.float32).max)
 
 
 def is_ternary(grid: Grid) -> bool:
@@ -123,6 +124,10 @@ def nearest(blocks: FloatArray, scale: FloatArray, grid: Grid) -> tuple[ByteArra
     with np.errstate(over="ignore"):
         codes = np.rint(blocks * inverse[:, :, None])
     np.clip(codes, low, high, out=codes)
+    if float(np.abs(scale).max(initial=0)) * max(-low, high) > _LARGEST:
+        # Rounding up must not leave the range of floats.
+        bound = np.floor(_LARGEST / np.maximum(np.abs(scale), 1))[:, :, None]
+        np.clip(codes, -bound, bound, out=codes)
     codes += grid.zero_point
     return codes.astype(np.uint8), np.where(usable, scale, np.float32(0))
 

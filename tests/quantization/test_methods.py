@@ -63,6 +63,31 @@ def test_no_method_is_worse_than_rounding_plainly(name: MethodName, grid: Grid, 
     assert errors[0] <= errors[1] * (1 + 1e-5)
 
 
+@settings(max_examples=60)
+@given(st.integers(0, 1 << 30), st.sampled_from([case.values for case in CASES if case.values[0] is MethodName.GPTQ]))
+def test_no_row_is_worse_however_odd_weights_and_inputs_are(seed: int, case: tuple[MethodName, Grid]) -> None:
+    rng = np.random.default_rng(seed)
+    name, grid = case
+    columns = int(rng.integers(1, 150))
+    weight = rng.standard_normal((4, columns)) ** rng.choice([1, 5]) * 10.0 ** rng.uniform(-30, 30, (4, 1))
+    weight[:, : columns // 2] *= rng.choice([0, 1, 1e-6])
+    weight = weight.astype(np.float32)
+    inputs = correlated(seed, int(rng.choice([1, 3, 300])), columns) * np.float32(10.0 ** rng.uniform(-15, 15))
+    inputs[:, rng.random(columns) < rng.choice([0, 0.5])] = 0
+    half = columns // 2
+    statistics = statistics_of(inputs, (half, columns - half) if half and rng.random() < 0.5 else None)
+
+    def losses(tensor: QuantizedTensor) -> list[float]:
+        error = (weight.astype(np.float64) - tensor.dequantize()) / np.abs(weight).max(axis=1, keepdims=True)
+        return [weighted_error(row[None].astype(np.float32), statistics.moment) for row in error]
+
+    # The baseline of ternary weights has a scale for each row or group, as GPTQ has.
+    row_scales = Grid(2, 2, -(-columns // 32) * 32) if grid == Grid(2, 2) else grid
+    noise = 1e-9 * sum(float(block.trace()) for block in statistics.moment)
+    found, baseline = losses(METHODS[name](weight, grid, statistics)), losses(plain(weight, row_scales))
+    assert all(mine <= other * (1 + 1e-5) + noise for mine, other in zip(found, baseline, strict=True))
+
+
 @pytest.mark.parametrize("name", [MethodName.RTN, MethodName.LEAST_SQUARES, MethodName.GPTQ])
 @pytest.mark.parametrize("group_size", [0, 32])
 def test_more_bits_are_better(name: MethodName, group_size: int) -> None:
@@ -91,13 +116,14 @@ def test_zeros_stay_zeros(name: MethodName, grid: Grid) -> None:
 @pytest.mark.parametrize("inputs", ["usual", "none seen", "huge", "one"])
 def test_extreme_weights_stay_finite(name: MethodName, grid: Grid, inputs: str) -> None:
     rng = np.random.default_rng(4)
-    weight = rng.standard_normal((6, 65), np.float32)
+    weight = rng.standard_normal((7, 65), np.float32)
     weight[0] *= 1e38 / np.abs(weight[0]).max()
     weight[1] = np.ldexp(weight[1], -140)
     weight[2, :32] = 0
     weight[3, ::2] *= np.float32(1e30)
     weight[4] = np.finfo(np.float32).max
     weight[5] = 1e-45
+    weight[6] = np.finfo(np.float32).max * rng.uniform(-1, 1, 65)
     seen = correlated(5, 100, 65)
     match inputs:
         case "none seen":

@@ -20,7 +20,7 @@ from bitnet_onnx.quantization.rtn import Rtn
 from bitnet_onnx.quantization.statistics import InputStatistics
 from bitnet_onnx.quantized import FloatArray, Grid
 
-_EXPONENTS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+_EXPONENTS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 #: Beyond this factor a feature would leave the range in which its norm computes well.
 _RANGE: Final = 1e3
 _TOKENS: Final = 256
