@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bitnet_onnx.evaluation._logits import Progress
 from bitnet_onnx.evaluation.quality._evaluate import QualityOptions, evaluate
-from bitnet_onnx.evaluation.quality.perplexity import Progress
 from bitnet_onnx.evaluation.quality.result import Comparison, Quality, Share, Subject, TaskQuality, TextQuality
 from bitnet_onnx.evaluation.quality.windows import WindowRule
 

@@ -12,10 +12,11 @@ from typing import Final
 from bitnet_onnx.activations import check_activation_bits
 from bitnet_onnx.converters.onnx.package import tool_version
 from bitnet_onnx.errors import InputError
+from bitnet_onnx.evaluation._logits import Progress
 from bitnet_onnx.evaluation.quality._reader import WindowReader
 from bitnet_onnx.evaluation.quality._reference import Reference, open_reference
 from bitnet_onnx.evaluation.quality._windows_measured import Sums
-from bitnet_onnx.evaluation.quality.perplexity import Progress, check_windows, score_text
+from bitnet_onnx.evaluation.quality.perplexity import check_windows, score_text
 from bitnet_onnx.evaluation.quality.result import Quality, Subject, TextQuality
 from bitnet_onnx.evaluation.quality.task_file import count_questions
 from bitnet_onnx.evaluation.quality.tasks import beginning_token, score_tasks

@@ -13,7 +13,7 @@ from bitnet_onnx.converters import convert
 from bitnet_onnx.converters.model import open_model
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.evaluation._context import context_to_open
-from bitnet_onnx.evaluation.quality.perplexity import Progress
+from bitnet_onnx.evaluation._logits import Progress
 from bitnet_onnx.json_input import shown
 from bitnet_onnx.package_format import MANIFEST
 from bitnet_onnx.policy import Policy, Precision, Weights

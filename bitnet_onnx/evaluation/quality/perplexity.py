@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from bitnet_onnx.errors import BitnetOnnxError, InputError
+from bitnet_onnx.evaluation._logits import Progress
 from bitnet_onnx.evaluation.quality._reader import WindowReader
 from bitnet_onnx.evaluation.quality._scores import Distribution
 from bitnet_onnx.evaluation.quality._windows_measured import Sums
 from bitnet_onnx.evaluation.quality.text import TokenText
 from bitnet_onnx.evaluation.quality.windows import Window, WindowRule
 from bitnet_onnx.quantized import FloatArray
-
-#: Called as it goes: what is done now, how many steps of it, of how many.
-Progress = Callable[[str, int, int], None]
 
 
 def check_windows(texts: Sequence[TokenText], rule: WindowRule) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from bitnet_onnx.errors import BitnetOnnxError, InputError
+from bitnet_onnx.evaluation._logits import Progress
 from bitnet_onnx.evaluation.quality._reader import WindowReader
 from bitnet_onnx.evaluation.quality._scores import Distribution, DoubleArray
-from bitnet_onnx.evaluation.quality.perplexity import Progress
 from bitnet_onnx.evaluation.quality.result import Share, TaskQuality
 from bitnet_onnx.evaluation.quality.task_file import Question, read_questions
 from bitnet_onnx.runtime.tokenizer import TextTokenizer

@@ -115,7 +115,7 @@ class WindowRule:
         return {
             "window": self.size,
             "tokens": self.tokens,
-            "stride": self._step,
+            "stride": self._step if self.tokens is None else None,
             "context": self.context,
             "beginning_token": self.beginning,
             "rule": self.describe(),
