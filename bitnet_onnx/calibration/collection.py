@@ -18,7 +18,7 @@ import numpy as np
 from bitnet_onnx.calibration._accumulator import Accumulator
 from bitnet_onnx.calibration._taps import Tap, find_taps
 from bitnet_onnx.calibration.statistics_file import ModelStatistics
-from bitnet_onnx.calibration.windows import Sampling, read_windows
+from bitnet_onnx.calibration.windows import Sampling, read_windows, text_size
 from bitnet_onnx.converters import convert
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import InputError
@@ -103,6 +103,9 @@ def collect(
     options = options or CollectOptions()
     if not texts:
         raise InputError("no text to read: name at least one file")
+    sizes = [text_size(path) for path in texts]
+    if not any(sizes):
+        raise InputError(f"{texts[0]}: the text is empty")
     with float_package(source) as (package, spec):
         graph = load_graph(package.model_path).graph
         taps = find_taps(graph, spec)

@@ -49,7 +49,7 @@ def read_windows(
     Raises:
         InputError: a file cannot be read, is not UTF-8, or all are too short for one window.
     """
-    sizes = [_size(path) for path in files]
+    sizes = [text_size(path) for path in files]
     total = sum(sizes)
     places = np.random.default_rng(seed).random(count)
     starts = np.sort(places) if sampling is Sampling.UNIFORM else (np.arange(count) + places) / count

@@ -16,6 +16,7 @@ METHODS: Final[dict[MethodName, Method]] = {
     MethodName.AUTO: Auto(),
     MethodName.ABSMEAN: Absmean(),
     MethodName.LEAST_SQUARES: LeastSquares(),
+    MethodName.ROUND: Rtn(search=False),
     MethodName.RTN: Rtn(),
     MethodName.GPTQ: Gptq(),
 }
