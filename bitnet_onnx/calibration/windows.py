@@ -100,7 +100,12 @@ def _text(path: Path, data: bytes, begin: int, to_the_end: bool) -> str:
     return text
 
 
-def _size(path: Path) -> int:
+def text_size(path: Path) -> int:
+    """Bytes of a text.
+
+    Raises:
+        InputError: there is no such file.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     return path.stat().st_size

@@ -8,6 +8,8 @@ import pytest
 from bitnet_onnx.api import make_policy
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.policy import Policy, Precision, Weights
+from bitnet_onnx.quantization.method import MethodName
+from bitnet_onnx.quantization.statistics import InputStatistics
 from bitnet_onnx.quantized import TERNARY, Grid
 
 RNG = np.random.default_rng(0)
@@ -117,3 +119,15 @@ def test_policies_by_name() -> None:
         make_policy("int5")
     with pytest.raises(InputError, match="head is 'none'"):
         make_policy(head="none")
+
+
+def test_auto_depends_on_what_is_known() -> None:
+    moment = np.eye(64, dtype=np.float32)
+    known = InputStatistics(
+        9, np.ones(64, np.float32), np.zeros(64, np.float32), (moment,), np.zeros((0, 64), np.float32)
+    )
+    assert Precision(Weights.INT4).chosen_method(None) is MethodName.ROUND
+    assert Precision(Weights.INT4).chosen_method(known) is MethodName.GPTQ
+    assert Precision(Weights.TERNARY).chosen_method(None) is MethodName.ABSMEAN
+    assert Precision(Weights.TERNARY).chosen_method(known) is MethodName.ABSMEAN
+    assert Precision(Weights.INT4, method=MethodName.RTN).chosen_method(known) is MethodName.RTN

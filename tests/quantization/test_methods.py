@@ -184,20 +184,8 @@ def test_statistics_that_are_not_finite_are_refused() -> None:
         METHODS[MethodName.GPTQ](np.ones((2, 64), np.float32), integer_grid(4), statistics)
 
 
-def test_every_name_has_a_method_and_auto_chooses_by_what_is_known() -> None:
-    assert set(METHODS) == set(MethodName)
-    weight = np.random.default_rng(8).standard_normal((8, 64), np.float32)
-    inputs = correlated(9, 100, 64)
-    chosen = {
-        (Grid(2, 2), None): MethodName.LEAST_SQUARES,
-        (integer_grid(4), None): MethodName.RTN,
-        (integer_grid(4), statistics_of(inputs, [1] * 64)): MethodName.RTN,
-        (integer_grid(4), statistics_of(inputs)): MethodName.GPTQ,
-    }
-    for (grid, statistics), name in chosen.items():
-        auto, named = METHODS[MethodName.AUTO](weight, grid, statistics), METHODS[name](weight, grid, statistics)
-        np.testing.assert_array_equal(auto.raw, named.raw)
-        np.testing.assert_array_equal(auto.scale, named.scale)
+def test_every_name_has_a_method() -> None:
+    assert set(METHODS) == set(MethodName) - {MethodName.AUTO}
 
 
 HASH = """
