@@ -93,8 +93,9 @@ def feedback(matrix: Wide, damping: float) -> Wide:
         except np.linalg.LinAlgError:
             damping = _MORE * max(damping, 1e-4)
             continue
-        root /= root.diagonal().copy()[None, :]
-        upper = root[::-1, ::-1].astype(np.float32)
+        with np.errstate(over="ignore"):
+            root /= root.diagonal().copy()[None, :]
+            upper = root[::-1, ::-1].astype(np.float32)
         if np.isfinite(upper).all():
             return np.ascontiguousarray(upper, np.float64)
         damping = _MORE * max(damping, 1e-4)

@@ -96,6 +96,12 @@ def test_integers_are_never_worse_than_the_search(seed: int, bits: int, group_si
     assert (searched <= plain * (1 + 1e-4) + slack).all()
 
 
+def test_one_scale_of_zeros() -> None:
+    tensor = LeastSquares(per_tensor=True)(np.zeros((3, 40), np.float32), Grid(2, 2))
+    assert tensor.scale.shape == (1,)
+    assert not tensor.dequantize().any()
+
+
 def test_one_scale_is_for_ternary_weights_without_groups() -> None:
     for grid in (integer_grid(4), Grid(2, 2, 32)):
         with pytest.raises(InputError, match="for ternary weights without groups only"):

@@ -75,6 +75,8 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="a matrix of 32 columns reads 64 features"):
         find_scaling([np.ones((2, 32), np.float32)], statistics, integer_grid(4))
     empty = InputStatistics(0, statistics.peak, statistics.mean, statistics.moment, np.zeros((0, 64), np.float32))
+    with pytest.raises(InputError, match=r"statistics of 64 features: peak .63.*in blocks of .64."):
+        InputStatistics(20, statistics.peak[1:], statistics.mean, statistics.moment, statistics.sample)
     with pytest.raises(InputError, match="without a sample"):
         find_scaling([np.ones((2, 64), np.float32)], empty, integer_grid(4))
     for scale in (np.ones(63, np.float32), np.zeros(64, np.float32), np.full(64, np.inf, np.float32)):
