@@ -1,4 +1,4 @@
-"""Renders a chat template in a process of its own; started by `chat.py`, reads and writes one JSON object.
+"""Renders a chat template in a limited process; started by `chat.py`, asked in JSON.
 
 A template comes from a checkpoint that nobody reviewed. jinja2's sandbox keeps it from Python's objects, but
 not from looping for ever or from `'x' * 10**10`; only the operating system can end those reliably. This file
@@ -7,9 +7,7 @@ imports nothing of bitnet_onnx, so that the process starts quickly and holds not
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -97,23 +95,6 @@ def render(request: dict[str, Any]) -> dict[str, Any]:
     return {"texts": texts}
 
 
-def _limit_process(megabytes: int, seconds: int) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows: the parent's time limit remains
-        return
-    for kind, limit in ((resource.RLIMIT_AS, megabytes << 20), (resource.RLIMIT_CPU, seconds)):
-        # macOS refuses a limit below the address space already reserved.
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(kind, (limit, limit))
-
-
-def main() -> None:
-    """Reads the request from standard input and writes the answer to standard output."""
-    request = json.load(sys.stdin.buffer)
-    _limit_process(request["max_megabytes"], request["max_seconds"])
-    sys.stdout.buffer.write(json.dumps(render(request)).encode())
-
-
-if __name__ == "__main__":
-    main()
+def answer(request: bytes) -> dict[str, Any]:
+    """`render` of JSON."""
+    return render(json.loads(request))

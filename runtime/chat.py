@@ -13,14 +13,13 @@ from typing import Any, Self
 
 from bitnet_onnx.errors import InputError, PackageError
 from bitnet_onnx.json_input import load_object
-from bitnet_onnx.limited_process import run_limited
+from bitnet_onnx.limited_process import Limits, ProcessEndedError, run_limited
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
 
 _WORKER = Path(__file__).with_name("_template_worker.py")
-_MAX_SECONDS = 5
-_MAX_MEGABYTES = 512
+_LIMITS = Limits(megabytes=512, seconds=5)
 _MAX_CHARACTERS = 4 * 2**20
 _MAX_MESSAGES = 10_000
 _MAX_REASON = 300
@@ -159,8 +158,6 @@ class ChatTemplate:
             "variables": self._variables if tools is None else {**self._variables, "tools": list(tools)},
             "conversations": [[message.for_template() for message in messages] for messages in conversations],
             "max_characters": _MAX_CHARACTERS,
-            "max_megabytes": _MAX_MEGABYTES,
-            "max_seconds": _MAX_SECONDS,
         }
         answer = _run_worker(json.dumps(request).encode())
         if "refused" in answer:
@@ -176,19 +173,15 @@ def _short(reason: object) -> str:
 
 
 def _run_worker(request: bytes) -> dict[str, Any]:
-    done = run_limited(_WORKER, request, seconds=_MAX_SECONDS)
-    if done is None:
-        raise PackageError(f"the chat template did not finish within {_MAX_SECONDS} s")
     try:
-        answer = json.loads(done.output)
-    except ValueError:
-        answer = None
-    if done.status or not isinstance(answer, dict):
-        logger.debug("template process: %s", done.errors.decode(errors="replace"))
+        return run_limited(_WORKER, request, _LIMITS)
+    except ProcessEndedError as error:
+        if error.status is None:
+            raise PackageError(f"the chat template did not finish within {_LIMITS.seconds} s") from None
         raise PackageError(
-            f"the chat template ended its process (status {done.status}): out of memory or of {_MAX_SECONDS} s of time"
-        )
-    return answer
+            f"the chat template ended its process (status {error.status}): out of memory or of {_LIMITS.seconds} s of "
+            f"time"
+        ) from None
 
 
 def encode_chat(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections.abc import Sequence
@@ -82,16 +81,9 @@ def test_what_the_worker_answers_to_a_wrong_template(source: str, kind: str, wor
     assert words in answer[kind]
 
 
-def test_the_worker_reads_and_writes_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = {**request_of("{{ messages[0].content }}"), "max_megabytes": 1, "max_seconds": 2}
-    limits: list[tuple[int, int]] = []
-    monkeypatch.setattr(_template_worker, "_limit_process", lambda *args: limits.append(args))
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(json.dumps(request).encode())))
-    written = io.BytesIO()
-    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written))
-    _template_worker.main()
-    assert json.loads(written.getvalue()) == {"texts": ["hello"]}
-    assert limits == [(1, 2)]
+def test_the_worker_is_asked_in_json() -> None:
+    request = request_of("{{ messages[0].content }}")
+    assert _template_worker.answer(json.dumps(request).encode()) == {"texts": ["hello"]}
 
 
 def test_a_template_may_refuse_in_its_own_words() -> None:
