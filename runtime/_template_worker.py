@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from functools import lru_cache
+from types import CodeType
 from typing import Any, NoReturn
 
 import jinja2
@@ -62,6 +64,11 @@ def make_environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
+@lru_cache(maxsize=1)
+def _compiled(source: str) -> CodeType:
+    return make_environment().compile(source)
+
+
 def render(request: dict[str, Any]) -> dict[str, Any]:
     """Renders every conversation of the request.
 
@@ -74,9 +81,12 @@ def render(request: dict[str, Any]) -> dict[str, Any]:
     """
     limit = request["max_characters"]
     try:
-        template = make_environment().from_string(request["template"])
+        code = _compiled(request["template"])
         texts = []
         for messages in request["conversations"]:
+            # Conversations share the code, which cannot change, and nothing that a template could leave something in.
+            environment = make_environment()
+            template = environment.template_class.from_code(environment, code, environment.make_globals(None))
             pieces, size = [], 0
             for piece in template.generate(messages=messages, **request["variables"]):
                 size += len(piece)

@@ -1,8 +1,9 @@
-"""Chat templates that want out of their sandbox, or never to end."""
+"""Chat templates that want out of their sandbox, never to end, or to tell one conversation of another."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,75 @@ def test_memory_without_end_within_the_process_is_an_answer(monkeypatch: pytest.
 
     monkeypatch.setattr(_template_worker, "make_environment", fail)
     assert "memory" in _template_worker.render({"template": "", "max_characters": 1})["error"]
+
+
+#: What each says of a conversation's first content must not depend on the conversations before it.
+MEMORIES = {
+    "a variable": "{{ kept | default('no') }}{% set kept = messages[0].content %}",
+    "a namespace": "{% if n is not defined %}{% set n = namespace(x='no') %}{% endif %}{{ n.x }}"
+    "{% set n.x = messages[0].content %}",
+    "a cycler": "{% set c = c | default(cycler('no', 'yes')) %}{{ c.next() }}",
+    "a joiner": "{% set j = j | default(joiner('yes')) %}{{ j() or 'no' }}",
+    "a global that is hidden": "{{ range.kept | default('no') }}{% set range = {'kept': messages[0].content} %}",
+    "a macro's default": "{% macro f(x=[]) %}{{ x[0] | default('no') }}{% endmacro %}{{ f() }}{{ list }}",
+    "a macro's default, filled": "{% macro f(x={'a': 'no'}) %}{{ x.a }}{% set _ = dict.update(x, {'a': 'yes'}) %}"
+    "{% endmacro %}{{ f() }}",
+    "a constant list": "{% for x in [['no']] %}{{ x[0] }}{% set _ = dict.update({}, a=x) %}{% endfor %}",
+    "a block": "{% block a %}{{ kept | default('no') }}{% set kept = messages[0].content %}{% endblock %}",
+    "a loop": "{% for m in messages %}{{ 'yes' if loop.previtem else 'no' }}{% endfor %}",
+    "the variables": "{{ bos | default('no') }}{% set bos = messages[0].content %}{% set messages = 1 %}",
+    "the messages, changed": "{{ messages[0].kept | default('no') }}{{ dict.update(messages[0], kept='yes') or '' }}",
+    "what was imported": "{{ self.kept | default('no') }}",
+}
+
+#: What would store something in an object that all conversations see is an error.
+STORES = [
+    "{% set cycler.kept = messages[0].content %}",
+    "{% set raise_exception.kept = 1 %}",
+    "{% set dict.kept = 1 %}",
+    "{% set self.kept = 1 %}",
+    "{% macro f() %}{% endmacro %}{% set f.kept = 1 %}",
+    "{% macro f(x=[]) %}{{ x.append(1) }}{% endmacro %}{{ f() }}",
+    "{% set _ = range.__dict__ %}{{ _.update(x=1) }}",
+]
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_a_conversation_leaves_nothing_for_the_next(name: str) -> None:
+    template = ChatTemplate(MEMORIES[name], {})
+    with closing(template):
+        one, other = ([Message("user", text)] for text in ("yes, a secret", "another"))
+        texts = template.render([one, one, other]) + template.render([other]) + template.render([one])
+        assert texts == ["no"] * 5
+        (process,) = template._processes._idle  # a process for all of them, or this would prove nothing
+        assert process.answers == 3
+
+
+@pytest.mark.parametrize("source", STORES)
+def test_what_all_conversations_see_cannot_be_changed(source: str) -> None:
+    refusal(source)
+
+
+def test_a_template_that_hangs_fails_its_own_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitnet_onnx.runtime.chat._LIMITS", Limits(megabytes=512, seconds=2))
+    hang = "{% if messages[0].content == 'hang' %}" + ENDLESS["nested loops"] + "{% endif %}{{ messages[0].content }}"
+    template = ChatTemplate(hang, {})
+    with closing(template):
+        assert template.render([[Message("user", "a")]]) == ["a"]
+        (first,) = template._processes._idle
+        with pytest.raises(PackageError, match="2 s"):
+            template.render([[Message("user", "hang")]])
+        assert not template._processes._idle
+        assert not first.alive
+        assert template.render([[Message("user", "b")]]) == ["b"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces the limit on the address space")
+def test_a_template_that_takes_much_memory_gets_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "{% if messages[0].content == 'much' %}{{ messages[0].content * 10 ** 8 == 'y' }}{% endif %}"
+    template = ChatTemplate(source, {})
+    with closing(template):
+        assert template.render([[Message("user", "a")]]) == [""]
+        assert len(template._processes._idle) == 1
+        assert template.render([[Message("user", "much")]]) == ["False"]
+        assert not template._processes._idle

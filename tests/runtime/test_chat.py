@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_package import CHAT_TEMPLATE, SPECIALS
 
 from bitnet_onnx.errors import InputError, PackageError
-from bitnet_onnx.runtime import Message, PackageInfo, _template_worker, chat
+from bitnet_onnx.runtime import Message, PackageInfo, _template_worker
 from bitnet_onnx.runtime._template_worker import render
 from bitnet_onnx.runtime.chat import ChatTemplate, encode_chat
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
@@ -25,14 +25,14 @@ def tokenizer(package: PackageInfo) -> TextTokenizer:
     return TextTokenizer(package)
 
 
+@pytest.fixture(scope="module")
+def template() -> ChatTemplate:
+    return ChatTemplate(CHAT_TEMPLATE, SPECIAL_TOKENS)
+
+
 def rendered(source: str, messages: Sequence[Message] = HELLO) -> str:
     (text,) = ChatTemplate(source, SPECIAL_TOKENS).render([messages])
     return text
-
-
-def in_this_process(request: bytes) -> dict[str, Any]:
-    """Replaces the worker process where a test needs many renderings."""
-    return render(json.loads(request))
 
 
 @pytest.mark.parametrize(
@@ -136,12 +136,10 @@ def test_a_message_cannot_forge_control_tokens(
         max_size=8,
     )
 )
-def test_no_content_changes_the_control_tokens(package: PackageInfo, contents: list[str]) -> None:
-    tokenizer = TextTokenizer(package)
-    template = ChatTemplate(CHAT_TEMPLATE, SPECIAL_TOKENS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chat, "_run_worker", in_this_process)
-        ids = encode_chat(template, tokenizer, [Message("user", content) for content in contents])
+def test_no_content_changes_the_control_tokens(
+    tokenizer: TextTokenizer, template: ChatTemplate, contents: list[str]
+) -> None:
+    ids = encode_chat(template, tokenizer, [Message("user", content) for content in contents])
     assert [token for token in ids if token in tokenizer.control_ids] == [257, 258] * len(contents) + [257]
     assert tokenizer.decode(ids) == "".join(f"user\n{content}\n" for content in contents) + "assistant\n"
 
