@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
 
 from bitnet_onnx.by_rows import MatrixRows
 from bitnet_onnx.converters.model import Tensors
-from bitnet_onnx.policy import Precision, Weights
+from bitnet_onnx.policy import Precision, Weights, weights_of
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 
 
@@ -18,7 +17,8 @@ class LayerRecord:
     Attributes:
         role: `layers.0.attn.q_proj`.
         shape: `(N, K)`.
-        weights: the precision that was chosen: `ternary`, `int4`, `int6`, `int8` or `float32`.
+        weights: what it was stored as: `ternary`, `int2` (all four values, as a checkpoint had them), `int4`, `int6`,
+            `int8` or `float32`.
         group_size: columns that share a scale; 0 for one scale a row or a tensor.
         activation_bits: of the layer's input; 0 where it stays float.
         bits_per_weight: with scales.
@@ -32,9 +32,6 @@ class LayerRecord:
     activation_bits: int
     bits_per_weight: float
     relative_error: float
-
-
-_NAMES: Final = {2: Weights.TERNARY, 4: Weights.INT4, 6: Weights.INT6, 8: Weights.INT8}
 
 
 def quantize(tensors: Tensors, role: str, precision: Precision) -> tuple[QuantizedTensor | None, LayerRecord]:
@@ -67,7 +64,7 @@ def _record(role: str, tensor: QuantizedTensor, precision: Precision, relative_e
     return LayerRecord(
         role,
         tensor.shape,
-        _NAMES[tensor.grid.bits],
+        weights_of(tensor.grid),
         tensor.grid.group_size,
         precision.activation_bits,
         tensor.bits_per_weight(),
