@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from bitnet_onnx.by_rows import MatrixRows
 from bitnet_onnx.converters.model import Tensors
 from bitnet_onnx.policy import Precision, Weights, weights_of
-from bitnet_onnx.quantized import FloatArray, QuantizedTensor
+from bitnet_onnx.quantized import TERNARY, FloatArray, QuantizedTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ def quantize(tensors: Tensors, role: str, precision: Precision) -> tuple[Quantiz
     rows, columns = tensors.shape(f"{role}.weight")
     if precision.weights is Weights.FLOAT32:
         return None, _float_record(role, (rows, columns))
-    stored = tensors.quantized(role)
+    # Masters have codes of two bits or none; those that every forward rounds would be rounded for nothing.
+    stored = tensors.quantized(role) if precision.keeps(TERNARY) or not tensors.is_master(role) else None
     if stored is not None and precision.keeps(stored.grid):
         return stored, _record(role, stored, precision, 0.0)
     if precision.weights is Weights.AUTO and tensors.is_master(role):

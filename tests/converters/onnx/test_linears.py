@@ -31,6 +31,7 @@ class OneMatrix:
     stored: QuantizedTensor | None = None
     master: bool = False
     reads: int = 0
+    rounded: int = 0
 
     def shape(self, role: str) -> tuple[int, ...]:
         assert role == "layers.0.mlp.up_proj.weight"
@@ -46,6 +47,7 @@ class OneMatrix:
 
     def quantized(self, role: str) -> QuantizedTensor | None:
         assert role == "layers.0.mlp.up_proj"
+        self.rounded += 1
         return self.stored
 
     def is_master(self, role: str) -> bool:
@@ -113,6 +115,17 @@ def test_ternary_keeps_ternary_codes_and_no_others() -> None:
         assert tensor is not None
         assert tensor.grid == TERNARY
     assert result(OneMatrix(STORED_INT4.dequantize(), STORED_INT4), Precision(Weights.FLOAT32)) is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "asked"),
+    [(Weights.AUTO, 1), (Weights.KEEP, 1), (Weights.TERNARY, 1), (Weights.INT4, 0), (Weights.INT8, 0)],
+)
+def test_a_master_is_rounded_in_every_forward_only_where_that_is_kept(weights: Weights, asked: int) -> None:
+    master = OneMatrix(FLOATS, quantize_absmean(FLOATS), master=True)
+    tensor, _ = quantize(master, "layers.0.mlp.up_proj", Precision(weights, 0))
+    assert master.rounded == asked
+    assert (tensor is master.stored) is bool(asked)
 
 
 def test_masters_become_ternary_where_nothing_else_is_said() -> None:
