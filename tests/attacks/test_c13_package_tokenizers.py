@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import bounded_command
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_package import byte_tokenizer, write_package
 from tokenizer_bombs import BOMBS, charsmap, split, with_part
 from tokenizers import Tokenizer, models
@@ -20,7 +23,7 @@ from bitnet_onnx.json_input import outside_strings
 from bitnet_onnx.limited_process import Limits
 from bitnet_onnx.runtime import PackageInfo, _tokenizer_file, _tokenizer_trial
 from bitnet_onnx.runtime._tokenizer_file import check_tokenizer_file
-from bitnet_onnx.runtime.tokenizer import TextTokenizer
+from bitnet_onnx.runtime.tokenizer import TextTokenizer, parse_tokenizer
 
 
 @pytest.fixture
@@ -112,6 +115,30 @@ def test_tokens_of_quotes_and_backslashes_are_usual() -> None:
         text: index for index, text in enumerate(["\\u", "\\", '"type":"', '\\"', "\n", "{", "]}", "\\\\u0079"])
     }
     assert parts_of(compact(document() | {"model": {**MODEL, "vocab": vocabulary}})) is not None
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 1 << 16),
+            st.integers(0, 12),
+            st.sampled_from(
+                [b"", b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"null", b"9" * 30, b'"Regex":"(a"', b'"a":{}']
+            ),
+        ),
+        max_size=4,
+    )
+)
+def test_what_is_taken_for_our_form_loads_or_is_refused(edits: list[tuple[int, int, bytes]]) -> None:
+    data = compact(document())
+    for place, length, new in edits:
+        at = place % len(data)
+        data = data[:at] + new + data[at + length :]
+    if parts_of(data) is not None:
+        # Were it to end the process, no test would be left to say so.
+        with suppress(PackageError):
+            parse_tokenizer(data, "tokenizer.json")
 
 
 def test_a_name_in_an_unfinished_string_begins_no_model() -> None:

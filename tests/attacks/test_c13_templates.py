@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -172,3 +174,28 @@ def test_a_template_that_takes_much_memory_gets_a_fresh_process(monkeypatch: pyt
         assert len(template._processes._idle) == 1
         assert template.render([[Message("user", "much")]]) == ["False"]
         assert not template._processes._idle
+
+
+def test_conversations_at_the_same_time_get_their_own_texts() -> None:
+    template = ChatTemplate("{% set n = namespace(x=messages[0].content) %}{{ n.x }}{{ messages | length }}", {})
+    with closing(template), ThreadPoolExecutor(16) as threads:
+        contents = [f"text {index}" for index in range(200)]
+        texts = threads.map(lambda text: template.render([[Message("user", text)]] * 2), contents)
+        assert list(texts) == [[f"{text}1"] * 2 for text in contents]
+
+
+def test_the_processes_end_with_python_without_a_word() -> None:
+    code = (
+        "import threading, time\n"
+        "from bitnet_onnx.runtime.chat import ChatTemplate, Message\n"
+        "kept, dropped, hanging = (ChatTemplate(text, {}) for text in ('a', 'b', '" + ENDLESS["nested loops"] + "'))\n"
+        "assert kept.render([[]]) == ['a'] and dropped.render([[]]) == ['b']\n"
+        "del dropped\n"
+        "def hang():\n"
+        "    try: hanging.render([[]])\n"
+        "    except Exception: pass\n"
+        "threading.Thread(target=hang, daemon=True).start()\n"
+        "time.sleep(0.5)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
