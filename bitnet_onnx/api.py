@@ -8,7 +8,7 @@ from bitnet_onnx import converters, model_zoo
 from bitnet_onnx.converters import GgufOptions, SafetensorsOptions
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.inspection import Inspection, inspect
-from bitnet_onnx.policy import HEAD_ACTIVATION_BITS, Policy, Precision, Weights, default_group_size
+from bitnet_onnx.policy import CHOICES, HEAD_ACTIVATION_BITS, Policy, Precision, Weights, default_group_size
 from bitnet_onnx.runtime import Generation, Model, SamplingParameters, load
 
 __all__ = [
@@ -131,6 +131,6 @@ def export(
 
 
 def _weights(name: str, argument: str) -> Weights:
-    if name not in list(Weights):
-        raise InputError(f"{argument} is {name!r}: choose one of {', '.join(Weights)}")
+    if name not in CHOICES:
+        raise InputError(f"{argument} is {name!r}: choose one of {', '.join(CHOICES)}")
     return Weights(name)

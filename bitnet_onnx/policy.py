@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from bitnet_onnx.activations import check_activation_bits
 from bitnet_onnx.by_rows import MatrixRows, recognize, to_integer, to_ternary
 from bitnet_onnx.errors import InputError
-from bitnet_onnx.quantized import GROUP_MULTIPLE, FloatArray, Grid, QuantizedTensor
+from bitnet_onnx.quantized import GROUP_MULTIPLE, TERNARY, FloatArray, Grid, QuantizedTensor
 
 
 class Weights(enum.StrEnum):
@@ -22,8 +22,12 @@ class Weights(enum.StrEnum):
     INT6 = "int6"
     INT8 = "int8"
     FLOAT32 = "float32"
+    #: Two bits of which all four values occur, as some checkpoints store them: nothing is rounded to it.
+    INT2 = "int2"
 
 
+#: What one may ask for.
+CHOICES = tuple(name for name in Weights if name is not Weights.INT2)
 _BITS = {Weights.INT4: 4, Weights.INT6: 6, Weights.INT8: 8}
 
 #: The two roles that `Policy.head` covers; one matrix where they are tied.
@@ -42,6 +46,13 @@ def default_group_size(weights: Weights) -> int:
     return 0 if weights is Weights.INT8 else DEFAULT_GROUP_SIZE
 
 
+def weights_of(grid: Grid) -> Weights:
+    """The precision of codes on a grid."""
+    if grid.bits == TERNARY.bits:
+        return Weights.TERNARY if grid.zero_point == TERNARY.zero_point else Weights.INT2
+    return {bits: name for name, bits in _BITS.items()}[grid.bits]
+
+
 @dataclass(frozen=True, slots=True)
 class Precision:
     """How the weights of one layer are stored, and what they are multiplied with.
@@ -49,7 +60,8 @@ class Precision:
     Attributes:
         weights: `auto` keeps a matrix that already is ternary or stored in codes and makes any other what `otherwise`
             says; `keep` is the same but stores any other as float32; `ternary` keeps a ternary matrix and quantizes any
-            other by absmean; `int4`, `int6`, `int8` round to nearest; `float32` stores floats.
+            other by absmean; `int4`, `int6`, `int8` round to nearest; `float32` stores floats; `int2`
+            keeps codes that are stored so, and floats as they are.
         group_size: columns that share a scale, for the integer precisions; 0 for one scale a row.
         activation_bits: of the layer's input where the weights are quantized: 8 or 16, or 0 for floats.
         otherwise: what `auto` makes of a matrix that is not ternary.
@@ -87,8 +99,8 @@ class Precision:
         """Whether a matrix that is stored in codes of `grid` stays as it is: what is asked for, or any with `auto`."""
         if self.weights in (Weights.AUTO, Weights.KEEP):
             return True
-        if self.weights is Weights.TERNARY:
-            return grid.bits == 2
+        if self.weights in (Weights.TERNARY, Weights.INT2):
+            return weights_of(grid) is self.weights
         return (_BITS.get(self.weights), self.group_size) == (grid.bits, grid.group_size)
 
     def quantize(self, weight: FloatArray) -> QuantizedTensor | None:
@@ -106,7 +118,7 @@ class Precision:
         if exact is not None:
             return exact, 0.0
         match self.of_floats:
-            case Weights.FLOAT32:
+            case Weights.FLOAT32 | Weights.INT2:
                 return None, 0.0
             case Weights.TERNARY:
                 return to_ternary(rows)

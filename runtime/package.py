@@ -26,7 +26,7 @@ from bitnet_onnx.runtime._json import decode_utf8, read_bytes, read_object
 _REQUIRED = (MODEL, MODEL_DATA, TOKENIZER, TOKENIZER_CONFIG, CONFIG, GENERATION_CONFIG)
 #: protobuf cannot hold more.
 _MAX_GRAPH_BYTES = 2**31 - 1
-MAX_TOKENIZER_BYTES = 128 * 2**20
+MAX_TOKENIZER_BYTES = 64 * 2**20
 _MAX_TEMPLATE_BYTES = 2**20
 _MAX_STOP_IDS = 64
 #: Far above any decoder in use (about 5 MB), far below what one hostile number could ask for.

@@ -30,7 +30,7 @@ from bitnet_onnx.converters import (
 )
 from bitnet_onnx.converters import Progress as Report
 from bitnet_onnx.converters.onnx._linears import LayerRecord
-from bitnet_onnx.policy import HEAD_ROLES, Weights
+from bitnet_onnx.policy import CHOICES, HEAD_ROLES, Weights
 
 #: Columns of the terminal for `layers.100.mlp.gate_proj`, so that the bar does not jump; all fit into 80.
 _NAME_WIDTH: Final = 24
@@ -62,7 +62,7 @@ _TARGETS = {
 )
 @click.option(
     "--weights",
-    type=click.Choice([str(name) for name in Weights]),
+    type=click.Choice([str(name) for name in CHOICES]),
     default="auto",
     show_default=True,
     help="Precision of the blocks. auto: ternary matrices stay ternary without loss, others become int4, those of "
@@ -273,7 +273,7 @@ def _warning(conversion: Conversion) -> str:
     """What makes the package a worse model than it looks, or empty."""
     blocks = [layer for layer in conversion.layers if layer.role not in HEAD_ROLES]
     if conversion.trained_ternary:
-        if all(layer.weights is Weights.TERNARY for layer in blocks):
+        if all(layer.weights in (Weights.TERNARY, Weights.INT2) for layer in blocks):
             return ""
         return (
             "this model was trained with ternary weights and is another model at any other precision; "

@@ -19,7 +19,7 @@ from bitnet_onnx.evaluation._report import WeightCheck
 from bitnet_onnx.policy import Precision, Weights
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 
-_BITS: Final = {Weights.TERNARY: 2, Weights.INT4: 4, Weights.INT6: 6, Weights.INT8: 8}
+_BITS: Final = {Weights.TERNARY: 2, Weights.INT2: 2, Weights.INT4: 4, Weights.INT6: 6, Weights.INT8: 8}
 Differs = npt.NDArray[np.bool_]
 
 #: Rows of float matrices compared at once.

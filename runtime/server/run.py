@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -181,7 +182,7 @@ def run_server(
         )
         if not listening.is_local and not keys:
             logger.warning("no API keys: whoever reaches %s may use this server", listening.host)
-        with opened as engine:
+        with opened as engine, closing(encoder):
             app = create_app(engine, RequestPrompts(encoder), settings, keys=keys, plan_answer=plan_answer)
             started(_address(listener))
             Server(app, engine, listening.drain_seconds).run([listener])

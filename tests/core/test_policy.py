@@ -7,7 +7,7 @@ import pytest
 
 from bitnet_onnx.api import make_policy
 from bitnet_onnx.errors import InputError
-from bitnet_onnx.policy import Policy, Precision, Weights
+from bitnet_onnx.policy import CHOICES, Policy, Precision, Weights
 from bitnet_onnx.quantized import TERNARY, Grid
 
 RNG = np.random.default_rng(0)
@@ -37,7 +37,7 @@ def test_bits_of_each_precision(weights: Weights, floats: int | None, trits: int
 
 def test_zeros_are_legal_in_every_precision() -> None:
     zeros = np.zeros((5, 40), np.float32)
-    for weights in Weights:
+    for weights in CHOICES:
         tensor = Precision(weights).quantize(zeros)
         assert tensor is None or not tensor.dequantize().any()
 
