@@ -73,7 +73,14 @@ def run_load(address: str, user: str, *, users: int, seconds: float) -> list[Rec
         records.touch()
         command = [
             *(sys.executable, "-P", "-m", "locust", "-f", str(_USERS), user, "--headless", "--host", address),
-            *("--users", str(users), "--spawn-rate", str(max(users / 2, 1)), "--run-time", f"{max(1, round(seconds))}s"),
+            *(
+                "--users",
+                str(users),
+                "--spawn-rate",
+                str(max(users / 2, 1)),
+                "--run-time",
+                f"{max(1, round(seconds))}s",
+            ),
             *("--stop-timeout", str(_STOP_S), "--exit-code-on-error", "0", "--loglevel", "ERROR", "--only-summary"),
         ]
         environment = os.environ | {_RECORDS_VARIABLE: str(records)}

@@ -15,6 +15,8 @@ from bitnet_onnx.errors import InputError
 
 #: Points of a line: more would be noise.
 _POINTS = 60
+#: Percentiles are those of so many seconds at the least.
+_WINDOW_S = 10.0
 
 
 def plot_load(timeline: Any, records: Sequence[Record], path: Path) -> None:
@@ -39,7 +41,7 @@ def plot_load(timeline: Any, records: Sequence[Record], path: Path) -> None:
     speed.set_ylabel("tokens/s")
     begun = timeline[0]["s"] + min((record.at for record in records), default=0)
     for share, color in ((50, "#4878a8"), (95, "#e49444")):
-        first.plot(*_percentile(records, begun, step, share), label=f"p{share}", color=color)
+        first.plot(*_percentile(records, begun, max(step, _WINDOW_S), share), label=f"p{share}", color=color)
     first.set_ylabel("time to first token, s")
     first.set_yscale("log")
     queue.plot(seconds, [point.get("running", 0) for point in timeline], label="in slots", color="#4878a8")

@@ -12,9 +12,10 @@ from typing import Any, Literal
 Ending = Literal["read", "leave in the stream", "leave at once"]
 
 _WORDS = (
-    "river stone window yellow quiet engine garden paper morning number slowly bridge copper letter under forest "
-    "simple market travel winter almost circle island future gentle silver people answer between harbour question"
-).split()
+    *("river", "stone", "window", "yellow", "quiet", "engine", "garden", "paper", "morning", "number", "slowly"),
+    *("bridge", "copper", "letter", "under", "forest", "simple", "market", "travel", "winter", "almost", "circle"),
+    *("island", "future", "gentle", "silver", "people", "answer", "between", "harbour", "question"),
+)
 _SHARED = "You are a careful assistant of a small library. " + " ".join(_WORDS * 8)
 _SCHEMA = {
     "type": "object",

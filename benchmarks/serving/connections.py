@@ -2,8 +2,8 @@
 
     python -P -m bitnet_onnx.benchmarks.serving.connections --package PACKAGE --out connections.json
 
-As many users of locust (extra `bench`) as connections ask at once, again and again; `/health` is asked over a connection
-of its own. Status 1: a request was neither answered nor refused with 429, or `/health` was slow.
+As many users of locust (extra `bench`) as connections ask at once, again and again; `/health` is asked over one more
+connection. Status 1: a request was neither answered nor refused with 429, or `/health` was slow.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Does a server stay whole and small under everything that clients do, for minutes?
 
-    python -P -m bitnet_onnx.benchmarks.serving.mixed_load --package PACKAGE --minutes 10 --out load.json --plot load.svg
+    python -P -m bitnet_onnx.benchmarks.serving.mixed_load --package PACKAGE --minutes 10 --out a.json --plot a.png
 
-`bitnet-onnx serve` runs as a process of its own, locust (extra `bench`) as another. Users ask for chats and completions,
+`bitnet-onnx serve` runs as a process of its own, locust (extra `bench`) as another. Users ask for chats and texts,
 short and long, streamed and whole, bound to a schema or several at once; some leave in the middle, some ask for what
 cannot be. Every answer is checked, and what the server holds is sampled each second. Status 1: a request failed.
 """
@@ -153,7 +153,9 @@ def _point(sample: Sample, started: float) -> dict[str, float]:
 @click.option("--minutes", type=click.FloatRange(0.05, 24 * 60), default=10.0, show_default=True)
 @click.option("--users", type=click.IntRange(1, 1000), default=24, show_default=True)
 @click.option("--max-batch", type=click.IntRange(1, 1024), default=16, show_default=True, help="Slots of the server.")
-@click.option("--idle", type=click.FloatRange(0, 3600), default=15.0, show_default=True, help="Seconds of rest at last.")
+@click.option(
+    "--idle", type=click.FloatRange(0, 3600), default=15.0, show_default=True, help="Seconds of rest at last."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
 @click.option("--plot", type=click.Path(path_type=Path), help="PNG, SVG or PDF file to draw.")
 def main(
