@@ -18,8 +18,7 @@ from bitnet_onnx.cli._watch_history import History
 from bitnet_onnx.runtime.engine.metrics import EngineMetrics, Histogram
 
 _LABEL = 14
-_WIDE = 110
-_LEAST_COLUMN = 20
+_WIDE, _TALL = 110, 12
 _OWNER_STYLES = ("cyan", "magenta", "yellow", "green", "blue", "red")
 _FULL = 0.9
 #: A snapshot that is older than this is told to be.
@@ -72,7 +71,7 @@ class View:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, height = options.max_width, options.height or options.size.height
         drawing = _Drawing(self._watched, _ASCII if options.ascii_only else _BLOCKS, self._clock())
-        wide = width >= _WIDE and bool(self._watched.history)
+        wide = width >= _WIDE and height >= _TALL and bool(self._watched.history)
         yield drawing.wide(width, height) if wide else drawing.narrow(width, height)
 
 
@@ -105,8 +104,8 @@ class _Drawing:
         lines = list(head)
         for section in sections:
             lines += [Text(), *section] if blank else section
-        spare = height - len(lines) - len(foot)
-        lines += messages[-spare:] if spare > 0 else []
+        spare = max(height - len(lines) - len(foot), 0)
+        foot = [*messages[max(len(messages) - spare, 0) :], *foot]
         lines += [Text()] * (height - len(lines) - len(foot))
         return _fit([*lines, *foot][:height], width)
 
@@ -159,9 +158,8 @@ class _Drawing:
                 count = last.engine.running + last.engine.queue_length
                 words, style = f"ending: {count} answer{'s' if count != 1 else ''} to go", "yellow"
         right = Text.assemble((f"{self._glyphs.dot} {words}", f"bold {style}"), (up, "dim"))
-        left = Text.assemble(
-            (self._history.last.model if self._history else "", "bold"), "  ", (watched.address, "dim")
-        )
+        model = printable(self._history.last.model) if self._history else ""
+        left = Text.assemble((model, "bold"), "  ", (watched.address, "dim"))
         left = _cropped(left, max(width - right.cell_len - 2, 0))
         return left.append(" " * max(width - left.cell_len - right.cell_len, 0)).append_text(right)
 

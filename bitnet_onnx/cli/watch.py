@@ -86,11 +86,11 @@ def _fetch(connect: Callable[[], http.client.HTTPConnection], path: str, key: st
     body = b""
     try:
         connection.request("GET", path, headers={} if key is None else {"Authorization": f"Bearer {key}"})
-        response = connection.getresponse()
-        while chunk := response.read1(_CHUNK):
-            body += chunk
-            if len(body) > _MAX_BYTES or time.monotonic() > ends:
-                raise InputError(f"{path}: larger than {_MAX_BYTES} bytes or slower than {_TIMEOUT_S:g} s")
+        with connection.getresponse() as response:
+            while chunk := response.read1(_CHUNK):
+                body += chunk
+                if len(body) > _MAX_BYTES or time.monotonic() > ends:
+                    raise InputError(f"{path}: larger than {_MAX_BYTES} bytes or slower than {_TIMEOUT_S:g} s")
     except OSError as error:
         raise BitnetOnnxError(f"{connection.host}:{connection.port}: {error.strerror or error}") from None
     except http.client.HTTPException as error:
