@@ -65,7 +65,7 @@ def run_load(address: str, user: str, *, users: int, seconds: float) -> list[Rec
 
     Raises:
         InputError: locust is not installed.
-        BitnetOnnxError: locust failed, with its last words.
+        BitnetOnnxError: locust failed, with its last words, or sent nothing.
     """
     check_locust()
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +88,10 @@ def run_load(address: str, user: str, *, users: int, seconds: float) -> list[Rec
         if ended.returncode:
             words = " ".join(ended.stderr.split())[-300:]
             raise BitnetOnnxError(f"locust ended with status {ended.returncode}: {words or 'no message'}")
-        return Record.read(records)
+        found = Record.read(records)
+    if not found:
+        raise BitnetOnnxError("locust sent no request in its time; give it longer")
+    return found
 
 
 def percentiles(values: Iterable[float]) -> dict[str, float] | None:

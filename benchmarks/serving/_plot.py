@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from bitnet_onnx.benchmarks.serving._load import Record
 from bitnet_onnx.benchmarks.tables import check_plot
 from bitnet_onnx.errors import InputError
 
@@ -19,8 +18,12 @@ _POINTS = 60
 _WINDOW_S = 10.0
 
 
-def plot_load(timeline: Any, records: Sequence[Record], path: Path) -> None:
+def plot_load(facts: Mapping[str, Any], path: Path) -> None:
     """Draw throughput, time to first token, queue and memory.
+
+    Args:
+        facts: of the report.
+        path: PNG, SVG or PDF.
 
     Raises:
         InputError: matplotlib is not installed, or the file cannot be written.
@@ -31,6 +34,7 @@ def plot_load(timeline: Any, records: Sequence[Record], path: Path) -> None:
 
     figure = Figure(figsize=(9, 9), layout="constrained")
     speed, first, queue, memory = figure.subplots(4, sharex=True)
+    timeline = facts["timeline"]
     seconds = [point["s"] for point in timeline]
     step = max(seconds[-1] / _POINTS, 1.0)
     for name, label, color in (
@@ -39,9 +43,8 @@ def plot_load(timeline: Any, records: Sequence[Record], path: Path) -> None:
     ):
         speed.plot(*_rates(timeline, name, step), label=label, color=color)
     speed.set_ylabel("tokens/s")
-    begun = timeline[0]["s"] + min((record.at for record in records), default=0)
     for share, color in ((50, "#4878a8"), (95, "#e49444")):
-        first.plot(*_percentile(records, begun, max(step, _WINDOW_S), share), label=f"p{share}", color=color)
+        first.plot(*_percentile(facts["first_tokens"], max(step, _WINDOW_S), share), label=f"p{share}", color=color)
     first.set_ylabel("time to first token, s")
     first.set_yscale("log")
     queue.plot(seconds, [point.get("running", 0) for point in timeline], label="in slots", color="#4878a8")
@@ -76,11 +79,10 @@ def _rates(timeline: Sequence[Mapping[str, float]], name: str, step: float) -> t
     return [b["s"] for _, b in pairs], [(b[name] - a[name]) / (b["s"] - a["s"]) for a, b in pairs]
 
 
-def _percentile(records: Sequence[Record], begun: float, step: float, share: int) -> tuple[list[float], list[float]]:
+def _percentile(found: Sequence[Mapping[str, float]], step: float, share: int) -> tuple[list[float], list[float]]:
     """Moments, and a percentile of the times to first token of the streams that began before each."""
     bins: dict[int, list[float]] = {}
-    for record in records:
-        if record.first_token_s is not None:
-            bins.setdefault(int((record.at - begun) // step), []).append(record.first_token_s)
+    for point in found:
+        bins.setdefault(int(point["s"] // step), []).append(point["first_token_s"])
     numbers = sorted(bins)
     return [(number + 1) * step for number in numbers], [float(np.percentile(bins[n], share)) for n in numbers]

@@ -61,14 +61,19 @@ class ServerProcess:
             self.address = line.split()[-1]
             self._wait_until_up()
         except BaseException:
-            self.end()
+            self.close()
             raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends it, and forgets what it said."""
         self.end()
+        self._errors.close()
 
     @property
     def alive(self) -> bool:

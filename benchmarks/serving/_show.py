@@ -39,6 +39,8 @@ def show_load(report: Report, console: Console) -> None:
     if memory is not None:
         parts = {name: f"{memory[f'{name}_bytes'] / 1e6:.1f} MB" for name in _MEMORY}
         console.print("anonymous memory: " + ", ".join(f"{_MEMORY[name]} {value}" for name, value in parts.items()))
+        if not memory["long_enough"]:
+            console.print("the load was too short to fill the caches: growth is theirs")
     health = facts.get("health_s")
     if health is not None:
         console.print("/health: " + ", ".join(f"{name} {_seconds(value)}" for name, value in health.items()))
@@ -52,6 +54,7 @@ _MEMORY = {
     "at_the_end": "at the end",
     "growth": "growth",
     "growth_of_peaks": "growth of the peaks",
+    "growth_outside_the_pool": "growth outside the pool",
     "peak": "peak",
     "at_rest": "at rest",
 }

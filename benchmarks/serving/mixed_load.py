@@ -21,16 +21,18 @@ import click
 from rich.console import Console
 
 from bitnet_onnx.benchmarks.results import Report
-from bitnet_onnx.benchmarks.serving._load import Record, check_locust, percentiles, run_load, summary
+from bitnet_onnx.benchmarks.serving._load import check_locust, percentiles, run_load, summary
 from bitnet_onnx.benchmarks.serving._plot import plot_load
 from bitnet_onnx.benchmarks.serving._server import Sample, Sampler, ServerProcess
 from bitnet_onnx.benchmarks.serving._show import show_load
 from bitnet_onnx.benchmarks.tables import check_plot
 from bitnet_onnx.errors import BitnetOnnxError
 
-#: As a share of the time, and at most: until caches are full and every slot has held a long text.
+#: As a share of the time, and at most.
 _WARM_UP, _MOST_WARM_UP_S = 0.2, 120.0
 _WINDOW, _MOST_WINDOW_S = 0.2, 60.0
+#: The prompt cache counts as full when it holds as much of the most that it comes to hold.
+_FULL = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +52,7 @@ class MixedLoad:
     idle_s: float = 15.0
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A run: its report, and what a plot is drawn from."""
-
-    report: Report
-    records: tuple[Record, ...]
-    samples: tuple[Sample, ...]
-
-    @property
-    def failures(self) -> int:
-        """Requests that were not answered as they should be."""
-        return sum(record.failure is not None for record in self.records)
-
-
-def run(package: Path, settings: MixedLoad, progress: Callable[[str], None] = lambda _: None) -> Outcome:
+def run(package: Path, settings: MixedLoad, progress: Callable[[str], None] = lambda _: None) -> Report:
     """Load a server and look at it.
 
     Raises:
@@ -74,53 +62,71 @@ def run(package: Path, settings: MixedLoad, progress: Callable[[str], None] = la
     check_locust()
     with ServerProcess(package, "--max-batch", str(settings.max_batch)) as server:
         progress(f"{settings.users} users for {settings.minutes:g} minutes at {server.address}")
-        started = time.time()
         with Sampler(server) as sampler:
             records = run_load(server.address, "MixedUser", users=settings.users, seconds=60 * settings.minutes)
-            ended = time.time()
             progress("at rest")
             time.sleep(settings.idle_s)
         if not server.alive:
             raise BitnetOnnxError(f"the server ended under the load: {server.errors()[-300:] or 'no message'}")
         status, errors = server.end(), server.errors()
     samples = sampler.samples
-    loaded = [sample for sample in samples if started <= sample.at <= started + 60 * settings.minutes]
+    begun = min(record.at for record in records)
+    loaded = [sample for sample in samples if begun <= sample.at <= begun + 60 * settings.minutes]
     facts: dict[str, Any] = {
         "load": summary(records),
-        "memory": _memory(loaded, started, samples[-1]),
+        "memory": _memory(loaded, begun, samples[-1]),
         "throughput": _throughput(loaded),
         "first_token_s": percentiles(r.first_token_s for r in records if r.first_token_s is not None),
-        "server": {"exit_status": status, "stderr": errors[-2000:], "load_ended_after_s": ended - started},
-        "timeline": [_point(sample, started) for sample in samples],
+        "server": {"exit_status": status, "stderr": errors[-2000:]},
+        "timeline": [_point(sample, begun) for sample in samples],
+        "first_tokens": [
+            {"s": round(r.at - begun, 2), "first_token_s": round(r.first_token_s, 4)}
+            for r in records
+            if r.first_token_s is not None
+        ],
     }
     notes = (
         "Speeds are those of a machine that the load itself shares with the server.",
-        "Memory growth is the median of anonymous memory at the end of the load less that after the warm-up.",
+        "Memory growth is the median of anonymous memory at the end of the load less that after the warm-up, "
+        "which lasts until the prompt cache is full.",
         "A request has failed when its status, form or end is not what it should be; bad requests should be refused.",
     )
-    report = Report("serving_mixed_load", {"package": package.name, **asdict(settings)}, (), facts, notes)
-    return Outcome(report, tuple(records), tuple(samples))
+    return Report("serving_mixed_load", {"package": package.name, **asdict(settings)}, (), facts, notes)
 
 
-def _memory(samples: Sequence[Sample], started: float, last: Sample) -> dict[str, float]:
+def _memory(samples: Sequence[Sample], begun: float, last: Sample) -> dict[str, float | bool]:
     """Anonymous memory after the warm-up and at the end of the load: medians of a window each, and their peaks."""
-    seconds = samples[-1].at - started
-    warm_up = min(_WARM_UP * seconds, _MOST_WARM_UP_S)
+    seconds = samples[-1].at - begun
+    warm_up = max(min(_WARM_UP * seconds, _MOST_WARM_UP_S), _filled(samples) - begun)
     window = min(_WINDOW * seconds, _MOST_WINDOW_S)
-    begin = [s.anonymous_bytes for s in samples if warm_up <= s.at - started <= warm_up + window]
-    end = [s.anonymous_bytes for s in samples if s.at - started >= seconds - window]
+    begin = [s for s in samples if warm_up <= s.at - begun <= warm_up + window] or [samples[-1]]
+    end = [s for s in samples if s.at - begun >= seconds - window]
+    after, at_the_end = (median(s.anonymous_bytes for s in part) for part in (begin, end))
     return {
         "warm_up_s": warm_up,
         "window_s": window,
+        "long_enough": warm_up + window <= seconds - window,
         "before_bytes": samples[0].anonymous_bytes,
-        "after_warm_up_bytes": median(begin),
-        "at_the_end_bytes": median(end),
-        "growth_bytes": median(end) - median(begin),
-        "growth_of_peaks_bytes": max(end) - max(begin),
+        "after_warm_up_bytes": after,
+        "at_the_end_bytes": at_the_end,
+        "growth_bytes": at_the_end - after,
+        "growth_of_peaks_bytes": max(s.anonymous_bytes for s in end) - max(s.anonymous_bytes for s in begin),
+        "growth_outside_the_pool_bytes": _outside(end) - _outside(begin),
         "peak_bytes": max(sample.anonymous_bytes for sample in samples),
         "peak_resident_bytes": max(sample.resident_bytes for sample in samples),
         "at_rest_bytes": last.anonymous_bytes,
     }
+
+
+def _filled(samples: Sequence[Sample]) -> float:
+    """When the prompt cache was full first."""
+    sizes = [sample.metrics.get("prompt_cache_bytes", 0.0) for sample in samples]
+    return next(sample.at for sample, size in zip(samples, sizes, strict=True) if size >= _FULL * max(sizes))
+
+
+def _outside(samples: Sequence[Sample]) -> float:
+    """Anonymous memory that the pool knows nothing of: Python's, and what allocators keep."""
+    return median(s.anonymous_bytes - s.metrics.get("memory_used_bytes", 0.0) for s in samples)
 
 
 def _throughput(samples: Sequence[Sample]) -> dict[str, float]:
@@ -138,10 +144,13 @@ def _throughput(samples: Sequence[Sample]) -> dict[str, float]:
     }
 
 
-def _point(sample: Sample, started: float) -> dict[str, float]:
-    names = ("queue_length", "running", "generated_tokens_total", "prefilled_tokens_total", "memory_used_bytes")
+def _point(sample: Sample, begun: float) -> dict[str, float]:
+    names = (
+        *("queue_length", "running", "generated_tokens_total", "prefilled_tokens_total"),
+        *("memory_used_bytes", "prompt_cache_bytes"),
+    )
     return {
-        "s": round(sample.at - started, 2),
+        "s": round(sample.at - begun, 2),
         "anonymous_bytes": sample.anonymous_bytes,
         "resident_bytes": sample.resident_bytes,
         **{name: sample.metrics[name] for name in names if name in sample.metrics},
@@ -166,13 +175,14 @@ def main(
         check_plot(plot)
     width = None if sys.stdout.isatty() else 120
     console = Console(highlight=False, markup=False, emoji=False, width=width)
-    outcome = run(package, MixedLoad(minutes, users, max_batch, idle), console.print)
-    show_load(outcome.report, console)
+    report = run(package, MixedLoad(minutes, users, max_batch, idle), console.print)
+    show_load(report, console)
     if out is not None:
-        outcome.report.write(out)
+        report.write(out)
     if plot is not None:
-        plot_load(outcome.report.facts["timeline"], outcome.records, plot)
-    sys.exit(1 if outcome.failures else 0)
+        plot_load(report.facts, plot)
+    facts: Any = report.facts
+    sys.exit(1 if facts["load"]["failures"] else 0)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -134,8 +135,14 @@ def test_growth_is_that_after_the_warm_up() -> None:
     found = mixed_load._memory(filling, 1000.0, filling[-1])
     assert (found["warm_up_s"], found["growth_bytes"], found["before_bytes"]) == (20, 0, 0)
     assert found["peak_bytes"] == found["at_rest_bytes"] == 200
+    full = [Sample(1000.0 + s, 5, 10 * min(s, 50), {"prompt_cache_bytes": min(s, 50)}) for s in range(101)]
+    found = mixed_load._memory(full, 1000.0, full[-1])
+    assert (found["warm_up_s"], found["growth_bytes"], found["long_enough"]) == (48, 0, True)
+    found = mixed_load._memory(full[:60], 1000.0, full[59])
+    assert not found["long_enough"]
     leaking = _samples([100 * second for second in range(101)])
-    assert mixed_load._memory(leaking, 1000.0, leaking[-1])["growth_bytes"] == 6000
+    found = mixed_load._memory(leaking, 1000.0, leaking[-1])
+    assert found["growth_bytes"] == found["growth_outside_the_pool_bytes"] == 6000
 
 
 @needs_locust
@@ -161,10 +168,10 @@ def test_a_short_mixed_load(package: Path, tmp_path: Path) -> None:
 
 @needs_locust
 @needs_server
-def test_more_connections_than_slots(package: Path, tmp_path: Path) -> None:
+def test_more_connections_than_slots(package: Path) -> None:
     settings = connections.Connections(users=24, seconds=3, max_batch=2, max_queue=4)
     report = connections.run(package, settings)
-    show_load(report, Console(file=(tmp_path / "shown").open("w", encoding="utf-8")))
+    show_load(report, Console(file=io.StringIO()))
     load: Any = report.facts["load"]
     assert load["failures"] == 0
     assert set(load["kinds"]["simple"]["statuses"]) <= {"200", "429"}
@@ -183,7 +190,7 @@ def test_failures_are_counted(tmp_path: Path) -> None:
 
 @needs_server
 def test_a_server_that_does_not_start(tmp_path: Path) -> None:
-    with pytest.raises(BitnetOnnxError, match="did not start: .*not a bitnet-onnx package"):
+    with pytest.raises(BitnetOnnxError, match=r"did not start: .*not a bitnet-onnx package"):
         ServerProcess(tmp_path)
 
 
