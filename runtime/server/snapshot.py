@@ -21,6 +21,8 @@ from bitnet_onnx.runtime.server.prometheus import COUNTERS, GAUGES, HISTOGRAMS, 
 _MAX_SAMPLES = 5000
 _MAX_LABEL = 200
 _MAX_VALUE = 2.0**62
+#: Asked again and again by monitors, which would hide everything else.
+_LOOKING = frozenset({"/health", "/metrics"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class ServerSnapshot:
     Attributes:
         model: what clients call it.
         engine: what the engine has counted.
-        responses: begun, by HTTP status.
+        responses: begun, by HTTP status; those to who only looks are left out.
         resident_bytes: of the process, mapped weights included; None where the system does not tell.
         started_at: of the process, seconds since 1970; None as before.
     """
@@ -75,9 +77,13 @@ def read_snapshot(families: Iterable[Metric]) -> ServerSnapshot:
         fragmentation=min(samples.value(f"{PREFIX}memory_fragmentation_ratio"), 1.0),
     )
     responses: dict[int, int] = {}
-    for status, count in samples.pairs(f"{PREFIX}http_responses_total", "status"):
+    counted = f"{PREFIX}http_responses_total"
+    for (path, _), (status, count) in zip(
+        samples.pairs(counted, "path"), samples.pairs(counted, "status"), strict=True
+    ):
         number = int(status) if status.isascii() and status.isdigit() else 0
-        responses[number] = responses.get(number, 0) + int(count)
+        if path not in _LOOKING:
+            responses[number] = responses.get(number, 0) + int(count)
     resident = samples.optional("process_resident_memory_bytes")
     return ServerSnapshot(
         model=next((model for model, _ in samples.pairs(f"{PREFIX}server_info", "model")), ""),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 from pathlib import Path
 
 import httpx2
@@ -70,11 +72,29 @@ def test_names_keep_to_the_conventions(package_dir: Path) -> None:
             assert not family.name.endswith(unit), family.name
 
 
+def test_the_names_in_the_documentation_exist(package_dir: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "serving.md").read_text("utf-8")
+    table = text.partition("## Monitoring")[2].partition("## Under load")[0]
+    table = re.sub(r"```.*?```", "", table, flags=re.DOTALL)
+    words = {name for code in re.findall(r"`([^`]+)`", table) for name in re.findall(r"[a-z]+(?:_[a-z]+)+", code)}
+    names = words - {"bitnet_onnx_", "bitnet_onnx", "_total"}
+    assert len(names) > 25
+    with serve(package_dir) as server:
+        server.chat(max_tokens=3)
+        found = server.client.get("/metrics").text
+    for name in names:
+        if name.startswith("process_") and sys.platform != "linux":
+            continue
+        assert f"\n{name}" in found or f"\nbitnet_onnx_{name}" in found, name
+
+
 def test_a_snapshot_holds_what_the_engine_counts(package_dir: Path) -> None:
     with serve(package_dir, keys=(KEY,)) as server:
         server.client.headers["Authorization"] = f"Bearer {KEY}"
         server.chat(max_tokens=3)
         server.complete(n=0)
+        for path in ("/health", "/metrics"):
+            server.client.get(path)
         text = server.client.get("/metrics").text
         counted = server.engine.metrics()
     snapshot = parse_snapshot(text)
