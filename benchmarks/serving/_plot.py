@@ -14,8 +14,6 @@ from bitnet_onnx.errors import InputError
 
 #: Points of a line: more would be noise.
 _POINTS = 60
-#: Percentiles are those of so many seconds at the least.
-_WINDOW_S = 10.0
 
 
 def plot_load(facts: Mapping[str, Any], path: Path) -> None:
@@ -43,10 +41,11 @@ def plot_load(facts: Mapping[str, Any], path: Path) -> None:
     ):
         speed.plot(*_rates(timeline, name, step), label=label, color=color)
     speed.set_ylabel("tokens/s")
-    for share, color in ((50, "#4878a8"), (95, "#e49444")):
-        first.plot(*_percentile(facts["first_tokens"], max(step, _WINDOW_S), share), label=f"p{share}", color=color)
+    windows = facts["first_tokens"]
+    for name, color in (("p50", "#4878a8"), ("p95", "#e49444")):
+        first.plot([point["s"] for point in windows], [point[name] for point in windows], label=name, color=color)
     first.set_ylabel("time to first token, s")
-    first.set_yscale("log")
+    first.set_ylim(bottom=0)
     queue.plot(seconds, [point.get("running", 0) for point in timeline], label="in slots", color="#4878a8")
     queue.plot(seconds, [point.get("queue_length", 0) for point in timeline], label="waiting", color="#e49444")
     queue.set_ylabel("requests")
@@ -77,12 +76,3 @@ def _rates(timeline: Sequence[Mapping[str, float]], name: str, step: float) -> t
             chosen.append(point)
     pairs = list(pairwise(chosen))
     return [b["s"] for _, b in pairs], [(b[name] - a[name]) / (b["s"] - a["s"]) for a, b in pairs]
-
-
-def _percentile(found: Sequence[Mapping[str, float]], step: float, share: int) -> tuple[list[float], list[float]]:
-    """Moments, and a percentile of the times to first token of the streams that began before each."""
-    bins: dict[int, list[float]] = {}
-    for point in found:
-        bins.setdefault(int(point["s"] // step), []).append(point["first_token_s"])
-    numbers = sorted(bins)
-    return [(number + 1) * step for number in numbers], [float(np.percentile(bins[n], share)) for n in numbers]

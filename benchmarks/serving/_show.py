@@ -41,9 +41,9 @@ def show_load(report: Report, console: Console) -> None:
         console.print("anonymous memory: " + ", ".join(f"{_MEMORY[name]} {value}" for name, value in parts.items()))
         if not memory["long_enough"]:
             console.print("the load was too short to fill the caches: growth is theirs")
-    health = facts.get("health_s")
-    if health is not None:
-        console.print("/health: " + ", ".join(f"{name} {_seconds(value)}" for name, value in health.items()))
+    for label, name in (("/health at rest", "health_at_rest_s"), ("/health under load", "health_s")):
+        if (health := facts.get(name)) is not None:
+            console.print(f"{label}: " + ", ".join(f"{share} {_seconds(value)}" for share, value in health.items()))
     for note in report.notes:
         console.print(note, soft_wrap=True)
 

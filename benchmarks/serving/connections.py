@@ -9,6 +9,7 @@ connection. Status 1: a request was neither answered nor refused with 429, or `/
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from bitnet_onnx.benchmarks.serving._show import show_load
 
 #: The 99th percentile of `/health`.
 LIMIT_S = 0.1
+#: `/health` of the server at rest is asked for so long before: what the machine itself is good for.
+_IDLE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,9 @@ def run(package: Path, settings: Connections, progress: Callable[[str], None] = 
     check_locust()
     options = ("--max-batch", str(settings.max_batch), "--max-queue", str(settings.max_queue))
     with ServerProcess(package, *options) as server:
+        progress("at rest")
+        with HealthProbe(server) as idle:
+            time.sleep(_IDLE_S)
         progress(f"{settings.users} connections for {settings.seconds:g} seconds at {server.address}")
         with Sampler(server) as sampler, HealthProbe(server) as probe:
             records = run_load(server.address, "CrowdUser", users=settings.users, seconds=settings.seconds)
@@ -60,6 +66,7 @@ def run(package: Path, settings: Connections, progress: Callable[[str], None] = 
     facts: dict[str, Any] = {
         "load": summary(records),
         "health_s": health,
+        "health_at_rest_s": percentiles(idle.seconds),
         "health_checks": len(probe.seconds),
         "health_failures": probe.failures[:20],
         "most_waiting": max(sample.metrics.get("queue_length", 0) for sample in sampler.samples),

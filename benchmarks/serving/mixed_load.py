@@ -21,7 +21,7 @@ import click
 from rich.console import Console
 
 from bitnet_onnx.benchmarks.results import Report
-from bitnet_onnx.benchmarks.serving._load import check_locust, percentiles, run_load, summary
+from bitnet_onnx.benchmarks.serving._load import Record, check_locust, percentiles, run_load, summary
 from bitnet_onnx.benchmarks.serving._plot import plot_load
 from bitnet_onnx.benchmarks.serving._server import Sample, Sampler, ServerProcess
 from bitnet_onnx.benchmarks.serving._show import show_load
@@ -33,6 +33,10 @@ _WARM_UP, _MOST_WARM_UP_S = 0.2, 120.0
 _WINDOW, _MOST_WINDOW_S = 0.2, 60.0
 #: The prompt cache counts as full when it holds as much of the most that it comes to hold.
 _FULL = 0.95
+#: What is kept of the course of a long load.
+_POINTS = 120
+#: Percentiles are those of so many seconds at the least.
+_LEAST_WINDOW_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +82,8 @@ def run(package: Path, settings: MixedLoad, progress: Callable[[str], None] = la
         "throughput": _throughput(loaded),
         "first_token_s": percentiles(r.first_token_s for r in records if r.first_token_s is not None),
         "server": {"exit_status": status, "stderr": errors[-2000:]},
-        "timeline": [_point(sample, begun) for sample in samples],
-        "first_tokens": [
-            {"s": round(r.at - begun, 2), "first_token_s": round(r.first_token_s, 4)}
-            for r in records
-            if r.first_token_s is not None
-        ],
+        "timeline": [_point(sample, begun) for sample in samples[:: max(len(samples) // _POINTS, 1)]],
+        "first_tokens": _first_tokens(records, begun, max(60 * settings.minutes / _POINTS, _LEAST_WINDOW_S)),
     }
     notes = (
         "Speeds are those of a machine that the load itself shares with the server.",
@@ -142,6 +142,18 @@ def _throughput(samples: Sequence[Sample]) -> dict[str, float]:
         name: (told[-1].metrics[metric] - told[0].metrics[metric]) / seconds if seconds else 0.0
         for name, metric in names.items()
     }
+
+
+def _first_tokens(records: Sequence[Record], begun: float, window: float) -> list[dict[str, float]]:
+    """Percentiles of the times to first token of the streams that began in each window, by the window's end."""
+    windows: dict[int, list[float]] = {}
+    for record in records:
+        if record.first_token_s is not None:
+            windows.setdefault(int((record.at - begun) // window), []).append(record.first_token_s)
+    return [
+        {"s": (number + 1) * window, "count": len(values), **(percentiles(values) or {})}
+        for number, values in sorted(windows.items())
+    ]
 
 
 def _point(sample: Sample, begun: float) -> dict[str, float]:

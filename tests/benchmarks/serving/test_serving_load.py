@@ -168,7 +168,8 @@ def test_a_short_mixed_load(package: Path, tmp_path: Path) -> None:
 
 @needs_locust
 @needs_server
-def test_more_connections_than_slots(package: Path) -> None:
+def test_more_connections_than_slots(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_IDLE_S", 0.5)
     settings = connections.Connections(users=24, seconds=3, max_batch=2, max_queue=4)
     report = connections.run(package, settings)
     show_load(report, Console(file=io.StringIO()))
