@@ -21,6 +21,7 @@ _COMMANDS = {
     "validate": "Compare a package with the checkpoint that it was made from.",
     "infer": "Generate text from a package.",
     "serve": "Serve a package to OpenAI clients, with a chat page.",
+    "watch": "Draw what a running server does.",
     "zoo": "List and fetch models known by name.",
     "benchmark": "Measure speed and memory against peers.",
     "ops": "Locate the operator library.",

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bitnet_onnx.cli._console import printable
 from bitnet_onnx.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from bitnet_onnx.runtime.server.run import Running
 
 #: Modules of the extra `serve`.
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "llguidance")
@@ -34,6 +41,7 @@ _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "llguidance")
     metavar="SECONDS",
     help="What running answers get after Ctrl-C or SIGTERM.",
 )
+@click.option("--watch", is_flag=True, help="Draw speed, queue, cache and memory on the terminal while it serves.")
 def command(
     package: Path,
     host: str,
@@ -46,16 +54,20 @@ def command(
     prefill_chunk: int,
     threads: int | None,
     drain: float,
+    watch: bool,
 ) -> None:
     """Serve PACKAGE to OpenAI clients, with a chat page at `/`."""
-    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-        raise UnsupportedError(f"serve needs {missing[0]}, which is not installed: pip install 'bitnet-onnx[serve]'")
+    check_extra("serve")
     from bitnet_onnx.runtime.engine.engine import EngineSettings
     from bitnet_onnx.runtime.memory import parse_bytes
     from bitnet_onnx.runtime.server.auth import read_keys
     from bitnet_onnx.runtime.server.run import Listening, run_server
 
     _adopt_server_log()
+    if watch:
+        from bitnet_onnx.cli._watch import check_terminal
+
+        check_terminal("--watch")
     run_server(
         package,
         Listening(host, port, drain),
@@ -65,7 +77,30 @@ def command(
         memory_bytes=None if memory is None else parse_bytes(memory),
         threads=threads,
         started=lambda address: click.echo(f"Serving {printable(str(package))} at {address}"),
+        watching=partial(_watching, drain) if watch else lambda _: nullcontext(),
     )
+
+
+def check_extra(command: str) -> None:
+    """Refuses a command that needs the extra `serve` where that is not installed.
+
+    Raises:
+        UnsupportedError: so it is.
+    """
+    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        raise UnsupportedError(
+            f"{command} needs {missing[0]}, which is not installed: pip install 'bitnet-onnx[serve]'"
+        )
+
+
+@contextmanager
+def _watching(drain: float, running: Running) -> Iterator[None]:
+    from bitnet_onnx.cli._watch import drawing
+    from bitnet_onnx.cli._watch_view import Watched
+
+    watched = Watched(running.address, f"Ctrl-C ends the server, after {drain:g} s at most; again: at once")
+    with drawing(watched, running.snapshot, running.ending):
+        yield
 
 
 def _adopt_server_log() -> None:

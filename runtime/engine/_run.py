@@ -28,6 +28,8 @@ class Run:
         remembered: blocks that were offered to the prompt cache or came from it.
         cached_tokens: of the prompt, what the prompt cache held when it was read first.
         cancelled: its consumer has left.
+        admitted: it has had a slot.
+        token_at: when its last token was generated.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class Run:
         self.remembered = 0
         self.cached_tokens = 0
         self.cancelled = False
+        self.admitted = False
+        self.token_at = now
         self._stop_ids = stop_ids
         self._context_length = context_length
         self._sampler = Sampler(request.parameters)

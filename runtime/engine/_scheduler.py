@@ -104,6 +104,7 @@ class Scheduler:
                 del self.waiting[0]
                 run.sequence = sequence
                 run.reading = True
+                self._count_admission(run)
                 run.cached_tokens = run.cached_tokens if run.generated else 0
                 self.resident.append(run)
                 self._readers.append(run)
@@ -111,6 +112,13 @@ class Scheduler:
                 self._pressed = True
             else:
                 self._refuse(run)
+
+    def _count_admission(self, run: Run) -> None:
+        if run.generated == 0:  # those that yielded their memory meanwhile are looked up again too
+            self._counters.prompt_tokens += len(run.tokens)
+        if not run.admitted:
+            run.admitted = True
+            self._counters.queued.add(self._clock() - run.submitted_at)
 
     def _open(self, length: int) -> SequenceLike | None:
         """A sequence, at the cost of the cache and of what sequences that have ended left."""
@@ -263,8 +271,12 @@ class Scheduler:
             self._fail(run, error)
             return
         self._counters.generated_tokens += 1
+        now = self._clock()
         if first:
-            self._counters.first_token(self._clock() - run.submitted_at)
+            self._counters.first_token.add(now - run.submitted_at)
+        else:
+            self._counters.token_gap.add(now - run.token_at)
+        run.token_at = now
         run.stream.put(event)
         if reason is not None:
             self._end(run, reason)

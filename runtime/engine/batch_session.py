@@ -30,6 +30,8 @@ _PATIENCE: Final = 4
 _TOKENS_A_STEP: Final = 16
 #: Bindings that are kept. Each knows the buffers of one range of slots.
 _BINDINGS: Final = 32
+#: What a closed sequence leaves in its slot, for the next one to write without asking the system for pages.
+_KEPT_TOKENS: Final = 256
 
 
 @dataclass(eq=False, slots=True)
@@ -235,7 +237,8 @@ class BatchSession:
         self._set_length(sequence, length)
 
     def close(self, sequence: Sequence) -> None:
-        """Gives the slot back; its memory is kept for the next sequence until `trim`, or until another needs it.
+        """Gives the slot back; the memory of a short text is kept for the next sequence until `trim`, or until another
+        needs it, and what a long one had beyond that goes back at once.
 
         Raises:
             InputError: the sequence is closed.
@@ -244,6 +247,8 @@ class BatchSession:
         self._set_length(sequence, 0)
         sequence.room = 0
         self._open[sequence._slot] = None
+        # Where nothing ever rests nothing is trimmed: every slot would come to hold the longest text there has been.
+        self._slots.release(sequence._slot, _KEPT_TOKENS)
         self._free |= 1 << sequence._slot
 
     def copy_out(self, sequence: Sequence, start: int, stop: int) -> KvBlock:

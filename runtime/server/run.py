@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,10 @@ from bitnet_onnx.runtime.package import PackageInfo
 from bitnet_onnx.runtime.prompts import PromptEncoder
 from bitnet_onnx.runtime.server.app import create_app
 from bitnet_onnx.runtime.server.auth import ApiKeys
+from bitnet_onnx.runtime.server.prometheus import ServerMetrics
 from bitnet_onnx.runtime.server.prompts import RequestPrompts
 from bitnet_onnx.runtime.server.settings import ServerSettings
+from bitnet_onnx.runtime.server.snapshot import ServerSnapshot, read_snapshot
 from bitnet_onnx.runtime.server.structured import PlanAnswer
 
 logger = logging.getLogger(__name__)
@@ -144,6 +146,21 @@ class Server(uvicorn.Server):
         await asyncio.to_thread(self._engine.close)
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that listens, for whoever watches it from within its process; any thread may ask.
+
+    Attributes:
+        address: where.
+        snapshot: what it counts.
+        ending: whether a signal has begun its way down.
+    """
+
+    address: str
+    snapshot: Callable[[], ServerSnapshot]
+    ending: Callable[[], bool]
+
+
 def run_server(
     package: Path,
     listening: Listening,
@@ -154,6 +171,7 @@ def run_server(
     memory_bytes: int | None = None,
     threads: int | None = None,
     started: Callable[[str], None],
+    watching: Callable[[Running], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> None:
     """Serve a package until SIGINT or SIGTERM.
 
@@ -166,6 +184,7 @@ def run_server(
         memory_bytes: the budget of all answers; None: a share of what the machine has.
         threads: of one operator.
         started: told the address once it is listening.
+        watching: makes a context that lasts as long as it serves, the way down included.
 
     Raises:
         BitnetOnnxError: the package, a setting or the address is not usable.
@@ -183,9 +202,15 @@ def run_server(
         if not listening.is_local and not keys:
             logger.warning("no API keys: whoever reaches %s may use this server", listening.host)
         with opened as engine, closing(encoder):
-            app = create_app(engine, RequestPrompts(encoder), settings, keys=keys, plan_answer=plan_answer)
-            started(_address(listener))
-            Server(app, engine, listening.drain_seconds).run([listener])
+            metrics = ServerMetrics(engine, name)
+            app = create_app(
+                engine, RequestPrompts(encoder), settings, keys=keys, plan_answer=plan_answer, metrics=metrics
+            )
+            server = Server(app, engine, listening.drain_seconds)
+            address = _address(listener)
+            started(address)
+            with watching(Running(address, lambda: read_snapshot(metrics.families()), lambda: server.should_exit)):
+                server.run([listener])
 
 
 def make_plan_answer(encoder: PromptEncoder) -> PlanAnswer | None:

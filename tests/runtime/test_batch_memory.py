@@ -149,6 +149,27 @@ def test_a_long_context_starts_small_and_comes_back(tmp_path: Path, storage: str
 
 
 @linux
+def test_a_long_text_leaves_its_slot_small(tmp_path: Path) -> None:
+    package = PackageInfo.open(write_package(tmp_path, TinyShape(context_length=4096)))
+    memory = HybridMemoryPool(2**28)
+    session = Model(package, Device()).open(memory, max_batch=4, prefill_chunk=256)
+
+    def read(length: int) -> int:
+        """What is held of a text that has ended."""
+        sequence = session.open(length)
+        assert sequence is not None
+        for start in range(0, length, 256):
+            session.prefill(sequence, [1] * min(256, length - start), logits=False)
+        session.close(sequence)
+        return memory.report().by_owner["kv"]
+
+    short = read(256)
+    assert read(4096) == short
+    assert resident_bytes(session) <= short
+    assert read(100) == short
+
+
+@linux
 def test_rows_that_rest_and_sequences_that_move_are_paid_for(family: Callable[[str], Model], storage: str) -> None:
     memory = HybridMemoryPool(2**30)
     play = Play(family("mistral_mha"), family("mistral_mha").open(memory, max_batch=6, prefill_chunk=32))

@@ -236,7 +236,10 @@ def test_metrics() -> None:
     assert 1 <= now.decode_rows / now.decode_steps <= 3
     assert now.first_token.count == 3
     assert now.first_token.total == pytest.approx(0.9)
-    assert now.first_token.counts[now.first_token.bounds.index(0.5)] == 3
+    assert now.first_token.counts[now.first_token.bounds.index(0.35)] == 3
+    assert (now.queued.count, now.queued.total) == (3, pytest.approx(0.9))
+    assert (now.token_gap.count, now.token_gap.total) == (now.generated_tokens - 3, 0)
+    assert now.prompt_tokens == 51
     assert now.memory.used == now.prompt_cache_bytes == session.pool.report().by_owner["prompt cache"]
 
 
