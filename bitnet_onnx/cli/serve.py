@@ -5,11 +5,18 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from bitnet_onnx.cli._console import printable
+from bitnet_onnx.cli._console import printable, size
+from bitnet_onnx.cli._ray import OnRay, on_ray, ray_options
 from bitnet_onnx.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from bitnet_onnx.runtime.engine.engine import EngineSettings
+    from bitnet_onnx.runtime.server.auth import ApiKeys
+    from bitnet_onnx.runtime.server.run import Listening
 
 #: Modules of the extra `serve`.
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "llguidance")
@@ -34,6 +41,7 @@ _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "llguidance")
     metavar="SECONDS",
     help="What running answers get after Ctrl-C or SIGTERM.",
 )
+@ray_options("With --ray: servers behind one address; as 1:4, by the load.  [default: one on each node]")
 def command(
     package: Path,
     host: str,
@@ -46,6 +54,9 @@ def command(
     prefill_chunk: int,
     threads: int | None,
     drain: float,
+    use_ray: bool,
+    ray_address: str | None,
+    replicas: str | None,
 ) -> None:
     """Serve PACKAGE to OpenAI clients, with a chat page at `/`."""
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
@@ -55,17 +66,52 @@ def command(
     from bitnet_onnx.runtime.server.auth import read_keys
     from bitnet_onnx.runtime.server.run import Listening, run_server
 
+    ray = on_ray(use_ray, ray_address, replicas)
+    listening = Listening(host, port, drain)
+    keys = read_keys(api_key_file)
+    settings = EngineSettings(max_batch=max_batch, max_queue=max_queue, prefill_chunk=prefill_chunk)
+    memory_bytes = None if memory is None else parse_bytes(memory)
+    if ray is not None:
+        _serve_on_ray(package, listening, keys, model_name, settings, memory_bytes, threads, ray)
+        return
     _adopt_server_log()
     run_server(
         package,
-        Listening(host, port, drain),
-        keys=read_keys(api_key_file),
+        listening,
+        keys=keys,
         model_name=model_name,
-        engine_settings=EngineSettings(max_batch=max_batch, max_queue=max_queue, prefill_chunk=prefill_chunk),
-        memory_bytes=None if memory is None else parse_bytes(memory),
+        engine_settings=settings,
+        memory_bytes=memory_bytes,
         threads=threads,
         started=lambda address: click.echo(f"Serving {printable(str(package))} at {address}"),
     )
+
+
+def _serve_on_ray(
+    package: Path,
+    listening: Listening,
+    keys: ApiKeys,
+    model_name: str | None,
+    settings: EngineSettings,
+    memory_bytes: int | None,
+    threads: int | None,
+    ray: OnRay,
+) -> None:
+    from bitnet_onnx.runtime.cluster.placement import placed
+    from bitnet_onnx.runtime.cluster.serving import Serving, serve_on_ray
+    from bitnet_onnx.runtime.server.run import server_settings
+
+    served = Serving(server_settings(package, model_name, listening, keys), keys, settings)
+    with placed(package.resolve(), ray.address, ray.replicas, threads=threads, memory_bytes=memory_bytes) as placement:
+
+        def started(address: str) -> None:
+            share = placement.share
+            many = "the replica has" if placement.most == 1 else f"each of {placement.most} replicas has"
+            cores = "as many threads as cores" if share.threads is None else f"{share.threads} threads"
+            click.echo(f"Serving {printable(str(package))} at {address}")
+            click.echo(f"{many.capitalize()} {cores} and {size(share.memory_bytes)} for answers")
+
+        serve_on_ray(placement, served, listening, started)
 
 
 def _adopt_server_log() -> None:
