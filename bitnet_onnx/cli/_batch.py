@@ -40,7 +40,7 @@ def answer_file(
         from bitnet_onnx.runtime.cluster.placement import placed
 
         with placed(
-            package.resolve(), on_ray.address, on_ray.replicas, threads=threads, memory_bytes=memory_bytes
+            package.absolute(), on_ray.address, on_ray.replicas, threads=threads, memory_bytes=memory_bytes
         ) as placement:
             report = write_answers_on_ray(placement, source, out, parameters, settings)
     error_console().print(

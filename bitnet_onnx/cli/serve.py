@@ -102,12 +102,14 @@ def _serve_on_ray(
     from bitnet_onnx.runtime.server.run import server_settings
 
     served = Serving(server_settings(package, model_name, listening, keys), keys, settings)
-    with placed(package.resolve(), ray.address, ray.replicas, threads=threads, memory_bytes=memory_bytes) as placement:
+    with placed(package.absolute(), ray.address, ray.replicas, threads=threads, memory_bytes=memory_bytes) as placement:
 
         def started(address: str) -> None:
             share = placement.share
             many = "the replica has" if placement.most == 1 else f"each of {placement.most} replicas has"
-            cores = "as many threads as cores" if share.threads is None else f"{share.threads} threads"
+            cores = "its node's cores"
+            if share.threads is not None:
+                cores = f"{share.threads} thread{'s' if share.threads > 1 else ''}"
             click.echo(f"Serving {printable(str(package))} at {address}")
             click.echo(f"{many.capitalize()} {cores} and {size(share.memory_bytes)} for answers")
 

@@ -72,6 +72,7 @@ def write_answers_on_ray(
         InputError: a file cannot be read or written, or `out` holds other answers.
         BitnetOnnxError: an engine or the cluster died; what was answered stands in `out`.
     """
+    placement.check_room(placement.most)
     salt = salt_of((placement.package / MANIFEST).read_bytes(), parameters)
     with continued(source, out, salt) as answers:
         blocks = find_blocks(answers.lines, answers.number, settings.max_batch * _BLOCK_BATCHES)

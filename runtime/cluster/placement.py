@@ -65,6 +65,19 @@ class Placement:
     most: int
     share: Share
 
+    def check_room(self, replicas: int) -> None:
+        """Refuses what the cluster has no room for now: Ray would wait for it without a word.
+
+        Raises:
+            InputError: other work has reserved too many CPUs.
+        """
+        free = self.cluster.free_cpus()
+        if free < replicas * self.share.cpus:
+            raise InputError(
+                f"{replicas} replicas with {self.share.cpus} CPUs each, but the Ray cluster has {free:g} free: end other "
+                f"work on it, or give fewer --replicas"
+            )
+
 
 @contextmanager
 def placed(
@@ -96,13 +109,6 @@ def placed(
         least, most = (len(nodes), len(nodes)) if replicas is None else replicas
         budgets = _check_package(nodes, package)
         share = _share(nodes, budgets, most, threads, memory_bytes)
-        free = cluster.free_cpus()
-        if free < least * share.cpus:
-            # Ray would wait for it without a word.
-            raise InputError(
-                f"{least} replicas of {share.cpus} CPUs each, but the Ray cluster has {free:g} CPUs free: end other "
-                f"work on it, or give fewer --replicas"
-            )
         yield Placement(cluster, package, least, most, share)
 
 

@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
@@ -20,6 +22,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from bitnet_onnx.errors import BitnetOnnxError, InputError
+from bitnet_onnx.runtime.cluster.metrics import ReplicaMetrics, new_board
 from bitnet_onnx.runtime.cluster.placement import Placement, Share
 from bitnet_onnx.runtime.cluster.session import Cluster, first_line
 from bitnet_onnx.runtime.engine.engine import EngineSettings
@@ -56,7 +59,8 @@ class Serving:
 class _Replica:
     """One server without a socket: Ray Serve hands it the requests."""
 
-    def __init__(self, package: str, share: Share, served: Serving) -> None:
+    def __init__(self, package: str, share: Share, served: Serving, board: Any) -> None:
+        replica = serve.get_replica_context().replica_id.unique_id
         self._engine, self._app = open_app(
             Path(package),
             served.settings,
@@ -64,6 +68,7 @@ class _Replica:
             engine_settings=served.engine,
             memory_bytes=share.memory_bytes,
             threads=share.threads,
+            make_metrics=partial(ReplicaMetrics, board=board, replica=replica),
         )
         self._engine.start()
 
@@ -101,12 +106,14 @@ def serve_on_ray(
     """
     if not placement.cluster.is_own:
         _check_cluster(placement.cluster, listening)
+    placement.check_room(placement.least)
     with listening.bind() as listener:
         host, port = listener.getsockname()[:2]
     with _stopping() as stop:
         try:
             with _errors_of_ray():
-                _deploy(placement, served, listening, host, port)
+                board = new_board()
+                _deploy(placement, served, listening, host, port, board)
                 _wait_until_running(stop)
             if not stop.is_set():
                 started(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
@@ -130,7 +137,7 @@ def _check_cluster(cluster: Cluster, listening: Listening) -> None:
         )
 
 
-def _deploy(placement: Placement, served: Serving, listening: Listening, host: str, port: int) -> None:
+def _deploy(placement: Placement, served: Serving, listening: Listening, host: str, port: int, board: Any) -> None:
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly if listening.is_local else ProxyLocation.EveryNode,
@@ -157,7 +164,9 @@ def _deploy(placement: Placement, served: Serving, listening: Listening, host: s
     serve.run_many(
         [
             serve.RunTarget(
-                deployment.bind(str(placement.package), placement.share, served), name=_APPLICATION, route_prefix="/"
+                deployment.bind(str(placement.package), placement.share, served, board),
+                name=_APPLICATION,
+                route_prefix="/",
             )
         ],
         wait_for_ingress_deployment_creation=False,

@@ -17,18 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
+from ray.exceptions import RayError
+
 from bitnet_onnx.errors import BitnetOnnxError, InputError
 
 logger = logging.getLogger(__name__)
-
-# Read when Ray is imported. Nothing is told to its makers unless the user says so; and what workers and the scheduler
-# write is not put on the standard output of a command, unless that is to be verbose.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-if not logger.isEnabledFor(logging.DEBUG):
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")
-
-import ray  # noqa: E402
-from ray.exceptions import RayError  # noqa: E402
 
 _CONNECT_SECONDS = 5.0
 _END_SECONDS = 10.0
@@ -118,12 +112,12 @@ def ray_cluster(address: str | None, *, cpus: int = 1) -> Iterator[Cluster]:
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
     common = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.CRITICAL}
-    files = Path(tempfile.mkdtemp(prefix="bitnet-onnx-"))
+    files = Path(tempfile.mkdtemp(prefix="bitnet-onnx-")) if address is None else None
     try:
         with _environment(is_own=address is None):
             try:
-                with _signals_kept(), _working_in(files), _native_stderr_hidden():
-                    if address is not None:
+                with _signals_kept(), _working_in(files or Path(Path.cwd().anchor)), _native_stderr_hidden():
+                    if files is None:
                         ray.init(address, **common)
                     else:
                         ray.init(
@@ -141,7 +135,8 @@ def ray_cluster(address: str | None, *, cpus: int = 1) -> Iterator[Cluster]:
             yield Cluster(address is None)
     finally:
         ray.shutdown()
-        _remove(files)
+        if files is not None:
+            _remove(files)
 
 
 def first_line(error: BaseException) -> str:

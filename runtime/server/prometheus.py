@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client import Histogram as HistogramOfClient
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from bitnet_onnx.runtime.memory import MemoryReport
@@ -102,3 +103,24 @@ class ServerMetrics:
     def text(self) -> bytes:
         """What a scrape reads."""
         return generate_latest(self._registry)
+
+
+class _Fixed(Collector):
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
+
+
+def labelled(label: str, texts: Mapping[str, bytes]) -> bytes:
+    """One text of many, whose samples are told apart by the value of a label."""
+    whole: dict[str, Metric] = {}
+    for value, text in sorted(texts.items()):
+        for metric in text_string_to_metric_families(text.decode()):
+            into = whole.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+            for sample in metric.samples:
+                into.add_sample(sample.name, {**sample.labels, label: value}, sample.value)
+    registry = CollectorRegistry()
+    registry.register(_Fixed(list(whole.values())))
+    return generate_latest(registry)

@@ -27,6 +27,7 @@ from bitnet_onnx.runtime.package import PackageInfo
 from bitnet_onnx.runtime.prompts import PromptEncoder
 from bitnet_onnx.runtime.server.app import create_app
 from bitnet_onnx.runtime.server.auth import ApiKeys
+from bitnet_onnx.runtime.server.prometheus import ServerMetrics
 from bitnet_onnx.runtime.server.prompts import RequestPrompts
 from bitnet_onnx.runtime.server.settings import ServerSettings
 from bitnet_onnx.runtime.server.structured import PlanAnswer
@@ -200,6 +201,7 @@ def open_app(
     engine_settings: EngineSettings | None = None,
     memory_bytes: int | None = None,
     threads: int | None = None,
+    make_metrics: Callable[[Engine], ServerMetrics] = ServerMetrics,
 ) -> tuple[Engine, FastAPI]:
     """The engine of a package, not yet started, and the application that serves it.
 
@@ -210,6 +212,7 @@ def open_app(
         engine_settings: of the batches.
         memory_bytes: the budget of all answers; None: a share of what the machine has.
         threads: of one operator.
+        make_metrics: the registry of `/metrics`.
 
     Raises:
         BitnetOnnxError: the package or a setting is not usable.
@@ -218,7 +221,15 @@ def open_app(
     memory = HybridMemoryPool(default_budget() if memory_bytes is None else memory_bytes)
     plan_answer = make_plan_answer(encoder)
     engine = Engine.open(package, engine_settings or EngineSettings(), memory=memory, threads=threads, prompts=encoder)
-    return engine, create_app(engine, RequestPrompts(encoder), settings, keys=keys, plan_answer=plan_answer)
+    app = create_app(
+        engine,
+        RequestPrompts(encoder),
+        settings,
+        keys=keys,
+        plan_answer=plan_answer,
+        metrics=make_metrics(engine),
+    )
+    return engine, app
 
 
 def make_plan_answer(encoder: PromptEncoder) -> PlanAnswer | None:
