@@ -114,7 +114,8 @@ def find_blocks(file: BinaryIO, number: int, most: int) -> list[Block]:
     """The rest of a file in blocks of up to `most` lines, or more lines where it is very long."""
     blocks: list[Block] = []
     most_bytes = _BLOCK_BYTES
-    start, before, count = file.tell(), number, 0
+    start = end = file.tell()
+    before, count = number, 0
     for line in read_lines(file, number):
         count += 1
         end = file.tell()
@@ -125,7 +126,7 @@ def find_blocks(file: BinaryIO, number: int, most: int) -> list[Block]:
             blocks = [_joined(*blocks[at : at + 2]) for at in range(0, len(blocks), 2)]
             most, most_bytes = 2 * most, 2 * most_bytes
     if count:
-        blocks.append(Block(start, before, count, file.tell() - start))
+        blocks.append(Block(start, before, count, end - start))
     return blocks
 
 

@@ -74,8 +74,8 @@ class Placement:
         free = self.cluster.free_cpus()
         if free < replicas * self.share.cpus:
             raise InputError(
-                f"{replicas} replicas with {self.share.cpus} CPUs each, but the Ray cluster has {free:g} free: end other "
-                f"work on it, or give fewer --replicas"
+                f"{replicas} replicas with {self.share.cpus} CPUs each, but the Ray cluster has {free:g} free: end "
+                f"other work on it, or give fewer --replicas"
             )
 
 

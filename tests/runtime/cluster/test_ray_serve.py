@@ -151,16 +151,22 @@ def test_each_replica_has_its_metrics(on_ray: Server) -> None:
 
 
 def test_a_client_that_goes_away_frees_its_slot(on_ray: Server) -> None:
-    def count(name: str) -> float:
+    def cancelled() -> float:
+        name = 'bitnet_onnx_finished_totalreason="cancelled"'
         return sum(replica.get(name, 0) for replica in on_ray.metrics().values())
 
-    cancelled = 'bitnet_onnx_finished_totalreason="cancelled"'
-    before = count(cancelled)
+    before = cancelled()
     with on_ray.stream(8000) as response:
         next(response.iter_lines())
-        wait_until(lambda: count("bitnet_onnx_running") == 1)
-    wait_until(lambda: count("bitnet_onnx_running") == 0)
-    assert count(cancelled) == before + 1
+    wait_until(lambda: cancelled() == before + 1)
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.post(
+            f"{on_ray.url}/v1/completions",
+            json={"prompt": "Once", "max_tokens": 8000, **ENDLESS},
+            headers={"Authorization": f"Bearer {KEY}"},
+            timeout=0.2,
+        )
+    wait_until(lambda: cancelled() == before + 2)
 
 
 def test_a_second_server_on_the_cluster_is_refused(
