@@ -106,12 +106,14 @@ def _serve_on_ray(
 
         def started(address: str) -> None:
             share = placement.share
-            many = "the replica has" if placement.most == 1 else f"each of {placement.most} replicas has"
+            many = f"{placement.least} replica{'s' if placement.least > 1 else ''}"
+            if placement.least < placement.most:
+                many = f"{placement.least} to {placement.most} replicas"
             cores = "its node's cores"
             if share.threads is not None:
                 cores = f"{share.threads} thread{'s' if share.threads > 1 else ''}"
             click.echo(f"Serving {printable(str(package))} at {address}")
-            click.echo(f"{many.capitalize()} {cores} and {size(share.memory_bytes)} for answers")
+            click.echo(f"{many}, each with {cores} and {size(share.memory_bytes)} for answers")
 
         serve_on_ray(placement, served, listening, started)
 

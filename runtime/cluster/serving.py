@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,11 +35,13 @@ logger = logging.getLogger(__name__)
 
 _APPLICATION = "bitnet-onnx"
 _POLL_SECONDS = 0.2
+_WATCH_SECONDS = 2.0
 _HEALTH_SECONDS = 5.0
 #: Requests beside those that the engine takes, so that it is the engine who refuses the next, and /health answers.
 _REQUESTS_BESIDE = 64
-#: A replica that could not open its package or engine three times will not at the fourth.
-_START_ATTEMPTS = 3
+#: A replica that could not open its package or engine twice will not at the third time.
+_START_ATTEMPTS = 2
+_OWN_ERROR = re.compile(r"^bitnet_onnx\.[\w.]+: (.{1,500})", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +120,11 @@ def serve_on_ray(
                 _wait_until_running(stop)
             if not stop.is_set():
                 started(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
-            while not stop.wait(_POLL_SECONDS):
-                pass
+            while not stop.wait(_WATCH_SECONDS):
+                placement.cluster.check()
             _drain(listening.drain_seconds, stop)
         finally:
-            serve.shutdown()
+            _end(placement.cluster)
 
 
 def _check_cluster(cluster: Cluster, listening: Listening) -> None:
@@ -181,8 +184,15 @@ def _wait_until_running(stop: threading.Event) -> None:
             continue
         if application.status is ApplicationStatus.RUNNING:
             return
-        messages = [deployment.message for deployment in application.deployments.values()]
-        raise BitnetOnnxError(f"the replicas do not start: {' '.join([application.message, *messages])[-400:]}")
+        messages = [application.message, *(deployment.message for deployment in application.deployments.values())]
+        raise BitnetOnnxError(f"the replicas do not start: {_reason(messages)}")
+
+
+def _reason(messages: Iterable[str]) -> str:
+    """The error of ours in the tracebacks that Ray Serve quotes, or the beginning of what it says."""
+    text = "\n".join(messages)
+    own = _OWN_ERROR.findall(text)
+    return own[-1] if own else " ".join(text.split())[:300]
 
 
 def _drain(seconds: float, stop: threading.Event) -> None:
@@ -194,6 +204,14 @@ def _drain(seconds: float, stop: threading.Event) -> None:
         if time.monotonic() > ends:
             logger.warning("answers still ran after %g s and are cut off", seconds)
             return
+
+
+def _end(cluster: Cluster) -> None:
+    try:
+        cluster.check()
+    except BitnetOnnxError:
+        return  # Serve would be waited for in vain
+    serve.shutdown()
 
 
 @contextmanager

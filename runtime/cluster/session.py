@@ -69,6 +69,15 @@ class Cluster:
             node["NodeID"] == self.here and "node:__internal_head__" in node["Resources"] for node in ray.nodes()
         )
 
+    def check(self) -> None:
+        """Makes sure that the cluster still has this machine.
+
+        Raises:
+            BitnetOnnxError: Ray's own process here has died, and nothing more is heard of the others.
+        """
+        if not any(node["NodeID"] == self.here and node["Alive"] for node in ray.nodes()):
+            raise BitnetOnnxError("Ray has died on this machine")
+
     def nodes(self) -> list[Node]:
         """The living machines that have a CPU to hand out.
 
@@ -179,13 +188,21 @@ def _environment(*, is_own: bool) -> Iterator[None]:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray puts a handler of its own in the place of the command line's."""
-    handler = signal.getsignal(signal.SIGTERM)
+    """Ray puts a handler of its own in the place of the command line's; it raises SystemExit."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def restore() -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
     try:
         yield
+    except SystemExit:
+        restore()
+        signal.raise_signal(signal.SIGTERM)
+        raise
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
+        restore()
 
 
 @contextmanager

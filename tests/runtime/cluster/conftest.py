@@ -20,13 +20,16 @@ Command = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """That of the commands: a home and a directory for files of their own, which must be empty in the end."""
     home = tmp_path_factory.mktemp("home")
     # Paths of sockets may have a hundred characters.
     temporary = tempfile.mkdtemp(prefix="bo-")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return kept | {"HOME": str(home), "TMPDIR": temporary, "NO_COLOR": "1", "COLUMNS": "200"}
+    # ONNX Runtime would keep an account of itself in both.
+    more = {"HOME": str(home), "TMPDIR": temporary, "ORT_DISABLE_TELEMETRY": "1", "NO_COLOR": "1", "COLUMNS": "200"}
+    yield kept | more
+    shutil.rmtree(temporary)
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ def _up(server: Server) -> bool:
 def on_ray(start: Callable[..., Server], nodes: Nodes) -> Iterator[Server]:
     server = start("--ray", "--ray-address", nodes.address, "--replicas", "2", "--drain", "20")
     assert server.process.stdout is not None
-    assert server.process.stdout.readline() == "Each of 2 replicas has 1 thread and 100.0 MB for answers\n"
+    assert server.process.stdout.readline() == "2 replicas, each with 1 thread and 100.0 MB for answers\n"
     yield server
     server.process.terminate()
     server.process.wait(timeout=60)
