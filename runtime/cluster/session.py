@@ -138,9 +138,7 @@ def ray_cluster(address: str | None, *, cpus: int = 1) -> Iterator[Cluster]:
                             **common,
                         )
             except (RayError, RuntimeError, OSError, ValueError) as error:
-                where = "on this machine" if address is None else f"at {address}"
-                kind = BitnetOnnxError if address is None else InputError
-                raise kind(f"Ray {where}: {first_line(error)}") from error
+                raise _not_there(address, error) from error
             yield Cluster(address is None)
     finally:
         ray.shutdown()
@@ -152,6 +150,14 @@ def first_line(error: BaseException) -> str:
     """What an error says, without what follows."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
+
+
+def _not_there(address: str | None, error: Exception) -> BitnetOnnxError:
+    if address is None:
+        return BitnetOnnxError(f"Ray does not start on this machine: {first_line(error)}")
+    if address == "auto" and isinstance(error, ConnectionError):
+        return InputError("--ray-address auto: no Ray cluster runs on this machine: `ray start` one, or give HOST:PORT")
+    return InputError(f"--ray-address {address}: {first_line(error)}")
 
 
 def _check_address(address: str) -> None:
