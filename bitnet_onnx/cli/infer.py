@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from bitnet_onnx.cli._console import error_console, printable
+from bitnet_onnx.cli._ray import on_ray, ray_options
 from bitnet_onnx.errors import InputError, UnsupportedError
 from bitnet_onnx.runtime import Generation, Message, Model, SamplingParameters, TokenStream, load
 
@@ -41,6 +42,7 @@ _CHAT_HELP = "An empty line or Ctrl-D ends the chat, Ctrl-C the answer; /new sta
 )
 @click.option("--max-batch", type=int, default=16, show_default=True, help="With --batch: most answers at a time.")
 @click.option("--memory", metavar="SIZE", help="With --batch: most memory, such as 4GiB.  [default: half of it]")
+@ray_options("With --ray: engines.  [default: one on each node]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with ids, text, finish_reason and timings.")
 def command(
     package: Path,
@@ -60,6 +62,9 @@ def command(
     out: Path | None,
     max_batch: int,
     memory: str | None,
+    use_ray: bool,
+    ray_address: str | None,
+    replicas: str | None,
     as_json: bool,
 ) -> None:
     """Generate text from PACKAGE: continue --prompt or --ids-file, --chat, or answer a file of prompts with --batch.
@@ -73,6 +78,9 @@ def command(
         raise InputError("--batch excludes --prompt, --chat, --ids-file and --json")
     if batch is None and memory is not None:
         raise InputError("--memory belongs to --batch")
+    if batch is None and use_ray:
+        raise InputError("--ray belongs to --batch")
+    ray = on_ray(use_ray, ray_address, replicas)
     if ids_file is not None and (chat or prompt is not None):
         raise InputError("--ids-file excludes --prompt and --chat")
     if ids_file is None and prompt is None and batch is None and not chat:
@@ -96,7 +104,7 @@ def command(
     if batch is not None and out is not None:
         from bitnet_onnx.cli._batch import answer_file
 
-        answer_file(package, batch, out, parameters, max_batch=max_batch, memory=memory, threads=threads)
+        answer_file(package, batch, out, parameters, max_batch=max_batch, memory=memory, threads=threads, on_ray=ray)
         return
     ids = None if ids_file is None else _read_ids(ids_file)
     model = load(package, threads=threads)

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitnet_onnx.cli._console import printable
+from bitnet_onnx.cli._console import printable, size
+from bitnet_onnx.cli._ray import OnRay, on_ray, ray_options
 from bitnet_onnx.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from bitnet_onnx.runtime.server.run import Running
+    from bitnet_onnx.runtime.engine.engine import EngineSettings
+    from bitnet_onnx.runtime.server.auth import ApiKeys
+    from bitnet_onnx.runtime.server.run import Listening, Running
 
 #: Modules of the extra `serve`.
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "llguidance")
@@ -42,6 +45,7 @@ _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "llguidance")
     help="What running answers get after Ctrl-C or SIGTERM.",
 )
 @click.option("--watch", is_flag=True, help="Draw speed, queue, cache and memory on the terminal while it serves.")
+@ray_options("With --ray: servers behind one address; as 1:4, by the load.  [default: one on each node]")
 def command(
     package: Path,
     host: str,
@@ -55,6 +59,9 @@ def command(
     threads: int | None,
     drain: float,
     watch: bool,
+    use_ray: bool,
+    ray_address: str | None,
+    replicas: str | None,
 ) -> None:
     """Serve PACKAGE to OpenAI clients, with a chat page at `/`."""
     check_extra("serve")
@@ -63,6 +70,14 @@ def command(
     from bitnet_onnx.runtime.server.auth import read_keys
     from bitnet_onnx.runtime.server.run import Listening, run_server
 
+    ray = on_ray(use_ray, ray_address, replicas)
+    listening = Listening(host, port, drain)
+    keys = read_keys(api_key_file)
+    settings = EngineSettings(max_batch=max_batch, max_queue=max_queue, prefill_chunk=prefill_chunk)
+    memory_bytes = None if memory is None else parse_bytes(memory)
+    if ray is not None:
+        _serve_on_ray(package, listening, keys, model_name, settings, memory_bytes, threads, ray)
+        return
     _adopt_server_log()
     if watch:
         from bitnet_onnx.cli._watch import check_terminal
@@ -70,11 +85,11 @@ def command(
         check_terminal("--watch")
     run_server(
         package,
-        Listening(host, port, drain),
-        keys=read_keys(api_key_file),
+        listening,
+        keys=keys,
         model_name=model_name,
-        engine_settings=EngineSettings(max_batch=max_batch, max_queue=max_queue, prefill_chunk=prefill_chunk),
-        memory_bytes=None if memory is None else parse_bytes(memory),
+        engine_settings=settings,
+        memory_bytes=memory_bytes,
         threads=threads,
         started=lambda address: click.echo(f"Serving {printable(str(package))} at {address}"),
         watching=partial(_watching, drain) if watch else lambda _: nullcontext(),
@@ -101,6 +116,37 @@ def _watching(drain: float, running: Running) -> Iterator[None]:
     watched = Watched(running.address, f"Ctrl-C ends the server, after {drain:g} s at most; again: at once")
     with drawing(watched, running.snapshot, running.ending):
         yield
+
+
+def _serve_on_ray(
+    package: Path,
+    listening: Listening,
+    keys: ApiKeys,
+    model_name: str | None,
+    settings: EngineSettings,
+    memory_bytes: int | None,
+    threads: int | None,
+    ray: OnRay,
+) -> None:
+    from bitnet_onnx.runtime.cluster.placement import placed
+    from bitnet_onnx.runtime.cluster.serving import Serving, serve_on_ray
+    from bitnet_onnx.runtime.server.run import server_settings
+
+    served = Serving(server_settings(package, model_name, listening, keys), keys, settings)
+    with placed(package.absolute(), ray.address, ray.replicas, threads=threads, memory_bytes=memory_bytes) as placement:
+
+        def started(address: str) -> None:
+            share = placement.share
+            many = f"{placement.least} replica{'s' if placement.least > 1 else ''}"
+            if placement.least < placement.most:
+                many = f"{placement.least} to {placement.most} replicas"
+            cores = "its node's cores"
+            if share.threads is not None:
+                cores = f"{share.threads} thread{'s' if share.threads > 1 else ''}"
+            click.echo(f"Serving {printable(str(package))} at {address}")
+            click.echo(f"{many}, each with {cores} and {size(share.memory_bytes)} for answers")
+
+        serve_on_ray(placement, served, listening, started)
 
 
 def _adopt_server_log() -> None:

@@ -84,7 +84,7 @@ def create_app(
         return json_response({"status": "ok" if healthy else "failed"}, 200 if healthy else 503)
 
     @app.get("/metrics", responses={401: _REFUSALS[401]})
-    async def metrics_() -> Response:
+    def metrics_() -> Response:  # in a thread: that of replicas asks others
         """Counts for Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 

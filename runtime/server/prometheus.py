@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from itertools import accumulate
 
@@ -16,6 +16,7 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from bitnet_onnx.runtime.server._interfaces import EngineLike
@@ -123,3 +124,24 @@ class ServerMetrics:
     def text(self) -> bytes:
         """What a scrape reads."""
         return generate_latest(self._registry)
+
+
+class _Fixed(Collector):
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
+
+
+def labelled(label: str, texts: Mapping[str, bytes]) -> bytes:
+    """One text of many, whose samples are told apart by the value of a label."""
+    whole: dict[str, Metric] = {}
+    for value, text in sorted(texts.items()):
+        for metric in text_string_to_metric_families(text.decode()):
+            into = whole.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+            for sample in metric.samples:
+                into.add_sample(sample.name, {**sample.labels, label: value}, sample.value)
+    registry = CollectorRegistry()
+    registry.register(_Fixed(list(whole.values())))
+    return generate_latest(registry)

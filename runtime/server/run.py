@@ -189,28 +189,85 @@ def run_server(
     Raises:
         BitnetOnnxError: the package, a setting or the address is not usable.
     """
-    info = PackageInfo.open(package)
-    name = model_name or info.directory.resolve().name
-    settings = ServerSettings(name, require_local_host=listening.is_local)
+    settings = server_settings(package, model_name, listening, keys)
     with listening.bind() as listener:
-        memory = HybridMemoryPool(default_budget() if memory_bytes is None else memory_bytes)
-        encoder = PromptEncoder(info)
-        plan_answer = make_plan_answer(encoder)
-        opened = Engine.open(
-            package, engine_settings or EngineSettings(), memory=memory, threads=threads, prompts=encoder
+        opened = open_app(
+            package, settings, keys=keys, engine_settings=engine_settings, memory_bytes=memory_bytes, threads=threads
         )
-        if not listening.is_local and not keys:
-            logger.warning("no API keys: whoever reaches %s may use this server", listening.host)
-        with opened as engine, closing(encoder):
-            metrics = ServerMetrics(engine, name)
-            app = create_app(
-                engine, RequestPrompts(encoder), settings, keys=keys, plan_answer=plan_answer, metrics=metrics
-            )
-            server = Server(app, engine, listening.drain_seconds)
-            address = _address(listener)
+        with closing(opened.prompts), opened.engine:
+            server = Server(opened.app, opened.engine, listening.drain_seconds)
+            address, metrics = _address(listener), opened.metrics
             started(address)
             with watching(Running(address, lambda: read_snapshot(metrics.families()), lambda: server.should_exit)):
                 server.run([listener])
+
+
+def server_settings(package: Path, model_name: str | None, listening: Listening, keys: ApiKeys) -> ServerSettings:
+    """What follows for a server from where it listens; a warning if that leaves it open.
+
+    Raises:
+        PackageError: the directory is not a usable package.
+        InputError: the name is not usable.
+    """
+    name = model_name or PackageInfo.open(package).directory.resolve().name
+    if not listening.is_local and not keys:
+        logger.warning("no API keys: whoever reaches %s may use this server", listening.host)
+    return ServerSettings(name, require_local_host=listening.is_local)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A server without an address.
+
+    Attributes:
+        engine: to be started and closed by its owner.
+        app: answers requests.
+        metrics: what it counts.
+        prompts: the text side, to be closed by its owner.
+    """
+
+    engine: Engine
+    app: FastAPI
+    metrics: ServerMetrics
+    prompts: PromptEncoder
+
+    def close(self) -> None:
+        """Ends the engine and what renders chat templates."""
+        self.engine.close()
+        self.prompts.close()
+
+
+def open_app(
+    package: Path,
+    settings: ServerSettings,
+    *,
+    keys: ApiKeys,
+    engine_settings: EngineSettings | None = None,
+    memory_bytes: int | None = None,
+    threads: int | None = None,
+    make_metrics: Callable[[Engine, str], ServerMetrics] = ServerMetrics,
+) -> Opened:
+    """A server of a package without an address; its engine is not yet started.
+
+    Args:
+        package: the package directory.
+        settings: of the server.
+        keys: that open it.
+        engine_settings: of the batches.
+        memory_bytes: the budget of all answers; None: a share of what the machine has.
+        threads: of one operator.
+        make_metrics: the registry of `/metrics`, of the engine and the model's name.
+
+    Raises:
+        BitnetOnnxError: the package or a setting is not usable.
+    """
+    encoder = PromptEncoder(PackageInfo.open(package))
+    memory = HybridMemoryPool(default_budget() if memory_bytes is None else memory_bytes)
+    plan_answer = make_plan_answer(encoder)
+    engine = Engine.open(package, engine_settings or EngineSettings(), memory=memory, threads=threads, prompts=encoder)
+    metrics = make_metrics(engine, settings.model_name)
+    app = create_app(engine, RequestPrompts(encoder), settings, keys=keys, plan_answer=plan_answer, metrics=metrics)
+    return Opened(engine, app, metrics, encoder)
 
 
 def make_plan_answer(encoder: PromptEncoder) -> PlanAnswer | None:
