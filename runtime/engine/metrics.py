@@ -50,6 +50,8 @@ class EngineMetrics:
         generated_tokens: tokens of answers.
         decode_steps: steps that generated for all running answers at once.
         decode_rows: answers in them, summed: `decode_rows / decode_steps` is the mean batch.
+        drafted_tokens: tokens that were guessed and read.
+        accepted_tokens: of these, those that were right.
         preemptions: answers that gave their memory to others, to be read again later.
         first_token: from submission to the first token.
         prompt_cache_bytes: size of the prompt cache.
@@ -69,6 +71,8 @@ class EngineMetrics:
     generated_tokens: int
     decode_steps: int
     decode_rows: int
+    drafted_tokens: int
+    accepted_tokens: int
     preemptions: int
     first_token: Histogram
     prompt_cache_bytes: int
@@ -94,6 +98,8 @@ class Counters:
     generated_tokens: int = 0
     decode_steps: int = 0
     decode_rows: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     preemptions: int = 0
     first_token_counts: list[int] = field(default_factory=lambda: [0] * (len(_FIRST_TOKEN_BOUNDS) + 1))
     first_token_total: float = 0.0

@@ -91,6 +91,7 @@ REQUESTS = st.builds(
     block=st.sampled_from([4, 16]),
     chunk=st.sampled_from([3, 16, 64]),
     batch=st.sampled_from([1, 2, 5]),
+    speculate=st.sampled_from([0, 2, 8]),
 )
 def test_any_schedule_gives_the_ids_of_each_request_alone(
     alone: Alone,
@@ -101,8 +102,9 @@ def test_any_schedule_gives_the_ids_of_each_request_alone(
     block: int,
     chunk: int,
     batch: int,
+    speculate: int,
 ) -> None:
-    sizes: dict[str, int] = {"max_batch": batch, "prefill_chunk": chunk}
+    sizes: dict[str, int] = {"max_batch": batch, "prefill_chunk": chunk, "speculate": speculate}
     working = alone.engine(1 << 30, **sizes).metrics().memory.by_owner["onnxruntime"]
     # A sequence of these takes at most 64 tokens.
     token_bytes = alone.model.package.architecture.cache_bytes_per_token

@@ -30,6 +30,7 @@ class Model:
 
     def open(self, memory: HybridMemoryPool | None = None, **options: Any) -> BatchSession:
         memory = HybridMemoryPool(2**30) if memory is None else memory
+        options.setdefault("draft_tokens", 5)
         return BatchSession(self.package, self.device, memory, threads=1, **options)
 
     def logits(self, ids: list[int]) -> npt.NDArray[np.float32]:
@@ -95,6 +96,23 @@ class Play:
             self.texts[sequence].append(new)
             np.testing.assert_array_equal(row, self.model.logits(self.texts[sequence]))
 
+    def verify(self, chosen: int, longest: int) -> None:
+        """As `decode`, with drafts of several lengths; part of what was read is forgotten again."""
+        sequences = [s for i, s in enumerate(self.texts) if chosen >> i & 1 and s.length < LONGEST]
+        if not sequences:
+            return
+        drafts = [self.more(s, 1 + (chosen + longest * i) % (1 + longest)) for i, s in enumerate(sequences)]
+        found = self.session.verify(sequences, [ids[0] for ids in drafts], [ids[1:] for ids in drafts])
+        for index, (sequence, ids, logits) in enumerate(zip(sequences, drafts, found, strict=True)):
+            text = self.texts[sequence]
+            assert 1 <= len(logits) <= len(ids)
+            for new, row in zip(ids, logits, strict=False):
+                text.append(new)
+                np.testing.assert_array_equal(row, self.model.logits(text))
+            assert sequence.length == len(text)
+            if index % 2 == 0:
+                self.truncate(sequence, sequence.length - chosen % len(logits))
+
     def truncate(self, sequence: Sequence, length: int) -> None:
         length %= sequence.length + 1
         self.session.truncate(sequence, length)
@@ -125,8 +143,10 @@ class Play:
             self.open(b)
         elif action < 5:
             self.prefill(sequence, 1 + b, logits=b % 2 == 0)
-        elif action < 11:
+        elif action < 8:
             self.decode(a)
+        elif action < 11:
+            self.verify(a, b % (1 + self.session._draft_tokens))
         else:
             [
                 lambda: self.truncate(sequence, b),
