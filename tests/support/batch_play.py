@@ -96,22 +96,21 @@ class Play:
             self.texts[sequence].append(new)
             np.testing.assert_array_equal(row, self.model.logits(self.texts[sequence]))
 
-    def verify(self, chosen: int, longest: int) -> None:
-        """As `decode`, with drafts of several lengths; part of what was read is forgotten again."""
-        sequences = [s for i, s in enumerate(self.texts) if chosen >> i & 1 and s.length < LONGEST]
-        if not sequences:
+    def verify(self, counts: list[int]) -> None:
+        """A token for each sequence and a draft of so many; part of what was read is forgotten again."""
+        chosen = [pair for pair in zip(self.texts, counts, strict=False) if pair[0].length < LONGEST]
+        if not chosen:
             return
-        drafts = [self.more(s, 1 + (chosen + longest * i) % (1 + longest)) for i, s in enumerate(sequences)]
+        sequences = [sequence for sequence, _ in chosen]
+        drafts = [self.more(sequence, 1 + count) for sequence, count in chosen]
         found = self.session.verify(sequences, [ids[0] for ids in drafts], [ids[1:] for ids in drafts])
-        for index, (sequence, ids, logits) in enumerate(zip(sequences, drafts, found, strict=True)):
-            text = self.texts[sequence]
+        for sequence, ids, logits in zip(sequences, drafts, found, strict=True):
             assert 1 <= len(logits) <= len(ids)
             for new, row in zip(ids, logits, strict=False):
-                text.append(new)
-                np.testing.assert_array_equal(row, self.model.logits(text))
-            assert sequence.length == len(text)
-            if index % 2 == 0:
-                self.truncate(sequence, sequence.length - chosen % len(logits))
+                self.texts[sequence].append(new)
+                np.testing.assert_array_equal(row, self.model.logits(self.texts[sequence]))
+            assert sequence.length == len(self.texts[sequence])
+            self.truncate(sequence, sequence.length - sum(counts) % len(logits))
 
     def truncate(self, sequence: Sequence, length: int) -> None:
         length %= sequence.length + 1
@@ -146,7 +145,7 @@ class Play:
         elif action < 8:
             self.decode(a)
         elif action < 11:
-            self.verify(a, b % (1 + self.session._draft_tokens))
+            self.verify([(a + b * index) % (1 + self.session._draft_tokens) for index in range(len(self.texts))])
         else:
             [
                 lambda: self.truncate(sequence, b),
