@@ -19,7 +19,7 @@ def answer_file(
     out: Path,
     parameters: SamplingParameters,
     *,
-    max_batch: int,
+    settings: EngineSettings,
     memory: str | None,
     threads: int | None,
 ) -> None:
@@ -29,7 +29,6 @@ def answer_file(
         InputError: an option is wrong, a file cannot be used, or `out` holds other answers.
         BitnetOnnxError: the engine failed; what was answered is kept.
     """
-    settings = EngineSettings(max_batch=max_batch)
     pool = HybridMemoryPool(default_budget() if memory is None else parse_bytes(memory))
     prompts = PromptEncoder(PackageInfo.open(package))
     with Engine.open(package, settings, memory=pool, threads=threads, prompts=prompts) as engine:

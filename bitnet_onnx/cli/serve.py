@@ -25,6 +25,14 @@ _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "llguidance")
 @click.option("--max-batch", type=int, default=16, show_default=True, help="Most answers generated at a time.")
 @click.option("--max-queue", type=int, default=256, show_default=True, help="Most requests that wait; then 429.")
 @click.option("--prefill-chunk", type=int, default=256, show_default=True, help="Tokens of a prompt read at a time.")
+@click.option(
+    "--speculate",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Most tokens guessed at a time from the text so far; 0: none. Answers stay the same.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator.  [default: physical cores]")
 @click.option(
     "--drain",
@@ -44,6 +52,7 @@ def command(
     max_batch: int,
     max_queue: int,
     prefill_chunk: int,
+    speculate: int,
     threads: int | None,
     drain: float,
 ) -> None:
@@ -61,7 +70,9 @@ def command(
         Listening(host, port, drain),
         keys=read_keys(api_key_file),
         model_name=model_name,
-        engine_settings=EngineSettings(max_batch=max_batch, max_queue=max_queue, prefill_chunk=prefill_chunk),
+        engine_settings=EngineSettings(
+            max_batch=max_batch, max_queue=max_queue, prefill_chunk=prefill_chunk, speculate=speculate
+        ),
         memory_bytes=None if memory is None else parse_bytes(memory),
         threads=threads,
         started=lambda address: click.echo(f"Serving {printable(str(package))} at {address}"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from bitnet_onnx.runtime.engine._speculation import CALL
+from bitnet_onnx.runtime._speculation import CALL
 
 
 @dataclass(frozen=True, slots=True)

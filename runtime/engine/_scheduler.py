@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_onnx.errors import BitnetOnnxError
+from bitnet_onnx.runtime._speculation import choose_drafts, least_chance
 from bitnet_onnx.runtime.engine._interfaces import BatchSessionLike, SequenceLike
 from bitnet_onnx.runtime.engine._prompt_cache import PromptCache
 from bitnet_onnx.runtime.engine._run import Run
-from bitnet_onnx.runtime.engine._speculation import choose_drafts, least_chance
 from bitnet_onnx.runtime.engine.metrics import Counters
 from bitnet_onnx.runtime.engine.request import EndReason, EngineBusyError
 

@@ -14,11 +14,11 @@ from bitnet_onnx.errors import BitnetOnnxError, InputError
 from bitnet_onnx.quantized import FloatArray
 from bitnet_onnx.runtime._decoder_graph import DecoderGraph
 from bitnet_onnx.runtime._malloc import return_free_memory
+from bitnet_onnx.runtime._speculation import POSITIONS, check_draft_tokens
 from bitnet_onnx.runtime.devices import Device
 from bitnet_onnx.runtime.engine._activations import activation_bytes
 from bitnet_onnx.runtime.engine._calls import Calls
 from bitnet_onnx.runtime.engine._kv_slots import open_slots
-from bitnet_onnx.runtime.engine._speculation import MAX_DRAFT, POSITIONS
 from bitnet_onnx.runtime.engine.request import EngineBusyError
 from bitnet_onnx.runtime.memory import HybridMemoryPool
 from bitnet_onnx.runtime.package import PackageInfo
@@ -111,8 +111,7 @@ class BatchSession:
     ) -> None:
         if not 1 <= max_batch <= _MAX_BATCH:
             raise InputError(f"max_batch is {max_batch}, expected 1 to {_MAX_BATCH}")
-        if not 0 <= draft_tokens <= MAX_DRAFT:
-            raise InputError(f"draft_tokens is {draft_tokens}, expected 0 to {MAX_DRAFT}")
+        check_draft_tokens("draft_tokens", draft_tokens)
         sizes = package.architecture
         chunk = min(prefill_chunk, sizes.context_length)
         self._graph = DecoderGraph(package, device, threads=threads, prefill_chunk=chunk)
@@ -271,21 +270,15 @@ class BatchSession:
             inputs[slot, :count] = [token, *draft][:count]
         found: dict[int, FloatArray] = {}
         counts = dict(zip(slots, read, strict=True))
-        before = self._lengths.copy()
-        try:
-            for group, width in self._calls.split(counts):
-                columns = np.ascontiguousarray(inputs[:, :width])
-                for first, stop in self._calls.ranges(group, width):
-                    logits = self._step(columns, first, stop)
-                    found |= {slot: logits[slot - first, : counts[slot]] for slot in group if first <= slot < stop}
-                # In the next group's calls these rows may rest, behind what was read.
-                for slot in group:
-                    self._lengths[slot] += counts[slot]
-        except BaseException:
-            self._lengths = before
-            raise
+        for group, width in self._calls.split(counts):
+            columns = np.ascontiguousarray(inputs[:, :width])
+            # A row of one group that rests in a call of another reads its token there too, or what it reads later.
+            for first, stop in self._calls.ranges(group, width):
+                logits = self._step(columns, first, stop)
+                found |= {slot: logits[slot - first, : counts[slot]] for slot in group if first <= slot < stop}
         for sequence in sequences:
             sequence.length += counts[sequence._slot]
+            self._lengths[sequence._slot] = sequence.length
         self._account()
         return [found[slot] for slot in slots]
 

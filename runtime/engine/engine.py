@@ -15,12 +15,12 @@ from typing import Self
 from bitnet_onnx.errors import BitnetOnnxError, InputError
 from bitnet_onnx.package_format import MODEL_DATA
 from bitnet_onnx.runtime._prefault import prefault
+from bitnet_onnx.runtime._speculation import IDLE, check_draft_tokens
 from bitnet_onnx.runtime.devices import Device, auto_select_device
 from bitnet_onnx.runtime.engine._interfaces import BatchSessionLike
 from bitnet_onnx.runtime.engine._prompt_cache import BlockKeys, PromptCache
 from bitnet_onnx.runtime.engine._run import Run
 from bitnet_onnx.runtime.engine._scheduler import Scheduler
-from bitnet_onnx.runtime.engine._speculation import MAX_DRAFT
 from bitnet_onnx.runtime.engine.batch_session import BatchSession
 from bitnet_onnx.runtime.engine.metrics import Counters, EngineMetrics
 from bitnet_onnx.runtime.engine.request import EngineBusyError, EngineRequest
@@ -71,10 +71,10 @@ class EngineSettings:
             ("max_queue", self.max_queue, 1, _MAX_QUEUE),
             ("prompt_cache_bytes", self.prompt_cache_bytes, 0, 1 << 62),
             ("prompt_cache_block", self.prompt_cache_block, 1, _MAX_CHUNK),
-            ("speculate", self.speculate, 0, MAX_DRAFT),
         ):
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 raise InputError(f"{name} is {value!r:.40}, expected an integer from {least} to {most}")
+        check_draft_tokens("speculate", self.speculate)
         if not 0 < self.idle_trim_s < float("inf"):
             raise InputError(f"idle_trim_s is {self.idle_trim_s!r:.40}, expected a number of seconds above 0")
 
@@ -117,7 +117,7 @@ class Engine:
         self._counters = Counters()
         self._cache = PromptCache(memory, settings.prompt_cache_bytes, settings.prompt_cache_block)
         if settings.speculate and not session.exact:
-            logger.warning("speculate is idle: without the operator library it would change answers by rounding")
+            logger.warning(IDLE)
         draft = settings.speculate if session.exact else 0
         self._scheduler = Scheduler(session, self._cache, self._counters, settings.max_batch, clock, draft_tokens=draft)
         self._changed = threading.Condition()

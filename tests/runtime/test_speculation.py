@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_onnx.runtime._prompt_lookup import NO_DRAFT, Draft
+from bitnet_onnx.runtime._speculation import CALL, POSITIONS, choose_drafts, least_chance
 from bitnet_onnx.runtime.engine._calls import Calls
-from bitnet_onnx.runtime.engine._speculation import CALL, POSITIONS, choose_drafts, least_chance
 
 
 def draft(chance: float, count: int) -> Draft:

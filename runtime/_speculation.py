@@ -1,4 +1,4 @@
-"""Whose next tokens are guessed in a step of the batch, and how many."""
+"""Whose next tokens are guessed in a step, and how many."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Final
 
+from bitnet_onnx.errors import InputError
 from bitnet_onnx.runtime._prompt_lookup import Draft
 
 #: What a call of the graph costs beside its positions, as so many of them: 5 with 64 tokens of context, 3 with 512
@@ -15,6 +16,8 @@ CALL: Final = 4
 POSITIONS: Final = 64
 #: Longest draft.
 MAX_DRAFT: Final = 32
+#: Logged where drafts would change answers.
+IDLE: Final = "speculate is idle: without the operator library it would change answers by rounding"
 
 
 def least_chance(rows: int) -> float:
@@ -24,6 +27,16 @@ def least_chance(rows: int) -> float:
     `1 + CALL / rows` positions; drafting one costs a position.
     """
     return rows / (rows + CALL)
+
+
+def check_draft_tokens(name: str, count: object) -> None:
+    """Refuses what is no length of a draft.
+
+    Raises:
+        InputError: it is no integer from 0 to `MAX_DRAFT`.
+    """
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_DRAFT:
+        raise InputError(f"{name} is {count!r:.40}, expected an integer from 0 to {MAX_DRAFT}")
 
 
 def choose_drafts(drafts: Sequence[Draft]) -> list[tuple[int, ...]]:
