@@ -166,7 +166,7 @@ class Engine:
             threads=threads,
             max_batch=settings.max_batch,
             prefill_chunk=settings.prefill_chunk,
-            draft_tokens=settings.speculate,
+            draft_tokens=settings.speculate if device.operator_library is not None else 0,
         )
         if device.operator_library is not None:  # the function bodies repack the weights and leave these pages alone
             prefault(prompts.package.directory / MODEL_DATA)

@@ -30,8 +30,9 @@ def test_a_package(tiny_package: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert str(tmp_path) not in out.read_text()
 
 
-def test_answers_longer_than_the_context_are_refused(tiny_package: Path) -> None:
-    with pytest.raises(InputError, match="is shorter than the 100"):
+def test_answers_longer_than_the_context_are_refused(tiny_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving_speculation, "KINDS", {"free text": ("abc",)})
+    with pytest.raises(InputError, match="context of 128 tokens is shorter than the 100"):
         serving_speculation.run(tiny_package, SpeculationBenchmark(tokens=100_000))
 
 
