@@ -263,7 +263,8 @@ class BatchSession:
         slots = [sequence._slot for sequence in sequences]
         longest = 1 + max(map(len, drafts))
         read = [
-            1 + len(draft) if self._can_rest(slot, longest) else 1 for slot, draft in zip(slots, drafts, strict=True)
+            1 + len(draft) if draft and self._can_rest(slot, longest) else 1
+            for slot, draft in zip(slots, drafts, strict=True)
         ]
         inputs = np.zeros((self.max_batch, max(read)), np.int64)
         for slot, token, draft, count in zip(slots, tokens, drafts, read, strict=True):
