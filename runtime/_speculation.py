@@ -14,6 +14,9 @@ from bitnet_onnx.runtime._prompt_lookup import Draft
 CALL: Final = 4
 #: Most positions of the rows with drafts. Beyond, a call of its own is no longer much of what a step costs.
 POSITIONS: Final = 64
+#: Part of what a step costs that drafts must be expected to save. A token that comes sooner saves its share of a call
+#: only if its slot is used sooner, by another answer or because all are ahead: what is saved may be less.
+_MARGIN: Final = 0.25
 #: Longest draft.
 MAX_DRAFT: Final = 32
 #: Logged where drafts would change answers.
@@ -40,7 +43,7 @@ def check_draft_tokens(name: str, count: object) -> None:
 
 
 def choose_drafts(drafts: Sequence[Draft]) -> list[tuple[int, ...]]:
-    """For each row of a step the tokens to try, or none: what saves most, by the chances.
+    """For each row of a step the tokens to try, or none: what saves most, by the chances, if it saves enough.
 
     Rows with drafts are padded to the longest of them, and either all rows are or those with drafts have a call of
     their own.
@@ -49,7 +52,7 @@ def choose_drafts(drafts: Sequence[Draft]) -> list[tuple[int, ...]]:
     worth = 1 + CALL / rows
     # What the first 0, 1, 2, ... tokens of each draft are expected to save.
     saved = [[0.0, *accumulate(worth * chance for chance in draft.chances)] for draft in drafts]
-    best, best_width = 0.0, 0
+    best, best_width = _MARGIN * (CALL + rows), 0
     for width in range(1, max(len(draft.tokens) for draft in drafts) + 1):
         gains = [gain for each in saved if (gain := each[min(width, len(each) - 1)] - width) > 0]
         gain = sum(gains) - min(CALL, width * (rows - len(gains)))

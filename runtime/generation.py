@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from bitnet_onnx.runtime._prompt_lookup import PromptLookup
-from bitnet_onnx.runtime._speculation import least_chance
+from bitnet_onnx.runtime._speculation import choose_drafts, least_chance
 from bitnet_onnx.runtime.kv_cache import KVCache
 from bitnet_onnx.runtime.sampling import Sampler, SamplingParameters
 from bitnet_onnx.runtime.session import DecoderSession
@@ -195,7 +195,7 @@ class TokenStream(Iterator[Token]):
         lookup.follow()
         read, cache = len(self.sequence.ids) + 1, self.sequence.cache
         room = min(self._parameters.max_new_tokens - len(self._ids) - 1, cache.capacity - read, self._speculate)
-        return lookup.draft(room, least_chance(1)).tokens
+        return choose_drafts([lookup.draft(room, least_chance(1))])[0]
 
     def _accept(self, token: int) -> Token:
         """Records a token, its text, and whether it is the last one."""

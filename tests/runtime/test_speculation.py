@@ -29,7 +29,7 @@ def test_the_more_rows_the_surer_a_guess_must_be() -> None:
 def test_one_row_tries_all_that_is_likely_enough() -> None:
     assert choose_drafts([SURE]) == [SURE.tokens]
     assert choose_drafts([draft(0.5, 8)]) == [(0, 1)]
-    assert choose_drafts([draft(0.1, 8)]) == [()]
+    assert choose_drafts([draft(0.1, 8)]) == choose_drafts([draft(0.3, 8)]) == [()]
     assert choose_drafts([NO_DRAFT]) == [()]
 
 
@@ -52,7 +52,7 @@ def test_what_is_chosen_is_expected_to_save(drafts: list[Draft]) -> None:
         return
     rows = len(drafts)
     saved = (1 + CALL / rows) * sum(sum(each.chances[: len(t)]) for t, each in zip(chosen, drafts, strict=True))
-    assert saved > width * count + min(CALL, width * (rows - count))
+    assert saved > width * count + min(CALL, width * (rows - count)) + (CALL + rows) / 4
     assert count * (1 + width) <= POSITIONS
 
 
