@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.package_format import MODEL_DATA
 from bitnet_onnx.runtime._prefault import prefault
+from bitnet_onnx.runtime._speculation import IDLE, check_draft_tokens
 from bitnet_onnx.runtime.devices import Device, auto_select_device
 from bitnet_onnx.runtime.generation import CachedSequence, Generation, TokenStream
 from bitnet_onnx.runtime.package import PackageInfo
@@ -16,11 +18,19 @@ from bitnet_onnx.runtime.sampling import SamplingParameters
 from bitnet_onnx.runtime.session import DecoderSession
 from bitnet_onnx.runtime.streaming import Detokenizer
 
+logger = logging.getLogger(__name__)
+
 _GREEDY = SamplingParameters()
 
 
 class Model:
     """A package opened for generation; for one thread at a time.
+
+    Args:
+        package: the checked package.
+        device: where it runs.
+        threads: threads of one operator; None: as many as there are physical cores.
+        speculate: most tokens guessed at a time from the text so far and read together; answers stay the same. 0: none.
 
     Attributes:
         package: the facts of the package.
@@ -30,10 +40,12 @@ class Model:
         stop_ids: every token that ends an answer.
 
     Raises:
+        InputError: `threads` or `speculate` is out of range.
         PackageError: a file of the package is not usable.
     """
 
-    def __init__(self, package: PackageInfo, device: Device, *, threads: int | None = None) -> None:
+    def __init__(self, package: PackageInfo, device: Device, *, threads: int | None = None, speculate: int = 0) -> None:
+        check_draft_tokens("speculate", speculate)
         started = time.perf_counter()
         self.package = package
         self.device = device
@@ -43,6 +55,9 @@ class Model:
         self._encoder = PromptEncoder(package)
         self.tokenizer = self._encoder.tokenizer
         self.stop_ids = self._encoder.stop_ids
+        if speculate and device.operator_library is None:
+            logger.warning(IDLE)
+        self._speculate = 0 if device.operator_library is None else speculate
         self._last_chat: TokenStream | None = None
         self._load_s = time.perf_counter() - started
 
@@ -72,6 +87,7 @@ class Model:
             stop_ids=self.stop_ids,
             context_length=self.package.architecture.context_length,
             load_s=self._load_s,
+            speculate=self._speculate,
         )
         if chat:
             self._last_chat = stream
@@ -100,16 +116,19 @@ class Model:
         return CachedSequence(self.session.new_cache())
 
 
-def load(path: str | Path, *, threads: int | None = None, device: Device | None = None) -> Model:
+def load(path: str | Path, *, threads: int | None = None, device: Device | None = None, speculate: int = 0) -> Model:
     """Opens a package that `bitnet-onnx convert` wrote.
 
     Args:
         path: the package directory.
         threads: threads of one operator; None: as many as there are physical cores.
         device: where it runs; None: `auto_select_device()`.
+        speculate: as in `Model`.
 
     Raises:
+        InputError: `threads` or `speculate` is out of range.
         PackageError: the directory is not a usable package.
     """
     package = PackageInfo.open(path)
-    return Model(package, auto_select_device() if device is None else device, threads=threads)
+    device = auto_select_device() if device is None else device
+    return Model(package, device, threads=threads, speculate=speculate)

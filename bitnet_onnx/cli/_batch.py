@@ -20,7 +20,7 @@ def answer_file(
     out: Path,
     parameters: SamplingParameters,
     *,
-    max_batch: int,
+    settings: EngineSettings,
     memory: str | None,
     threads: int | None,
     on_ray: OnRay | None,
@@ -31,7 +31,6 @@ def answer_file(
         InputError: an option is wrong, a file cannot be used, or `out` holds other answers.
         BitnetOnnxError: the engine failed; what was answered is kept.
     """
-    settings = EngineSettings(max_batch=max_batch)
     memory_bytes = None if memory is None else parse_bytes(memory)
     if on_ray is None:
         report = _answer_here(package, source, out, parameters, settings, memory_bytes, threads)

@@ -35,6 +35,14 @@ _CHAT_HELP = "An empty line or Ctrl-D ends the chat, Ctrl-C the answer; /new sta
 )
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End at this text, which is not shown; repeatable.")
+@click.option(
+    "--speculate",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Most tokens guessed at a time from the text so far; 0: none. Answers stay the same.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator.  [default: physical cores]")
 @click.option("--batch", type=click.Path(path_type=Path), help="Prompts to answer: a JSON object a line.")
 @click.option(
@@ -57,6 +65,7 @@ def command(
     repetition_penalty: float | None,
     seed: int | None,
     stop: tuple[str, ...],
+    speculate: int,
     threads: int | None,
     batch: Path | None,
     out: Path | None,
@@ -103,11 +112,13 @@ def command(
     )
     if batch is not None and out is not None:
         from bitnet_onnx.cli._batch import answer_file
+        from bitnet_onnx.runtime.engine.engine import EngineSettings
 
-        answer_file(package, batch, out, parameters, max_batch=max_batch, memory=memory, threads=threads, on_ray=ray)
+        settings = EngineSettings(max_batch=max_batch, speculate=speculate)
+        answer_file(package, batch, out, parameters, settings=settings, memory=memory, threads=threads, on_ray=ray)
         return
     ids = None if ids_file is None else _read_ids(ids_file)
-    model = load(package, threads=threads)
+    model = load(package, threads=threads, speculate=speculate)
     if conversation:
         _converse(model, parameters)
         return

@@ -35,6 +35,14 @@ _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "llguidance")
 @click.option("--max-batch", type=int, default=16, show_default=True, help="Most answers generated at a time.")
 @click.option("--max-queue", type=int, default=256, show_default=True, help="Most requests that wait; then 429.")
 @click.option("--prefill-chunk", type=int, default=256, show_default=True, help="Tokens of a prompt read at a time.")
+@click.option(
+    "--speculate",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Most tokens guessed at a time from the text so far; 0: none. Answers stay the same.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator.  [default: physical cores]")
 @click.option(
     "--drain",
@@ -56,6 +64,7 @@ def command(
     max_batch: int,
     max_queue: int,
     prefill_chunk: int,
+    speculate: int,
     threads: int | None,
     drain: float,
     watch: bool,
@@ -73,7 +82,9 @@ def command(
     ray = on_ray(use_ray, ray_address, replicas)
     listening = Listening(host, port, drain)
     keys = read_keys(api_key_file)
-    settings = EngineSettings(max_batch=max_batch, max_queue=max_queue, prefill_chunk=prefill_chunk)
+    settings = EngineSettings(
+        max_batch=max_batch, max_queue=max_queue, prefill_chunk=prefill_chunk, speculate=speculate
+    )
     memory_bytes = None if memory is None else parse_bytes(memory)
     if ray is not None:
         _serve_on_ray(package, listening, keys, model_name, settings, memory_bytes, threads, ray)

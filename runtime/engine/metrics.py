@@ -80,6 +80,8 @@ class EngineMetrics:
         generated_tokens: tokens of answers.
         decode_steps: steps that generated for all running answers at once.
         decode_rows: answers in them, summed: `decode_rows / decode_steps` is the mean batch.
+        drafted_tokens: tokens that were guessed and read.
+        accepted_tokens: of these, those that were right.
         preemptions: answers that gave their memory to others, to be read again later.
         queued: from submission to the first slot.
         first_token: from submission to the first token.
@@ -102,6 +104,8 @@ class EngineMetrics:
     generated_tokens: int
     decode_steps: int
     decode_rows: int
+    drafted_tokens: int
+    accepted_tokens: int
     preemptions: int
     queued: Histogram
     first_token: Histogram
@@ -152,6 +156,8 @@ class Counters:
     generated_tokens: int = 0
     decode_steps: int = 0
     decode_rows: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     preemptions: int = 0
     queued: Durations = field(default_factory=lambda: Durations(_WAIT_BOUNDS))
     first_token: Durations = field(default_factory=lambda: Durations(_WAIT_BOUNDS))

@@ -41,6 +41,8 @@ COUNTERS = {
     "generated_tokens": "Tokens of answers.",
     "decode_steps": "Steps that generated for all running answers at once.",
     "decode_rows": "Answers in these steps, summed.",
+    "drafted_tokens": "Tokens guessed by look-up and read with --speculate.",
+    "accepted_tokens": "Guessed tokens that were right.",
     "preemptions": "Answers that gave their memory to others for a while.",
 }
 #: By field, without the unit that the exported name ends with.

@@ -30,6 +30,9 @@ def test_a_file_is_answered_and_continued(run, tiny_package: Path, lines: Path, 
     expected = json.loads(run(*alone, "--ids-file", tmp_path / "ids.json", "--max-new-tokens", "5").out)
     assert (second["text"], second["finish_reason"]) == (expected["text"], expected["finish_reason"])
     assert "neither a text" in third["error"]
+    guessed = tmp_path / "guessed.jsonl"
+    assert run(*arguments[:5], guessed, *arguments[6:], "--speculate", "4").status == 0
+    assert guessed.read_bytes() == whole
     out.write_bytes(whole[:-30])
     assert "1 lines answered, 1 of them with an error, 2 kept" in run(*arguments).err
     assert out.read_bytes() == whole
@@ -46,6 +49,10 @@ def test_a_file_is_answered_and_continued(run, tiny_package: Path, lines: Path, 
         (("--prompt", "a", "--memory", "4GiB"), "belongs to --batch"),
         (("--batch", "LINES", "--out", "OUT", "--memory", "much"), "memory size 'much'"),
         (("--batch", "LINES", "--out", "OUT", "--max-batch", "0"), "max_batch is 0"),
+        (
+            ("--batch", "LINES", "--out", "OUT", "--speculate", "33"),
+            "speculate is 33, expected an integer from 0 to 32",
+        ),
         (("--batch", "absent.jsonl", "--out", "OUT"), "absent.jsonl: cannot be opened"),
     ],
 )

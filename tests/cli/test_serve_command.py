@@ -63,7 +63,7 @@ def wait_until_up(address: str) -> None:
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_server_from_beginning_to_end(package: Path, number: signal.Signals) -> None:
-    with serving(package, "--max-batch", "2", "--memory", "512MiB") as (process, address):
+    with serving(package, "--max-batch", "2", "--memory", "512MiB", "--speculate", "8") as (process, address):
         assert address.startswith("http://127.0.0.1:")
         wait_until_up(address)
         assert httpx2.get(f"{address}/v1/models").json()["data"][0]["id"] == "tiny"
@@ -71,6 +71,7 @@ def test_a_server_from_beginning_to_end(package: Path, number: signal.Signals) -
         answer = httpx2.post(f"{address}/v1/chat/completions", json=body).json()
         assert answer["usage"]["completion_tokens"] == 3
         assert "bitnet_onnx_memory_budget_bytes 5.36870912e+08" in httpx2.get(f"{address}/metrics").text
+        assert "bitnet_onnx_drafted_tokens_total" in httpx2.get(f"{address}/metrics").text
         process.send_signal(number)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, "", "")
@@ -105,6 +106,7 @@ def test_a_taken_port_is_one_line(package: Path, tmp_path: Path) -> None:
         (["--memory", "1KiB"], ""),
         (["--max-batch", "0"], "max_batch is 0"),
         (["--max-queue", "0"], "max_queue is 0"),
+        (["--speculate", "-1"], "speculate is -1"),
         (["--port", "70000"], "70000"),
         (["--host", "no.such.host.invalid"], "cannot listen there"),
         (["--model-name", "a\nb"], "printable"),

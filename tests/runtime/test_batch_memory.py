@@ -91,6 +91,38 @@ def test_spent_memory_is_an_answer_and_changes_nothing(package: PackageInfo, sto
     assert memory.report().used <= memory.budget
 
 
+def test_what_drafts_took_is_given_back_before_anything_is_refused(tmp_path: Path, storage: str) -> None:
+    model = Model(PackageInfo.open(write_package(tmp_path, TinyShape(context_length=700))), Device())
+    memory = HybridMemoryPool(1 << 30)
+    session = model.open(memory, max_batch=2, prefill_chunk=128, draft_tokens=8)
+    first, second = session.open(64), session.open(60)
+    assert first is not None
+    assert second is not None
+    ids = [token(position, 1, 259) for position in range(700)]
+    session.prefill(first, ids[:62], logits=False)
+    session.prefill(second, ids[:60], logits=False)
+    # Pages and first arrays hold 64 and 128 tokens.
+    assert len(session.verify([first], ids[62:63], [ids[63:68]])[0]) == 6
+    assert (first.length, first.room) == (68, 64)
+    other = memory.take("other", memory.budget - memory.report().used)
+    assert other is not None
+    # What was guessed right stays.
+    assert not session.reserve(second, 300)
+    session.trim()
+    np.testing.assert_allclose(session.decode([first], ids[68:69])[0], model.logits(ids[:69]), atol=1e-4)
+    session.truncate(first, 64)
+    first.room = 64
+    if storage == "paged":
+        assert session.reserve(second, 128)
+        assert not session.reserve(first, 65)
+    else:
+        # Where arrays would have to grow, nothing is drafted.
+        assert session.reserve(first, 126)
+        session.prefill(first, ids[64:126], logits=False)
+        assert len(session.verify([first], ids[126:127], [ids[127:131]])[0]) == 1
+    assert memory.report().used <= memory.budget
+
+
 def test_a_sequence_that_cannot_grow_stays_as_it_is(tmp_path: Path, storage: str) -> None:
     model = Model(PackageInfo.open(write_package(tmp_path, TinyShape(context_length=700))), Device())
     needed = model.open(max_batch=2, prefill_chunk=128)._working.nbytes

@@ -69,6 +69,54 @@ def test_gaps_half_read_prompts_and_long_texts_side_by_side(
     assert sorted(sequence._slot for sequence in play.texts) == [0, 1, 2, 3, 4, 6, 7]
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_drafts_of_some_rows_beside_single_tokens_of_others(
+    family: Callable[[str], Model], storage: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = Play(family(name), family(name).open(max_batch=10, prefill_chunk=64))
+    for length in (1, 30, 50, 5, 14, 17, 3, 2, 1, 8):
+        play.open(0)
+        play.prefill(play.pick(-1) or pytest.fail("no sequence"), length, logits=True)
+    calls: list[tuple[int, int, int]] = []
+    step = play.session._step
+    monkeypatch.setattr(
+        play.session,
+        "_step",
+        lambda ids, first, stop: calls.append((ids.shape[1], first, stop)) or step(ids, first, stop),
+    )
+    rest = [0] * 7
+    for counts, expected in (
+        ([3, 0, 2, *rest], [(1, 1, 10), (4, 0, 3)]),  # row 1 rests behind the token that was just read
+        ([5, 0, 5, *rest], [(1, 1, 10), (6, 0, 1), (6, 2, 3)]),
+        ([0, 0, 1, *rest], [(1, 0, 10), (2, 2, 3)]),
+        ([5, 1, 2, 5, 0, 5, 4, 3, 2, 1], [(6, 0, 10)]),
+    ):
+        calls.clear()
+        play.verify(counts)
+        assert calls == expected
+        play.decode(2**10 - 1)
+    for sequence in list(play.texts)[2:]:
+        play.close(sequence)
+    calls.clear()
+    play.verify([5, 0])
+    assert calls == [(1, 1, 2), (6, 0, 1)]
+    calls.clear()
+    play.verify([0, 2])
+    assert calls == [(3, 0, 2)]
+
+
+def test_drafts_take_no_room_that_is_not_there(package: PackageInfo, storage: str) -> None:
+    session = Model(package, Device()).open(max_batch=1, draft_tokens=8)
+    sequence = session.open(92)
+    assert sequence is not None
+    session.prefill(sequence, [1] * 92, logits=False)
+    with pytest.raises(InputError, match="a draft of 9 tokens, at most 8 are read"):
+        session.verify([sequence], [1], [[1] * 9])
+    assert len(session.verify([sequence], [1], [[1] * 4])[0]) == 1  # one more than the context
+    assert len(session.verify([sequence], [1], [[1] * 2])[0]) == 3
+    assert (sequence.length, sequence.room) == (96, 94)
+
+
 def test_the_longer_a_sequence_the_later_it_moves(package: PackageInfo, storage: str) -> None:
     session = Model(package, Device()).open(max_batch=2)
     first, second = session.open(1), session.open(96)
@@ -174,6 +222,8 @@ def test_a_failing_run_leaves_every_sequence_alone(tmp_path: Path) -> None:
         ({"max_batch": 0}, "max_batch is 0"),
         ({"max_batch": 1025}, "max_batch is 1025"),
         ({"prefill_chunk": 0}, "prefill_chunk is 0"),
+        ({"draft_tokens": -1}, "draft_tokens is -1"),
+        ({"draft_tokens": 33}, "draft_tokens is 33"),
     ],
 )
 def test_options_out_of_range_are_refused(package: PackageInfo, options: dict[str, int], words: str) -> None:
@@ -201,6 +251,9 @@ def test_wrong_calls_are_refused(package: PackageInfo) -> None:
         (lambda: session.decode([], []), "no token ids"),
         (lambda: session.decode([sequence], [1, 2]), "2 tokens for 1 sequences"),
         (lambda: session.decode([sequence, sequence], [1, 2]), "2 tokens for 2 sequences; each once"),
+        (lambda: session.verify([sequence], [1], []), "1 tokens for 1 sequences"),
+        (lambda: session.verify([sequence] * 2, [1, 2], [[], []]), "2 tokens for 2 sequences; each once"),
+        (lambda: session.verify([sequence], [1], [[259]]), "token id 259"),
         (lambda: session.truncate(sequence, 4), "cannot truncate a sequence of 3 tokens to 4"),
         (lambda: session.truncate(sequence, -1), "cannot truncate"),
         (lambda: session.copy_out(sequence, 2, 4), "positions 2 to 4 of a sequence of 3"),

@@ -55,12 +55,21 @@ def schedules(draw: st.DrawFn) -> list[tuple[int, EngineRequest, int | None]]:
     block=st.integers(1, 6),
     chunk=st.integers(1, 9),
     batch=st.integers(1, 5),
+    speculate=st.sampled_from([0, 1, 5]),
 )
 def test_any_schedule_gives_the_answers_of_each_request_alone(
-    schedule: list[tuple[int, EngineRequest, int | None]], budget: int, cache: int, block: int, chunk: int, batch: int
+    schedule: list[tuple[int, EngineRequest, int | None]],
+    budget: int,
+    cache: int,
+    block: int,
+    chunk: int,
+    batch: int,
+    speculate: int,
 ) -> None:
-    session = FakeBatchSession(HybridMemoryPool(budget), context_length=40, max_batch=batch, prefill_chunk=chunk)
-    engine = make_engine(session, prompt_cache_bytes=cache, prompt_cache_block=block)
+    session = FakeBatchSession(
+        HybridMemoryPool(budget), context_length=40, max_batch=batch, prefill_chunk=chunk, repeats=speculate > 0
+    )
+    engine = make_engine(session, prompt_cache_bytes=cache, prompt_cache_block=block, speculate=speculate)
     asked: list[tuple[EngineRequest, AnswerStream]] = []
     to_cancel: list[list[int]] = []
     cancelled: set[int] = set()
@@ -204,6 +213,8 @@ def test_a_request_that_cannot_be_answered_is_not_taken(wrong: dict[str, object]
         {"prompt_cache_bytes": -1},
         {"prompt_cache_block": 0},
         {"idle_trim_s": float("nan")},
+        {"speculate": -1},
+        {"speculate": 33},
     ],
 )
 def test_settings_have_ranges(wrong: dict[str, object]) -> None:

@@ -14,8 +14,9 @@ from bitnet_onnx.converters import convert
 from bitnet_onnx.errors import BitnetOnnxError, PackageError
 from bitnet_onnx.runtime import Device, Model, PackageInfo, SamplingParameters
 from bitnet_onnx.runtime.engine import _kv_slots
+from bitnet_onnx.runtime.engine.constraints import ConstraintFactory
 from bitnet_onnx.runtime.engine.engine import Engine, EngineSettings
-from bitnet_onnx.runtime.engine.request import EngineBusyError, EngineRequest
+from bitnet_onnx.runtime.engine.request import EngineBusyError, EngineRequest, Finished
 from bitnet_onnx.runtime.memory import HybridMemoryPool
 
 TIMEOUT = 60
@@ -91,6 +92,7 @@ REQUESTS = st.builds(
     block=st.sampled_from([4, 16]),
     chunk=st.sampled_from([3, 16, 64]),
     batch=st.sampled_from([1, 2, 5]),
+    speculate=st.sampled_from([0, 2, 8]),
 )
 def test_any_schedule_gives_the_ids_of_each_request_alone(
     alone: Alone,
@@ -101,8 +103,9 @@ def test_any_schedule_gives_the_ids_of_each_request_alone(
     block: int,
     chunk: int,
     batch: int,
+    speculate: int,
 ) -> None:
-    sizes: dict[str, int] = {"max_batch": batch, "prefill_chunk": chunk}
+    sizes: dict[str, int] = {"max_batch": batch, "prefill_chunk": chunk, "speculate": speculate}
     working = alone.engine(1 << 30, **sizes).metrics().memory.by_owner["onnxruntime"]
     # A sequence of these takes at most 64 tokens.
     token_bytes = alone.model.package.architecture.cache_bytes_per_token
@@ -154,6 +157,38 @@ def test_preempted_answers_go_on_as_if_nothing_had_been(alone: Alone, storage: s
         assert stream.result(0).ids == alone.ids(request)
     assert engine.metrics().memory.peak <= engine.metrics().memory.budget
     assert engine.metrics().preemptions > 0
+
+
+def test_guessed_tokens_change_no_event(alone: Alone, storage: str) -> None:
+    factory = ConstraintFactory(
+        alone.model.tokenizer, alone.model.package.architecture.vocab_size, alone.model.stop_ids
+    )
+    schema = {"type": "array", "items": {"enum": ["ab", "ba"]}, "minItems": 9, "maxItems": 9}
+    found = []
+    for speculate in (0, 7):
+        engine = alone.engine(1 << 30, max_batch=4, speculate=speculate)
+        streams = [
+            engine.submit(
+                EngineRequest(
+                    prompt(n, 5) * 4,
+                    replace(base, max_new_tokens=60, temperature=temperature, seed=n, logit_bias=bias),
+                    top_logprobs=n % 3,
+                    constraint=factory.json_schema(schema) if n % 4 == 3 else None,
+                )
+            )
+            for n, (base, temperature, bias) in enumerate(
+                [(GREEDY, 0.0, ()), (DRAWN, 0.3, ()), (GREEDY, 0.0, ((7, 100.0), (9, 99.5))), (GREEDY, 0.0, ())] * 2
+            )
+        ]
+        while engine.step():
+            pass
+        found.append([[event for event in stream if not isinstance(event, Finished)] for stream in streams])
+        if speculate:
+            assert engine.metrics().accepted_tokens > 20
+            assert engine.metrics().drafted_tokens > engine.metrics().accepted_tokens
+        engine.close()
+        assert engine.metrics().memory.by_owner.get("kv", 0) == 0
+    assert found[0] == found[1]
 
 
 def test_text_and_reasons_are_those_of_the_model(alone: Alone) -> None:

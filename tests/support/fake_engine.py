@@ -124,6 +124,8 @@ class FakeEngine:
             generated_tokens=counters.generated_tokens,
             decode_steps=counters.decode_steps,
             decode_rows=counters.decode_rows,
+            drafted_tokens=counters.drafted_tokens,
+            accepted_tokens=counters.accepted_tokens,
             preemptions=counters.preemptions,
             queued=counters.queued.snapshot(),
             first_token=counters.first_token.snapshot(),
