@@ -34,6 +34,7 @@ class _Outcome:
     status: int = 0
     first_token_s: float | None = None
     failure: str | None = None
+    retry_after_s: float | None = None
 
 
 class _Client(User):
@@ -58,6 +59,7 @@ class _Client(User):
             self._connection.close()
         seconds = time.perf_counter() - started
         record = {"at": at, "kind": request.kind, "seconds": seconds, **asdict(outcome)}
+        del record["retry_after_s"]
         _records.write(json.dumps(record) + "\n")
         self.environment.events.request.fire(
             request_type="POST",
@@ -67,8 +69,9 @@ class _Client(User):
             exception=None if outcome.failure is None else RuntimeError(outcome.failure),
             context={},
         )
-        if outcome.status == 429:
-            time.sleep(1)
+        if outcome.retry_after_s is not None:
+            # As clients do: all at the same moment would be refused again.
+            time.sleep(outcome.retry_after_s * self._random.uniform(1, 2))
 
     def _exchange(self, request: Request) -> _Outcome:
         started = time.perf_counter()
@@ -80,7 +83,9 @@ class _Client(User):
         response = self._connection.getresponse()
         if response.status != 200 or not request.streams:
             body = response.read()
-            return _Outcome(response.status, failure=_requests.fault(request, response.status, body))
+            failure = _requests.fault(request, response.status, body)
+            retry = float(response.getheader("Retry-After", "1")) if response.status == 429 else None
+            return _Outcome(response.status, None, failure, retry)
         lines: list[bytes] = []
         first: float | None = None
         most = self._random.randint(1, 40) if request.ending == "leave in the stream" else None

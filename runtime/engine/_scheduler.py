@@ -111,10 +111,10 @@ class Scheduler:
                 del self.waiting[0]
                 run.sequence = sequence
                 run.reading = True
-                self._count_admission(run)
                 run.cached_tokens = run.cached_tokens if run.generated else 0
                 self.resident.append(run)
                 self._readers.append(run)
+                self._count_admission(run)
             elif self.resident:
                 self._pressed = True
             else:
