@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_onnx.errors import BitnetOnnxError
-from bitnet_onnx.runtime._speculation import choose_drafts, least_chance
+from bitnet_onnx.runtime._speculation import MOST_ROWS, choose_drafts, least_chance
 from bitnet_onnx.runtime.engine._interfaces import BatchSessionLike, SequenceLike
 from bitnet_onnx.runtime.engine._prompt_cache import PromptCache
 from bitnet_onnx.runtime.engine._run import Run
@@ -241,7 +241,7 @@ class Scheduler:
         """For each row the draft that was read behind its last token, and the logits behind that and each of these."""
         sequences, ids = [run.sequence for run in rows], [run.tokens[-1] for run in rows]
         # While memory is short, whatever is free is for those that wait.
-        if self._draft_tokens and not self._pressed:
+        if self._draft_tokens and len(rows) <= MOST_ROWS and not self._pressed:
             try:
                 least = least_chance(len(rows))
                 drafts = choose_drafts([run.draft(self._draft_tokens, least) for run in rows])

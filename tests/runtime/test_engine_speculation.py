@@ -272,3 +272,13 @@ def test_guesses_make_nobody_yield(speculate: int) -> None:
     assert engine.metrics().preemptions == 0
     assert [len(stream.result(0).ids) for stream in streams] == [18, 18]
     assert (engine.metrics().drafted_tokens > 0) is (speculate > 0)
+
+
+def test_steps_of_many_rows_have_no_drafts_until_few_are_left() -> None:
+    session, engine = reciting(max_batch=6, prefill_chunk=128)
+    streams = [engine.submit(request(*CIRCLE[:8], most=most)) for most in (9, 9, 40, 40, 40, 40)]
+    finish(engine)
+    assert [len(stream.result(0).ids) for stream in streams] == [9, 9, 40, 40, 40, 40]
+    sizes = [entry[:2] for entry in session.log if entry[0] != "prefill"]
+    assert sizes.index(("verify", 4)) == 8
+    assert {size for name, size in sizes if name == "verify"} <= {1, 2, 3, 4}
