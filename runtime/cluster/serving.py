@@ -28,7 +28,7 @@ from bitnet_onnx.runtime.cluster.placement import Placement, Share
 from bitnet_onnx.runtime.cluster.session import Cluster, first_line
 from bitnet_onnx.runtime.engine.engine import EngineSettings
 from bitnet_onnx.runtime.server.auth import ApiKeys
-from bitnet_onnx.runtime.server.run import Listening, open_app
+from bitnet_onnx.runtime.server.run import Listening, open_app, warn_if_open
 from bitnet_onnx.runtime.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -112,6 +112,7 @@ def serve_on_ray(
     placement.check_room(placement.least)
     with listening.bind() as listener:
         host, port = listener.getsockname()[:2]
+    warn_if_open(listening, served.keys)
     with _stopping() as stop:
         try:
             with _errors_of_ray():
