@@ -76,7 +76,11 @@ class Cluster:
         Raises:
             BitnetOnnxError: Ray's own process here has died, and nothing more is heard of the others.
         """
-        if not any(node["NodeID"] == self.here and node["Alive"] for node in ray.nodes()):
+        try:
+            alive = any(node["NodeID"] == self.here and node["Alive"] for node in ray.nodes())
+        except (RayError, RuntimeError) as error:
+            raise BitnetOnnxError(f"Ray has died: {first_line(error)}") from error
+        if not alive:
             raise BitnetOnnxError("Ray has died on this machine")
 
     def nodes(self) -> list[Node]:
