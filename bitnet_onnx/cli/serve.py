@@ -143,7 +143,7 @@ def _serve_on_ray(
     from bitnet_onnx.runtime.cluster.serving import Serving, serve_on_ray
     from bitnet_onnx.runtime.server.run import server_settings
 
-    served = Serving(server_settings(package, model_name, listening, keys), keys, settings)
+    served = Serving(server_settings(package, model_name, listening), keys, settings)
     with placed(package.absolute(), ray.address, ray.replicas, threads=threads, memory_bytes=memory_bytes) as placement:
 
         def started(address: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from bitnet_onnx.runtime.package import PackageInfo
 
 #: A worker starts within it on a busy machine.
 _NODE_SECONDS = 120.0
+_ROOM_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +68,19 @@ class Placement:
     share: Share
 
     def check_room(self, replicas: int) -> None:
-        """Refuses what the cluster has no room for now: Ray would wait for it without a word.
+        """Waits for room a little, since Ray takes its time to clear up after others; by itself it would wait forever.
 
         Raises:
             InputError: other work has reserved too many CPUs.
         """
-        free = self.cluster.free_cpus()
-        if free < replicas * self.share.cpus:
-            raise InputError(
-                f"{replicas} replicas with {self.share.cpus} CPUs each, but the Ray cluster has {free:g} free: end "
-                f"other work on it, or give fewer --replicas"
-            )
+        ends = time.monotonic() + _ROOM_SECONDS
+        while (free := self.cluster.free_cpus()) < replicas * self.share.cpus:
+            if time.monotonic() > ends:
+                raise InputError(
+                    f"{replicas} replicas with {self.share.cpus} CPUs each, but the Ray cluster has {free:g} free: end "
+                    f"other work on it, or give fewer --replicas"
+                )
+            time.sleep(0.5)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from bitnet_onnx.runtime.cluster.placement import Placement, Share
 from bitnet_onnx.runtime.cluster.session import Cluster, first_line
 from bitnet_onnx.runtime.engine.engine import EngineSettings
 from bitnet_onnx.runtime.server.auth import ApiKeys
-from bitnet_onnx.runtime.server.run import Listening, open_app
+from bitnet_onnx.runtime.server.run import Listening, open_app, warn_if_open
 from bitnet_onnx.runtime.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 _APPLICATION = "bitnet-onnx"
 _POLL_SECONDS = 0.2
 _WATCH_SECONDS = 2.0
-_HEALTH_SECONDS = 5.0
+_HEALTH_SECONDS = 2.0
 #: Requests beside those that the engine takes, so that it is the engine who refuses the next, and /health answers.
 _REQUESTS_BESIDE = 64
 #: A replica that could not open its package or engine twice will not at the third time.
@@ -112,6 +112,7 @@ def serve_on_ray(
     placement.check_room(placement.least)
     with listening.bind() as listener:
         host, port = listener.getsockname()[:2]
+    warn_if_open(listening, served.keys)
     with _stopping() as stop:
         try:
             with _errors_of_ray():
@@ -122,16 +123,18 @@ def serve_on_ray(
                 started(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
             while not stop.wait(_WATCH_SECONDS):
                 placement.cluster.check()
-            _drain(listening.drain_seconds, stop)
+            with _errors_of_ray():
+                _drain(listening.drain_seconds, stop)
         finally:
             _end(placement.cluster)
 
 
 def _check_cluster(cluster: Cluster, listening: Listening) -> None:
-    if running := sorted(serve.status().applications):
+    status = serve.status()
+    if status.applications or status.proxies:
+        running = ", ".join(sorted(status.applications)) or "none"
         raise InputError(
-            f"Ray Serve runs already on this cluster (applications: {', '.join(running)[:200]}): end it with "
-            f"`serve shutdown`"
+            f"Ray Serve runs already on this cluster (applications: {running[:200]}): end it with `serve shutdown`"
         )
     if listening.is_local and not cluster.is_head:
         raise InputError(
@@ -211,7 +214,8 @@ def _end(cluster: Cluster) -> None:
         cluster.check()
     except BitnetOnnxError:
         return  # Serve would be waited for in vain
-    serve.shutdown()
+    with _errors_of_ray():
+        serve.shutdown()
 
 
 @contextmanager

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 5.0
 _END_SECONDS = 10.0
+_LONGEST_DIRECTORY = 20
 #: Prompts and answers pass through it, never weights or keys and values.
 _OBJECT_STORE_BYTES = 256 << 20
 _QUIET_LOGGERS = ("ray", "ray.data", "ray.serve")
@@ -75,7 +76,11 @@ class Cluster:
         Raises:
             BitnetOnnxError: Ray's own process here has died, and nothing more is heard of the others.
         """
-        if not any(node["NodeID"] == self.here and node["Alive"] for node in ray.nodes()):
+        try:
+            alive = any(node["NodeID"] == self.here and node["Alive"] for node in ray.nodes())
+        except (RayError, RuntimeError) as error:
+            raise BitnetOnnxError(f"Ray has died: {first_line(error)}") from error
+        if not alive:
             raise BitnetOnnxError("Ray has died on this machine")
 
     def nodes(self) -> list[Node]:
@@ -121,7 +126,7 @@ def ray_cluster(address: str | None, *, cpus: int = 1) -> Iterator[Cluster]:
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
     common = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.CRITICAL}
-    files = Path(tempfile.mkdtemp(prefix="bitnet-onnx-")) if address is None else None
+    files = _new_directory() if address is None else None
     try:
         with _environment(is_own=address is None):
             try:
@@ -235,6 +240,13 @@ def _native_stderr_hidden() -> Iterator[None]:
         os.dup2(before, 2)
         os.close(nothing)
         os.close(before)
+
+
+def _new_directory() -> Path:
+    """For files and sockets, whose paths may have about a hundred characters, Ray's own sixty among them."""
+    usual = tempfile.gettempdir()
+    short = usual if len(usual) <= _LONGEST_DIRECTORY or os.name == "nt" else "/tmp"  # noqa: S108  # mkdtemp is safe
+    return Path(tempfile.mkdtemp(prefix="bitnet-onnx-", dir=short))
 
 
 def _remove(directory: Path) -> None:

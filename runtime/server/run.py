@@ -189,11 +189,12 @@ def run_server(
     Raises:
         BitnetOnnxError: the package, a setting or the address is not usable.
     """
-    settings = server_settings(package, model_name, listening, keys)
+    settings = server_settings(package, model_name, listening)
     with listening.bind() as listener:
         opened = open_app(
             package, settings, keys=keys, engine_settings=engine_settings, memory_bytes=memory_bytes, threads=threads
         )
+        warn_if_open(listening, keys)
         with closing(opened.prompts), opened.engine:
             server = Server(opened.app, opened.engine, listening.drain_seconds)
             address, metrics = _address(listener), opened.metrics
@@ -202,17 +203,21 @@ def run_server(
                 server.run([listener])
 
 
-def server_settings(package: Path, model_name: str | None, listening: Listening, keys: ApiKeys) -> ServerSettings:
-    """What follows for a server from where it listens; a warning if that leaves it open.
+def server_settings(package: Path, model_name: str | None, listening: Listening) -> ServerSettings:
+    """What follows for a server from its package and from where it listens.
 
     Raises:
         PackageError: the directory is not a usable package.
         InputError: the name is not usable.
     """
     name = model_name or PackageInfo.open(package).directory.resolve().name
+    return ServerSettings(name, require_local_host=listening.is_local)
+
+
+def warn_if_open(listening: Listening, keys: ApiKeys) -> None:
+    """Says that others may use a server without keys."""
     if not listening.is_local and not keys:
         logger.warning("no API keys: whoever reaches %s may use this server", listening.host)
-    return ServerSettings(name, require_local_host=listening.is_local)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ class Nodes:
         self._holder = holder
         self.address = ""
         self._raylets: list[int] = []
+        self._alive = 0
         self._read()
 
     def add(self) -> int:
@@ -34,6 +35,11 @@ class Nodes:
     def kill(self, node: int) -> None:
         """Kills a node with all that runs on it."""
         self._ask(f"kill {node}")
+
+    def alive(self) -> int:
+        """How many nodes the cluster believes to have."""
+        self._ask("count")
+        return self._alive
 
     def workers(self, title: str) -> list[int]:
         """Process ids on these nodes by what their title begins with."""
@@ -52,7 +58,7 @@ class Nodes:
         assert self._holder.stdout is not None
         line = self._holder.stdout.readline()
         assert line, "Ray's cluster does not start; its messages are above"
-        self.address, self._raylets = json.loads(line)
+        self.address, self._raylets, self._alive = json.loads(line)
 
 
 def kill(pid: int) -> None:
@@ -100,14 +106,15 @@ def _hold() -> None:
 
     def answer() -> None:
         raylets = [node.all_processes["raylet"][0].process.pid for node in nodes if node.any_processes_alive()]
-        print(json.dumps([cluster.address, raylets]), file=answers, flush=True)
+        alive = sum(node["Alive"] for node in cluster.global_state.node_table())
+        print(json.dumps([cluster.address, raylets, alive]), file=answers, flush=True)
 
     answer()
     for line in sys.stdin:
         command, *number = line.split()
         if command == "add":
             nodes.append(cluster.add_node(**options))
-        else:
+        elif command == "kill":
             cluster.remove_node(nodes.pop(int(*number)), allow_graceful=False)
         answer()
     cluster.shutdown()
