@@ -10,6 +10,7 @@ from bitnet_onnx.package_format import MODEL_DATA
 from bitnet_onnx.runtime._prefault import prefault
 from bitnet_onnx.runtime.devices import Device, auto_select_device
 from bitnet_onnx.runtime.generation import CachedSequence, Generation, TokenStream
+from bitnet_onnx.runtime.kv_scales import KvType, scales_for
 from bitnet_onnx.runtime.package import PackageInfo
 from bitnet_onnx.runtime.prompts import Messages, Prompt, PromptEncoder, messages_of
 from bitnet_onnx.runtime.sampling import SamplingParameters
@@ -29,15 +30,26 @@ class Model:
         tokenizer: text to ids and back.
         stop_ids: every token that ends an answer.
 
+    Args:
+        package: the checked package.
+        device: where it runs.
+        threads: threads of one operator; None: as many as there are physical cores.
+        kv: how keys and values are held; for int8 scales are measured unless the package has them.
+
     Raises:
+        InputError: an argument is out of range.
         PackageError: a file of the package is not usable.
+        UnsupportedError: the graph has a form that has no int8 cache.
     """
 
-    def __init__(self, package: PackageInfo, device: Device, *, threads: int | None = None) -> None:
+    def __init__(
+        self, package: PackageInfo, device: Device, *, threads: int | None = None, kv: KvType = "float32"
+    ) -> None:
         started = time.perf_counter()
         self.package = package
         self.device = device
-        self.session = DecoderSession(package, device, threads=threads)
+        scales = scales_for(package, device, kv, threads=threads)
+        self.session = DecoderSession(package, device, threads=threads, kv_scales=scales)
         if device.operator_library is not None:  # the function bodies repack the weights and leave these pages alone
             prefault(package.directory / MODEL_DATA)
         self._encoder = PromptEncoder(package)
@@ -100,16 +112,20 @@ class Model:
         return CachedSequence(self.session.new_cache())
 
 
-def load(path: str | Path, *, threads: int | None = None, device: Device | None = None) -> Model:
+def load(
+    path: str | Path, *, threads: int | None = None, device: Device | None = None, kv: KvType = "float32"
+) -> Model:
     """Opens a package that `bitnet-onnx convert` wrote.
 
     Args:
         path: the package directory.
         threads: threads of one operator; None: as many as there are physical cores.
         device: where it runs; None: `auto_select_device()`.
+        kv: how keys and values are held: int8 takes a quarter of the memory, and scales that are measured unless
+            the package has them.
 
     Raises:
         PackageError: the directory is not a usable package.
     """
     package = PackageInfo.open(path)
-    return Model(package, auto_select_device() if device is None else device, threads=threads)
+    return Model(package, auto_select_device() if device is None else device, threads=threads, kv=kv)

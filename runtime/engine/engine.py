@@ -24,6 +24,7 @@ from bitnet_onnx.runtime.engine.batch_session import BatchSession
 from bitnet_onnx.runtime.engine.metrics import Counters, EngineMetrics
 from bitnet_onnx.runtime.engine.request import EngineBusyError, EngineRequest
 from bitnet_onnx.runtime.engine.stream import AnswerStream
+from bitnet_onnx.runtime.kv_scales import KvType, scales_for
 from bitnet_onnx.runtime.memory import HybridMemoryPool, default_budget
 from bitnet_onnx.runtime.package import PackageInfo
 from bitnet_onnx.runtime.prompts import PromptEncoder
@@ -133,6 +134,7 @@ class Engine:
         threads: int | None = None,
         device: Device | None = None,
         prompts: PromptEncoder | None = None,
+        kv: KvType = "float32",
     ) -> Self:
         """An engine over a package; `start` it, or use it in a `with` statement.
 
@@ -143,9 +145,11 @@ class Engine:
             threads: threads of one operator; None: as many as there are physical cores.
             device: where it runs; None: `auto_select_device()`.
             prompts: the text side of the same package, if it is open already.
+            kv: how keys and values are held; for int8 scales are measured unless the package has them.
 
         Raises:
             PackageError: the directory is not a usable package.
+            UnsupportedError: the graph has a form that has no int8 cache.
             BitnetOnnxError: the budget is too small for one step.
         """
         prompts = PromptEncoder(PackageInfo.open(path)) if prompts is None else prompts
@@ -158,6 +162,7 @@ class Engine:
             threads=threads,
             max_batch=settings.max_batch,
             prefill_chunk=settings.prefill_chunk,
+            kv_scales=scales_for(prompts.package, device, kv, threads=threads),
         )
         if device.operator_library is not None:  # the function bodies repack the weights and leave these pages alone
             prefault(prompts.package.directory / MODEL_DATA)
