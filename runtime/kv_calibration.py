@@ -65,6 +65,8 @@ def measure_kv_scales(
         raise InputError(f"tokens is {tokens}, expected at least 1")
     if not 1 <= headroom < float("inf"):
         raise InputError(f"headroom is {headroom}, expected a number of at least 1")
+    if texts is not None and not texts:
+        raise InputError("no text to measure keys and values of")
     graph = DecoderGraph(package, device, threads=threads, prefill_chunk=_CHUNK)
     turns = rotations(graph.path, package.architecture.num_hidden_layers)
     largest = np.zeros(_shape(package), np.float32)

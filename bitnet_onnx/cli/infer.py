@@ -12,6 +12,7 @@ import click
 from bitnet_onnx.cli._console import error_console, printable
 from bitnet_onnx.errors import InputError, UnsupportedError
 from bitnet_onnx.runtime import Generation, Message, Model, SamplingParameters, TokenStream, load
+from bitnet_onnx.runtime.kv_scales import KV_TYPES, KvType
 
 _IDS_LIMIT = 64 << 20
 _CONVERSATION_PENALTY = 1.1
@@ -35,6 +36,13 @@ _CHAT_HELP = "An empty line or Ctrl-D ends the chat, Ctrl-C the answer; /new sta
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End at this text, which is not shown; repeatable.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator.  [default: physical cores]")
+@click.option(
+    "--kv",
+    type=click.Choice(KV_TYPES),
+    default="float32",
+    show_default=True,
+    help="Keys and values; int8 takes a quarter of the memory.",
+)
 @click.option("--batch", type=click.Path(path_type=Path), help="Prompts to answer: a JSON object a line.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="With --batch: the answers, a line each; continued if there."
@@ -56,6 +64,7 @@ def command(
     seed: int | None,
     stop: tuple[str, ...],
     threads: int | None,
+    kv: KvType,
     batch: Path | None,
     out: Path | None,
     max_batch: int,
@@ -96,10 +105,10 @@ def command(
     if batch is not None and out is not None:
         from bitnet_onnx.cli._batch import answer_file
 
-        answer_file(package, batch, out, parameters, max_batch=max_batch, memory=memory, threads=threads)
+        answer_file(package, batch, out, parameters, max_batch=max_batch, memory=memory, threads=threads, kv=kv)
         return
     ids = None if ids_file is None else _read_ids(ids_file)
-    model = load(package, threads=threads)
+    model = load(package, threads=threads, kv=kv)
     if conversation:
         _converse(model, parameters)
         return

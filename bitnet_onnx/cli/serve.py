@@ -10,6 +10,7 @@ import click
 
 from bitnet_onnx.cli._console import printable
 from bitnet_onnx.errors import UnsupportedError
+from bitnet_onnx.runtime.kv_scales import KV_TYPES, KvType
 
 #: Modules of the extra `serve`.
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "llguidance")
@@ -25,6 +26,13 @@ _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "llguidance")
 @click.option("--max-batch", type=int, default=16, show_default=True, help="Most answers generated at a time.")
 @click.option("--max-queue", type=int, default=256, show_default=True, help="Most requests that wait; then 429.")
 @click.option("--prefill-chunk", type=int, default=256, show_default=True, help="Tokens of a prompt read at a time.")
+@click.option(
+    "--kv",
+    type=click.Choice(KV_TYPES),
+    default="float32",
+    show_default=True,
+    help="Keys and values; int8 takes a quarter of the memory.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator.  [default: physical cores]")
 @click.option(
     "--drain",
@@ -44,6 +52,7 @@ def command(
     max_batch: int,
     max_queue: int,
     prefill_chunk: int,
+    kv: KvType,
     threads: int | None,
     drain: float,
 ) -> None:
@@ -64,6 +73,7 @@ def command(
         engine_settings=EngineSettings(max_batch=max_batch, max_queue=max_queue, prefill_chunk=prefill_chunk),
         memory_bytes=None if memory is None else parse_bytes(memory),
         threads=threads,
+        kv=kv,
         started=lambda address: click.echo(f"Serving {printable(str(package))} at {address}"),
     )
 

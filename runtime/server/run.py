@@ -22,6 +22,7 @@ from bitnet_onnx.errors import BitnetOnnxError, InputError
 from bitnet_onnx.runtime.engine.constraints import ConstraintFactory
 from bitnet_onnx.runtime.engine.engine import Engine, EngineSettings
 from bitnet_onnx.runtime.engine.structured_output import plan_output
+from bitnet_onnx.runtime.kv_scales import KvType
 from bitnet_onnx.runtime.memory import HybridMemoryPool, default_budget
 from bitnet_onnx.runtime.package import PackageInfo
 from bitnet_onnx.runtime.prompts import PromptEncoder
@@ -152,6 +153,7 @@ def run_server(
     engine_settings: EngineSettings | None = None,
     memory_bytes: int | None = None,
     threads: int | None = None,
+    kv: KvType = "float32",
     started: Callable[[str], None],
 ) -> None:
     """Serve a package until SIGINT or SIGTERM.
@@ -164,6 +166,7 @@ def run_server(
         engine_settings: of the batches.
         memory_bytes: the budget of all answers; None: a share of what the machine has.
         threads: of one operator.
+        kv: how keys and values are held.
         started: told the address once it is listening.
 
     Raises:
@@ -177,7 +180,7 @@ def run_server(
         encoder = PromptEncoder(info)
         plan_answer = make_plan_answer(encoder)
         opened = Engine.open(
-            package, engine_settings or EngineSettings(), memory=memory, threads=threads, prompts=encoder
+            package, engine_settings or EngineSettings(), memory=memory, threads=threads, prompts=encoder, kv=kv
         )
         if not listening.is_local and not keys:
             logger.warning("no API keys: whoever reaches %s may use this server", listening.host)
