@@ -14,20 +14,29 @@ namespace bitnet::BITNET_VEC_NAMESPACE {
 // Values of this many keys are read once for all rows, and stay in the first-level cache meanwhile.
 constexpr int64_t kValueTile = 16;
 
-// How many floats ahead values are prefetched: the processor's own prefetching does not keep up.
+// How many values ahead they are prefetched: the processor's own prefetching does not keep up.
 constexpr int64_t kValuesAhead = 2048;
+constexpr int64_t kLineBytes = 64;
+
+// Int8 rows of the cache as floats: converted once for all rows of a block.
+BITNET_INLINE void Widen(const int8_t* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    Store(to + i, Load(from + i));
+  }
+}
 
 // Scores of Rows (1 or 2) queries with four keys, `apart` scores from each other. The first queries of a block
-// bring the values of as many keys on their way for the next step.
-template <int Rows, bool Fetch>
-BITNET_INLINE void ScoreTile(const float* q, int64_t head_dim, const float* const (&key)[4],
-                             const float* values, float* scores, int64_t apart) {
+// bring the values of as many keys, which lie at `values`, on their way for the next step.
+template <int Rows, bool Fetch, typename Key, typename T>
+BITNET_INLINE void ScoreTile(const float* q, int64_t head_dim, const Key* const (&key)[4], const T* values,
+                             float* scores, int64_t apart) {
   const float* second = Rows == 2 ? q + head_dim : q;
   V a0 = Set(0.0f), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
   for (int64_t d = 0; d < head_dim; d += kLanes) {
     if constexpr (Fetch) {
-      Prefetch(values + 4 * d);
-      Prefetch(values + 4 * d + 16);
+      for (int64_t i = 0; i < 4 * kLanes; i += kLineBytes / static_cast<int64_t>(sizeof(T))) {
+        Prefetch(values + 4 * d + i);
+      }
     }
     const V qa = Load(q + d), k0 = Load(key[0] + d);
     a0 = Add(a0, Mul(qa, k0));
@@ -55,35 +64,55 @@ BITNET_INLINE void ScoreTile(const float* q, int64_t head_dim, const float* cons
   }
 }
 
+// Scores of all rows of the block with four keys.
+template <typename Key, typename T>
+BITNET_INLINE void ScoreRows(const AttentionBlock<T>& block, const Key* const (&key)[4], const T* values,
+                             float* scores, int64_t apart) {
+  const auto tile = [&](auto rows, auto fetch, int64_t row) {
+    ScoreTile<rows(), fetch()>(block.query + row * block.head_dim, block.head_dim, key, values,
+                               scores + row * kChunkKeys, apart);
+  };
+  constexpr std::integral_constant<int, 1> kOne;
+  constexpr std::integral_constant<int, 2> kTwo;
+  if (block.rows == 1) {
+    tile(kOne, std::true_type(), 0);
+    return;
+  }
+  tile(kTwo, std::true_type(), 0);
+  int64_t row = 2;
+  for (; row + 2 <= block.rows; row += 2) {
+    tile(kTwo, std::false_type(), row);
+  }
+  if (row < block.rows) {
+    tile(kOne, std::false_type(), row);
+  }
+}
+
 // Scores of all rows with keys begin .. end - 1, and on to a multiple of kLanes with copies of the last key's.
 // The four keys of a tile lie a quarter of the chunk apart: memory answers four streams faster than one.
-inline void Scores(const AttentionBlock& block, int64_t begin, int64_t end, float* scores) {
+template <typename T>
+void Scores(const AttentionBlock<T>& block, int64_t begin, int64_t end, float* scores) {
   const int64_t padded = (end - begin + kLanes - 1) / kLanes * kLanes;
   const int64_t quarter = padded / 4;
   for (int64_t i = 0; i < quarter; ++i) {
-    const float* key[4];
+    const T* key[4];
     for (int64_t j = 0; j < 4; ++j) {
       key[j] = block.key + std::min(begin + i + j * quarter, end - 1) * block.head_dim;
     }
-    const float* values = block.value + std::min(begin + 4 * i, end - 1) * block.head_dim;
-    const auto tile = [&](auto rows, auto fetch, int64_t row) {
-      ScoreTile<rows(), fetch()>(block.query + row * block.head_dim, block.head_dim, key, values,
-                                 scores + row * kChunkKeys + i, quarter);
-    };
-    constexpr std::integral_constant<int, 1> kOne;
-    constexpr std::integral_constant<int, 2> kTwo;
-    if (block.rows == 1) {
-      tile(kOne, std::true_type(), 0);
-      continue;
+    const T* values = block.value + std::min(begin + 4 * i, end - 1) * block.head_dim;
+    if constexpr (std::is_same_v<T, int8_t>) {
+      if (block.rows > 2) {
+        alignas(64) float wide[4 * kMaxHeadDim];
+        const float* wide_key[4];
+        for (int64_t j = 0; j < 4; ++j) {
+          Widen(key[j], block.head_dim, wide + j * block.head_dim);
+          wide_key[j] = wide + j * block.head_dim;
+        }
+        ScoreRows(block, wide_key, values, scores + i, quarter);
+        continue;
+      }
     }
-    tile(kTwo, std::true_type(), 0);
-    int64_t row = 2;
-    for (; row + 2 <= block.rows; row += 2) {
-      tile(kTwo, std::false_type(), row);
-    }
-    if (row < block.rows) {
-      tile(kOne, std::false_type(), row);
-    }
+    ScoreRows(block, key, values, scores + i, quarter);
   }
 }
 
@@ -175,8 +204,11 @@ void ValueRows(const float* p, const float* value, int64_t keys, int64_t head_di
 
 using ValueFunction = void (*)(const float*, const float*, int64_t, int64_t, bool, float*);
 
-inline void Attend(const AttentionBlock& block, int64_t begin, int64_t end, const Partial& sums) {
+template <typename T>
+void Attend(const AttentionBlock<T>& block, int64_t begin, int64_t end, const Partial& sums) {
+  constexpr bool kFloats = std::is_same_v<T, float>;
   alignas(64) float scores[kMaxBlockRows * kChunkKeys];
+  alignas(64) float wide[kFloats ? 1 : kValueTile * kMaxHeadDim];
   const int64_t count = end - begin, dim = block.head_dim;
   Scores(block, begin, end, scores);
   for (int64_t r = 0; r < block.rows; ++r) {
@@ -185,18 +217,28 @@ inline void Attend(const AttentionBlock& block, int64_t begin, int64_t end, cons
   }
   for (int64_t k = 0; k < count; k += kValueTile) {
     const int64_t keys = std::min(kValueTile, count - k);
-    const float* value = block.value + (begin + k) * dim;
+    const float* value;
+    if constexpr (kFloats) {
+      value = block.value + (begin + k) * dim;
+    } else {
+      const int8_t* from = block.value + (begin + k) * dim;
+      for (int64_t i = 0; i < keys * dim; i += kLineBytes) {
+        Prefetch(from + kValuesAhead + i);
+      }
+      Widen(from, keys * dim, wide);
+      value = wide;
+    }
     const auto rows = [&](auto function, int64_t r) {
       function(scores + r * kChunkKeys + k, value, keys, dim, k == 0, sums.values + r * dim);
     };
     constexpr ValueFunction kFewer[][4] = {
         {nullptr, ValueRows<1, false>, ValueRows<2, false>, ValueRows<3, false>},
-        {nullptr, ValueRows<1, true>, ValueRows<2, true>, ValueRows<3, true>}};
+        {nullptr, ValueRows<1, kFloats>, ValueRows<2, kFloats>, ValueRows<3, kFloats>}};
     if (block.rows < 4) {
       rows(kFewer[1][block.rows], 0);
       continue;
     }
-    rows(ValueRows<4, true>, 0);
+    rows(ValueRows<4, kFloats>, 0);
     int64_t r = 4;
     for (; r + 4 <= block.rows; r += 4) {
       rows(ValueRows<4, false>, r);
@@ -204,6 +246,14 @@ inline void Attend(const AttentionBlock& block, int64_t begin, int64_t end, cons
     if (r < block.rows) {
       rows(kFewer[0][block.rows - r], r);
     }
+  }
+}
+
+inline void Quantize(const float* x, const float* inverse, int64_t count, int8_t* codes) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    // Min gives its second operand, the limit, for NaN.
+    const V steps = Max(Min(Mul(Load(x + i), Load(inverse + i)), Set(127.0f)), Set(-128.0f));
+    StoreIntegers(codes + i, Add(steps, Set(kRoundingShift)));
   }
 }
 

@@ -12,9 +12,13 @@ namespace bitnet {
 struct FloatKernels {
   const char* isa;
   // Sums over the keys from `begin` to `end`, at most kChunkKeys of them, for all rows of the block.
-  void (*attend)(const AttentionBlock&, int64_t begin, int64_t end, const Partial& sums);
+  void (*attend)(const AttentionBlock<float>&, int64_t begin, int64_t end, const Partial& sums);
+  void (*attend_int8)(const AttentionBlock<int8_t>&, int64_t begin, int64_t end, const Partial& sums);
   // Adds the sums of a later chunk.
   void (*merge)(const Partial& sums, const Partial& later, int64_t rows, int64_t head_dim);
+  // codes[i] = the integer nearest to x[i] * inverse[i], half to even, from -128 to 127; 127 for NaN. `count`
+  // is a multiple of kHeadMultiple.
+  void (*quantize)(const float* x, const float* inverse, int64_t count, int8_t* codes);
   // y[i] = act(gate[i]) * up[i]
   void (*gate)(Activation, const float* gate, const float* up, int64_t count, float* y);
 };

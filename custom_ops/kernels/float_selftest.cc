@@ -80,9 +80,9 @@ Values Attend(const FloatKernels& kernels, const AttentionProblem& problem, cons
     last.push_back(kKeys - rows + 1 + r);
     first.push_back(std::max<int64_t>(0, last.back() - problem.window));
   }
-  const AttentionBlock block{data.query.data(), data.key.data(), data.value.data(),
-                             first.data(),      last.data(),     rows,
-                             kHeadDim,          problem.softcap};
+  const AttentionBlock<float> block{data.query.data(), data.key.data(), data.value.data(),
+                                    first.data(),      last.data(),     rows,
+                                    kHeadDim,          problem.softcap};
   const int64_t floats = rows * (kHeadDim + 2);
   Values sums(static_cast<size_t>(floats)), later(sums);
   const auto partial = [rows](Values& at) {

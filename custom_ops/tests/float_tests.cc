@@ -142,8 +142,8 @@ void TestChunk(const FloatKernels& kernels, int64_t rows, int64_t head_dim, int6
     first.push_back(std::max<int64_t>(0, r - 2));
     last.push_back(std::max<int64_t>(0, keys - rows + 1 + r));  // the first rows may see nothing
   }
-  const AttentionBlock block{query.data(), key.data(), value.data(), first.data(),
-                             last.data(),  rows,       head_dim,     softcap};
+  const AttentionBlock<float> block{query.data(), key.data(), value.data(), first.data(),
+                                    last.data(),  rows,       head_dim,     softcap};
   std::vector<Sums> results;
   for (const FloatKernels* tested : {&kernels, &kScalarFloatKernels}) {
     Sums sums(rows, head_dim), later(rows, head_dim);
@@ -199,7 +199,7 @@ class Sequence {
     const auto total = static_cast<int32_t>(past + count), fresh = static_cast<int32_t>(count);
     std::vector<float> output(static_cast<size_t>(count * heads_ * head_dim_));
     const float* data = tokens_.data() + past * Width();
-    Attention call{};
+    Attention<float> call{};
     call.attributes = {heads_, kv_heads_, true, interleaved, 0.25f, window, 0.0f};
     call.batch = 1;
     call.sequence = count;
@@ -256,7 +256,7 @@ void TestSelfTestSeesFloatFaults() {
   const FloatKernels& twin = kScalarFloatKernels;
   Expect(SelfTest(twin).empty(), "the twin agrees with itself");
   FloatKernels broken = twin;
-  broken.attend = [](const AttentionBlock& block, int64_t begin, int64_t end, const Partial& sums) {
+  broken.attend = [](const AttentionBlock<float>& block, int64_t begin, int64_t end, const Partial& sums) {
     kScalarFloatKernels.attend(block, begin, end, sums);
     float& value = sums.values[block.rows * block.head_dim - 1];
     value = std::nextafter(value, kInfinity);
