@@ -14,7 +14,7 @@ namespace bitnet::BITNET_VEC_NAMESPACE {
 // Values of this many keys are read once for all rows, and stay in the first-level cache meanwhile.
 constexpr int64_t kValueTile = 16;
 
-// How many values ahead they are prefetched: the processor's own prefetching does not keep up.
+// How many floats ahead values are prefetched: the processor's own prefetching does not keep up.
 constexpr int64_t kValuesAhead = 2048;
 constexpr int64_t kLineBytes = 64;
 
@@ -186,7 +186,7 @@ BITNET_INLINE void ValueTile(const float* p, const T* value, int64_t keys, int64
   for (int64_t k = 0; k < keys; ++k) {
     const T* from = value + k * head_dim;
     if constexpr (Fetch) {
-      for (int v = 0; v < Vecs; v += kLineBytes / (kLanes * static_cast<int>(sizeof(T)))) {
+      for (int v = 0; v < Vecs; v += 2) {
         Prefetch(from + kValuesAhead + v * kLanes);
       }
     }
@@ -244,21 +244,25 @@ void Attend(const AttentionBlock<T>& block, int64_t begin, int64_t end, const Pa
     const auto rows = [&](auto function, const auto* from, int64_t r) {
       function(scores + r * kChunkKeys + k, from, keys, dim, k == 0, sums.values + r * dim);
     };
-    int64_t r = std::min<int64_t>(4, block.rows);
+    int64_t r = 0;
     if constexpr (std::is_same_v<T, int8_t>) {
+      // The values were fetched beside the keys. While they are summed, the next chunk's keys come.
+      const int64_t next = begin + k + kChunkKeys;
+      const int64_t bytes = std::min(kValueTile, block.last[block.rows - 1] - next) * dim;
+      for (int64_t i = 0; i < bytes; i += kLineBytes) {
+        Prefetch(block.key + next * dim + i);
+      }
       if (block.rows > kDirectRows) {
         alignas(64) float wide[kValueTile * kMaxHeadDim];
-        for (int64_t i = 0; i < keys * dim; i += kLineBytes) {
-          Prefetch(value + kValuesAhead + i);
-        }
         Widen(value, keys * dim, wide);
-        for (r = 0; r < block.rows; r += 4) {
+        for (; r < block.rows; r += 4) {
           rows(kValueRows<false, float>[std::min<int64_t>(4, block.rows - r)], wide, r);
         }
-        continue;
       }
+    } else {
+      r = std::min<int64_t>(4, block.rows);
+      rows(kValueRows<true, T>[r], value, 0);
     }
-    rows(kValueRows<true, T>[r], value, 0);
     for (; r < block.rows; r += 4) {
       rows(kValueRows<false, T>[std::min<int64_t>(4, block.rows - r)], value, r);
     }
