@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ KINDS = (
 def graph(kind: Kind, heads: Heads, layers: int) -> bytes:
     """A model of `layers` attention nodes that share everything but the cache."""
     int8 = kind.dtype is np.int8
-    cache = TensorProto.INT8 if int8 else TensorProto.FLOAT
+    element = TensorProto.INT8 if int8 else TensorProto.FLOAT
     attributes: dict[str, Any] = {"num_heads": heads.num_heads, "kv_num_heads": heads.kv_num_heads, "do_rotary": 1}
     if int8 and kind.domain == MICROSOFT:
         attributes |= _INT8_ATTRIBUTES
@@ -95,8 +96,8 @@ def graph(kind: Kind, heads: Heads, layers: int) -> bytes:
         nodes.append(
             helper.make_node("GroupQueryAttention", names, results, f"layer.{layer}", domain=kind.domain, **attributes)
         )
-        types |= {f"past_{name}.{layer}": cache for name in ("key", "value")}
-        outputs += zip(results, (TensorProto.FLOAT, cache, cache), strict=True)
+        types |= {f"past_{name}.{layer}": element for name in ("key", "value")}
+        outputs += zip(results, (TensorProto.FLOAT, element, element), strict=True)
     made = helper.make_graph(
         nodes,
         "attention",
@@ -108,13 +109,14 @@ def graph(kind: Kind, heads: Heads, layers: int) -> bytes:
     return model
 
 
-def feeds(heads: Heads, context: int) -> dict[str, npt.NDArray[Any]]:
+@cache
+def feeds(heads: Heads, context: int) -> dict[str, ort.OrtValue]:
     """Everything but the caches: the last of `context` tokens is new."""
     rng = np.random.default_rng(0)
     width = (heads.num_heads + 2 * heads.kv_num_heads) * heads.head_dim
     scale = np.full((heads.kv_num_heads, heads.head_dim), 0.02, np.float32)
     angles = rng.random((context, heads.head_dim // 2), np.float32)
-    return {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "query": rng.standard_normal((1, 1, width), np.float32),
         "seqlens_k": np.array([context - 1], np.int32),
         "total_sequence_length": np.array(context, np.int32),
@@ -123,14 +125,15 @@ def feeds(heads: Heads, context: int) -> dict[str, npt.NDArray[Any]]:
         "key_scale": scale,
         "value_scale": scale,
     }
+    return {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
 
 
 def caches(heads: Heads, context: int, layers: int, dtype: type[np.float32 | np.int8]) -> list[ort.OrtValue]:
     """Keys and values of every layer, random, each in memory of its own."""
     rng = np.random.default_rng(1)
     codes = rng.integers(-127, 128, (1, heads.kv_num_heads, context, heads.head_dim), np.int8)
-    cache = codes if dtype is np.int8 else codes * np.float32(0.02)
-    return [ort.OrtValue.ortvalue_from_numpy(cache.copy()) for _ in range(2 * layers)]
+    rows = codes if dtype is np.int8 else codes * np.float32(0.02)
+    return [ort.OrtValue.ortvalue_from_numpy(rows.copy()) for _ in range(2 * layers)]
 
 
 def binding(
@@ -148,9 +151,9 @@ def binding(
     session = ort.InferenceSession(graph(kind, heads, layers), options, providers=["CPUExecutionProvider"])
     bound = session.io_binding()
     wanted = {node.name for node in session.get_inputs()}
-    for name, array in feeds(heads, context).items():
+    for name, value in feeds(heads, context).items():
         if name in wanted:
-            bound.bind_cpu_input(name, array)
+            bound.bind_ortvalue_input(name, value)
     for layer in range(layers):
         bound.bind_output(f"output.{layer}")
         for name, value in zip(("key", "value"), held[2 * layer : 2 * layer + 2], strict=True):
