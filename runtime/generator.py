@@ -12,6 +12,7 @@ from bitnet_onnx.runtime._prefault import prefault
 from bitnet_onnx.runtime._speculation import IDLE, check_draft_tokens
 from bitnet_onnx.runtime.devices import Device, auto_select_device
 from bitnet_onnx.runtime.generation import CachedSequence, Generation, TokenStream
+from bitnet_onnx.runtime.kv_scales import KvType, scales_for
 from bitnet_onnx.runtime.package import PackageInfo
 from bitnet_onnx.runtime.prompts import Messages, Prompt, PromptEncoder, messages_of
 from bitnet_onnx.runtime.sampling import SamplingParameters
@@ -31,6 +32,7 @@ class Model:
         device: where it runs.
         threads: threads of one operator; None: as many as there are physical cores.
         speculate: most tokens guessed at a time from the text so far and read together; answers stay the same. 0: none.
+        kv: how keys and values are held; for int8 scales are measured unless the package has them.
 
     Attributes:
         package: the facts of the package.
@@ -40,16 +42,26 @@ class Model:
         stop_ids: every token that ends an answer.
 
     Raises:
-        InputError: `threads` or `speculate` is out of range.
+        InputError: an argument is out of range.
         PackageError: a file of the package is not usable.
+        UnsupportedError: the graph has a form that has no int8 cache.
     """
 
-    def __init__(self, package: PackageInfo, device: Device, *, threads: int | None = None, speculate: int = 0) -> None:
+    def __init__(
+        self,
+        package: PackageInfo,
+        device: Device,
+        *,
+        threads: int | None = None,
+        speculate: int = 0,
+        kv: KvType = "float32",
+    ) -> None:
         check_draft_tokens("speculate", speculate)
         started = time.perf_counter()
         self.package = package
         self.device = device
-        self.session = DecoderSession(package, device, threads=threads)
+        scales = scales_for(package, device, kv, threads=threads)
+        self.session = DecoderSession(package, device, threads=threads, kv_scales=scales)
         if device.operator_library is not None:  # the function bodies repack the weights and leave these pages alone
             prefault(package.directory / MODEL_DATA)
         self._encoder = PromptEncoder(package)
@@ -116,7 +128,14 @@ class Model:
         return CachedSequence(self.session.new_cache())
 
 
-def load(path: str | Path, *, threads: int | None = None, device: Device | None = None, speculate: int = 0) -> Model:
+def load(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    device: Device | None = None,
+    speculate: int = 0,
+    kv: KvType = "float32",
+) -> Model:
     """Opens a package that `bitnet-onnx convert` wrote.
 
     Args:
@@ -124,6 +143,8 @@ def load(path: str | Path, *, threads: int | None = None, device: Device | None 
         threads: threads of one operator; None: as many as there are physical cores.
         device: where it runs; None: `auto_select_device()`.
         speculate: as in `Model`.
+        kv: how keys and values are held: int8 takes a quarter of the memory, and scales that are measured unless
+            the package has them.
 
     Raises:
         InputError: `threads` or `speculate` is out of range.
@@ -131,4 +152,4 @@ def load(path: str | Path, *, threads: int | None = None, device: Device | None 
     """
     package = PackageInfo.open(path)
     device = auto_select_device() if device is None else device
-    return Model(package, device, threads=threads, speculate=speculate)
+    return Model(package, device, threads=threads, speculate=speculate, kv=kv)

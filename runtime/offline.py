@@ -14,7 +14,8 @@ from typing import BinaryIO, Literal
 
 from bitnet_onnx.errors import BitnetOnnxError, InputError
 from bitnet_onnx.json_input import load_object, shown
-from bitnet_onnx.runtime.engine.engine import Engine
+from bitnet_onnx.package_format import MANIFEST
+from bitnet_onnx.runtime.engine.engine import Engine, EngineSettings
 from bitnet_onnx.runtime.engine.request import EngineRequest
 from bitnet_onnx.runtime.engine.stream import AnswerStream
 from bitnet_onnx.runtime.prompts import PromptEncoder
@@ -146,6 +147,11 @@ def write_answers(
     with continued(source, out, salt) as answers:
         todo = read_lines(answers.lines, answers.number)
         return answers.write(answer_lines(engine, prompts, todo, parameters, salt=salt))
+
+
+def package_salt(package: Path, settings: EngineSettings) -> bytes:
+    """What answers depend on beside their parameters: the package, and how keys and values are held."""
+    return (package / MANIFEST).read_bytes() + (b"" if settings.kv == "float32" else settings.kv.encode())
 
 
 def salt_of(package: bytes, parameters: SamplingParameters) -> bytes:

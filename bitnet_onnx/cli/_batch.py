@@ -6,11 +6,10 @@ from pathlib import Path
 
 from bitnet_onnx.cli._console import error_console
 from bitnet_onnx.cli._ray import OnRay
-from bitnet_onnx.package_format import MANIFEST
 from bitnet_onnx.runtime import PackageInfo, SamplingParameters
 from bitnet_onnx.runtime.engine.engine import Engine, EngineSettings
 from bitnet_onnx.runtime.memory import HybridMemoryPool, default_budget, parse_bytes
-from bitnet_onnx.runtime.offline import OfflineReport, write_answers
+from bitnet_onnx.runtime.offline import OfflineReport, package_salt, write_answers
 from bitnet_onnx.runtime.prompts import PromptEncoder
 
 
@@ -60,5 +59,4 @@ def _answer_here(
     pool = HybridMemoryPool(default_budget() if memory_bytes is None else memory_bytes)
     prompts = PromptEncoder(PackageInfo.open(package))
     with Engine.open(package, settings, memory=pool, threads=threads, prompts=prompts) as engine:
-        salt = (package / MANIFEST).read_bytes()
-        return write_answers(engine, prompts, source, out, parameters, salt=salt)
+        return write_answers(engine, prompts, source, out, parameters, salt=package_salt(package, settings))

@@ -13,6 +13,7 @@ from bitnet_onnx.cli._console import error_console, printable
 from bitnet_onnx.cli._ray import on_ray, ray_options
 from bitnet_onnx.errors import InputError, UnsupportedError
 from bitnet_onnx.runtime import Generation, Message, Model, SamplingParameters, TokenStream, load
+from bitnet_onnx.runtime.kv_scales import KV_TYPES, KvType
 
 _IDS_LIMIT = 64 << 20
 _CONVERSATION_PENALTY = 1.1
@@ -44,6 +45,13 @@ _CHAT_HELP = "An empty line or Ctrl-D ends the chat, Ctrl-C the answer; /new sta
     help="Most tokens guessed at a time from the text so far; 0: none. Answers stay the same.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator.  [default: physical cores]")
+@click.option(
+    "--kv",
+    type=click.Choice(KV_TYPES),
+    default="float32",
+    show_default=True,
+    help="Keys and values; int8 takes a quarter of the memory.",
+)
 @click.option("--batch", type=click.Path(path_type=Path), help="Prompts to answer: a JSON object a line.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="With --batch: the answers, a line each; continued if there."
@@ -67,6 +75,7 @@ def command(
     stop: tuple[str, ...],
     speculate: int,
     threads: int | None,
+    kv: KvType,
     batch: Path | None,
     out: Path | None,
     max_batch: int,
@@ -114,11 +123,11 @@ def command(
         from bitnet_onnx.cli._batch import answer_file
         from bitnet_onnx.runtime.engine.engine import EngineSettings
 
-        settings = EngineSettings(max_batch=max_batch, speculate=speculate)
+        settings = EngineSettings(max_batch=max_batch, speculate=speculate, kv=kv)
         answer_file(package, batch, out, parameters, settings=settings, memory=memory, threads=threads, on_ray=ray)
         return
     ids = None if ids_file is None else _read_ids(ids_file)
-    model = load(package, threads=threads, speculate=speculate)
+    model = load(package, threads=threads, speculate=speculate, kv=kv)
     if conversation:
         _converse(model, parameters)
         return

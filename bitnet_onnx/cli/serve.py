@@ -15,6 +15,7 @@ import click
 from bitnet_onnx.cli._console import printable, size
 from bitnet_onnx.cli._ray import OnRay, on_ray, ray_options
 from bitnet_onnx.errors import UnsupportedError
+from bitnet_onnx.runtime.kv_scales import KV_TYPES, KvType
 
 if TYPE_CHECKING:
     from bitnet_onnx.runtime.engine.engine import EngineSettings
@@ -43,6 +44,13 @@ _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "llguidance")
     metavar="N",
     help="Most tokens guessed at a time from the text so far; 0: none. Answers stay the same.",
 )
+@click.option(
+    "--kv",
+    type=click.Choice(KV_TYPES),
+    default="float32",
+    show_default=True,
+    help="Keys and values; int8 takes a quarter of the memory.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator.  [default: physical cores]")
 @click.option(
     "--drain",
@@ -65,6 +73,7 @@ def command(
     max_queue: int,
     prefill_chunk: int,
     speculate: int,
+    kv: KvType,
     threads: int | None,
     drain: float,
     watch: bool,
@@ -83,7 +92,7 @@ def command(
     listening = Listening(host, port, drain)
     keys = read_keys(api_key_file)
     settings = EngineSettings(
-        max_batch=max_batch, max_queue=max_queue, prefill_chunk=prefill_chunk, speculate=speculate
+        max_batch=max_batch, max_queue=max_queue, prefill_chunk=prefill_chunk, speculate=speculate, kv=kv
     )
     memory_bytes = None if memory is None else parse_bytes(memory)
     if ray is not None:

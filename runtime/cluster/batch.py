@@ -17,7 +17,6 @@ from ray.data.block import BlockMetadata
 from ray.exceptions import RayError, RayTaskError
 
 from bitnet_onnx.errors import BitnetOnnxError
-from bitnet_onnx.package_format import MANIFEST
 from bitnet_onnx.runtime.cluster.placement import Placement, Share
 from bitnet_onnx.runtime.cluster.session import first_line
 from bitnet_onnx.runtime.engine.engine import Engine, EngineSettings
@@ -28,6 +27,7 @@ from bitnet_onnx.runtime.offline import (
     PromptLine,
     answer_lines,
     continued,
+    package_salt,
     read_lines,
     salt_of,
 )
@@ -73,7 +73,7 @@ def write_answers_on_ray(
         BitnetOnnxError: an engine or the cluster died; what was answered stands in `out`.
     """
     placement.check_room(placement.most)
-    salt = salt_of((placement.package / MANIFEST).read_bytes(), parameters)
+    salt = salt_of(package_salt(placement.package, settings), parameters)
     with continued(source, out, salt) as answers:
         blocks = find_blocks(answers.lines, answers.number, settings.max_batch * _BLOCK_BATCHES)
         if not blocks:

@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from bitnet_onnx.errors import BitnetOnnxError, InputError
 from bitnet_onnx.quantized import FloatArray
-from bitnet_onnx.runtime._decoder_graph import DecoderGraph
+from bitnet_onnx.runtime._decoder_graph import CacheArray, DecoderGraph, bind_cache
 from bitnet_onnx.runtime._malloc import return_free_memory
 from bitnet_onnx.runtime._speculation import POSITIONS, check_draft_tokens
 from bitnet_onnx.runtime.devices import Device
@@ -20,6 +20,7 @@ from bitnet_onnx.runtime.engine._activations import activation_bytes
 from bitnet_onnx.runtime.engine._calls import Calls
 from bitnet_onnx.runtime.engine._kv_slots import open_slots
 from bitnet_onnx.runtime.engine.request import EngineBusyError
+from bitnet_onnx.runtime.kv_scales import KvScales
 from bitnet_onnx.runtime.memory import HybridMemoryPool
 from bitnet_onnx.runtime.package import PackageInfo
 
@@ -54,11 +55,11 @@ class KvBlock:
 
     Attributes:
         start: first position.
-        data: float `[2 * layers, kv_heads, positions, head_dim]`, keys and values of layer 0, of layer 1, ...
+        data: `[2 * layers, kv_heads, positions, head_dim]`, keys and values of layer 0, of layer 1, ...
     """
 
     start: int
-    data: FloatArray
+    data: CacheArray
 
     @property
     def stop(self) -> int:
@@ -85,6 +86,7 @@ class BatchSession:
         max_batch: most sequences at a time.
         prefill_chunk: most tokens of a prompt that one call reads.
         draft_tokens: longest draft that `verify` reads.
+        kv_scales: keys and values are held as int8 with these scales; None: as float32.
 
     Attributes:
         vocab_size: number of logits.
@@ -97,6 +99,7 @@ class BatchSession:
         InputError: an argument is out of range.
         OperatorError: the operator library cannot be loaded.
         PackageError: the graph cannot be opened, or is not what the manifest says.
+        UnsupportedError: attention has a form that has no int8 cache.
         BitnetOnnxError: the budget has no room for a single call.
     """
 
@@ -110,13 +113,14 @@ class BatchSession:
         max_batch: int = 16,
         prefill_chunk: int = 256,
         draft_tokens: int = 0,
+        kv_scales: KvScales | None = None,
     ) -> None:
         if not 1 <= max_batch <= _MAX_BATCH:
             raise InputError(f"max_batch is {max_batch}, expected 1 to {_MAX_BATCH}")
         check_draft_tokens("draft_tokens", draft_tokens)
         sizes = package.architecture
         chunk = min(prefill_chunk, sizes.context_length)
-        self._graph = DecoderGraph(package, device, threads=threads, prefill_chunk=chunk)
+        self._graph = DecoderGraph(package, device, threads=threads, prefill_chunk=chunk, kv_scales=kv_scales)
         self.vocab_size = sizes.vocab_size
         self.context_length = sizes.context_length
         self.prefill_chunk = self._graph.chunk
@@ -136,13 +140,13 @@ class BatchSession:
                 f"{memory.budget} bytes has no room for that; give more memory or smaller prefill_chunk and max_batch"
             )
         self._working, self._kv = working, kv
-        self._token_bytes = sizes.cache_bytes_per_token
+        self._token_bytes = sizes.cache_bytes_of(self._graph.cache_type)
         self._lengths = np.zeros(max_batch, np.int64)
         self._open: list[Sequence | None] = [None] * max_batch
         self._free = (1 << max_batch) - 1
         self._wasted = 0
         self._bindings: OrderedDict[tuple[int, int], ort.IOBinding] = OrderedDict()
-        self._slots = open_slots(sizes, max_batch, kv, self._bindings.clear)
+        self._slots = open_slots(sizes, max_batch, kv, self._bindings.clear, self._graph.cache_type)
 
     def open(self, length: int) -> Sequence | None:
         """An empty sequence with room for `length` tokens; None: memory or slots are spent.
@@ -332,7 +336,8 @@ class BatchSession:
         self._check_open(sequence)
         buffers = self._slots.buffers
         shape = (len(buffers), buffers[0].shape[1], block.stop - block.start, buffers[0].shape[3])
-        if block.start != sequence.length or block.data.shape != shape:
+        same = block.data.shape == shape and block.data.dtype == self._graph.cache_type
+        if block.start != sequence.length or not same:
             raise InputError(
                 f"keys and values of positions {block.start} to {block.stop} do not continue a sequence of "
                 f"{sequence.length} tokens of this model"
@@ -427,12 +432,7 @@ class BatchSession:
         """The binding with the buffers of a range of slots bound in place."""
         binding = self._bindings.get((first, stop))
         if binding is None:
-            binding = self._graph.session.io_binding()
-            for index, buffer in enumerate(self._slots.buffers):
-                layer, part = index // 2, ("key", "value")[index % 2]
-                value = ort.OrtValue.ortvalue_from_numpy(buffer[first:stop])
-                binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", value)
-                binding.bind_ortvalue_output(f"present.{layer}.{part}", value)
+            binding = bind_cache(self._graph.session, [buffer[first:stop] for buffer in self._slots.buffers])
             self._bindings[first, stop] = binding
             if len(self._bindings) > _BINDINGS:
                 self._bindings.popitem(last=False)

@@ -25,6 +25,7 @@ from bitnet_onnx.runtime.engine.batch_session import BatchSession
 from bitnet_onnx.runtime.engine.metrics import Counters, EngineMetrics
 from bitnet_onnx.runtime.engine.request import EngineBusyError, EngineRequest
 from bitnet_onnx.runtime.engine.stream import AnswerStream
+from bitnet_onnx.runtime.kv_scales import KvType, check_kv_type, scales_for
 from bitnet_onnx.runtime.memory import HybridMemoryPool, default_budget
 from bitnet_onnx.runtime.package import PackageInfo
 from bitnet_onnx.runtime.prompts import PromptEncoder
@@ -51,6 +52,8 @@ class EngineSettings:
         idle_trim_s: seconds without work after which memory is given back.
         speculate: most tokens of an answer guessed at a time from its own text, and read together if that is expected
             to save time; 0 guesses none. Answers stay the same.
+        kv: how keys and values are held; for int8 scales are measured when the engine is opened, unless the package has
+            them.
 
     Raises:
         InputError: a value is outside its range.
@@ -63,6 +66,7 @@ class EngineSettings:
     prompt_cache_block: int = 64
     idle_trim_s: float = 10.0
     speculate: int = 0
+    kv: KvType = "float32"
 
     def __post_init__(self) -> None:
         for name, value, least, most in (
@@ -75,6 +79,7 @@ class EngineSettings:
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 raise InputError(f"{name} is {value!r:.40}, expected an integer from {least} to {most}")
         check_draft_tokens("speculate", self.speculate)
+        check_kv_type(self.kv)
         if not 0 < self.idle_trim_s < float("inf"):
             raise InputError(f"idle_trim_s is {self.idle_trim_s!r:.40}, expected a number of seconds above 0")
 
@@ -154,6 +159,7 @@ class Engine:
 
         Raises:
             PackageError: the directory is not a usable package.
+            UnsupportedError: the graph has a form that has no int8 cache.
             BitnetOnnxError: the budget is too small for one step.
         """
         prompts = PromptEncoder(PackageInfo.open(path)) if prompts is None else prompts
@@ -167,6 +173,7 @@ class Engine:
             max_batch=settings.max_batch,
             prefill_chunk=settings.prefill_chunk,
             draft_tokens=settings.speculate if device.operator_library is not None else 0,
+            kv_scales=scales_for(prompts.package, device, settings.kv, threads=threads),
         )
         if device.operator_library is not None:  # the function bodies repack the weights and leave these pages alone
             prefault(prompts.package.directory / MODEL_DATA)

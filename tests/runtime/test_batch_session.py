@@ -15,24 +15,33 @@ from bitnet_onnx.runtime import Device, PackageInfo
 from bitnet_onnx.runtime.engine import batch_session
 from bitnet_onnx.runtime.engine._kv_slots import PagedSlots, PlainSlots
 from bitnet_onnx.runtime.engine.batch_session import KvBlock
+from bitnet_onnx.runtime.kv_scales import KV_TYPES, KvType
 from bitnet_onnx.runtime.memory import HybridMemoryPool
 
 FAMILIES = ("mistral_window", "mistral_mha", "gpt2", "gemma3_text", "llama_dynamic")
+FORMS = [
+    *((name, "float32") for name in FAMILIES),
+    ("mistral_window", "int8"),
+    ("gpt2", "int8"),
+    ("gemma3_text", "int8"),
+]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "kv"), FORMS)
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedule=SCHEDULES, batch=st.integers(1, 6), chunk=st.sampled_from([5, 64]))
 def test_any_schedule_gives_the_bits_of_a_session_alone(
-    family: Callable[[str], Model],
+    family: Callable[..., Model],
     storage: str,
     name: str,
+    kv: KvType,
     schedule: list[tuple[int, int, int]],
     batch: int,
     chunk: int,
 ) -> None:
     memory = HybridMemoryPool(2**30)
-    play = Play(family(name), family(name).open(memory, max_batch=batch, prefill_chunk=chunk))
+    model = family(name, kv)
+    play = Play(model, model.open(memory, max_batch=batch, prefill_chunk=chunk))
     assert isinstance(play.session._slots, PagedSlots if storage == "paged" else PlainSlots)
     for step in schedule:
         play.do(*step)
@@ -44,11 +53,12 @@ def test_any_schedule_gives_the_bits_of_a_session_alone(
     assert memory.report().fragmentation == 0
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "kv"), FORMS)
 def test_gaps_half_read_prompts_and_long_texts_side_by_side(
-    family: Callable[[str], Model], storage: str, name: str, monkeypatch: pytest.MonkeyPatch
+    family: Callable[..., Model], storage: str, name: str, kv: KvType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    play = Play(family(name), family(name).open(max_batch=10, prefill_chunk=64))
+    model = family(name, kv)
+    play = Play(model, model.open(max_batch=10, prefill_chunk=64))
     for length in (1, 30, 90, 5, 64, 17, 3, 2, 1, 8):
         play.open(0)
         play.prefill(play.pick(-1) or pytest.fail("no sequence"), length, logits=True)
@@ -150,15 +160,17 @@ def test_a_full_sequence_rests_apart(package: PackageInfo, storage: str) -> None
     np.testing.assert_allclose(found[0], model.logits(ids), atol=1e-4)
 
 
-def test_nothing_is_read_that_was_not_written(family: Callable[[str], Model], storage: str) -> None:
-    session = family("mistral_window").open(max_batch=4, prefill_chunk=32)
+@pytest.mark.parametrize("kv", KV_TYPES)
+def test_nothing_is_read_that_was_not_written(family: Callable[..., Model], storage: str, kv: KvType) -> None:
+    model = family("mistral_window", kv)
+    session = model.open(max_batch=4, prefill_chunk=32)
     first = [session.open(120) for _ in range(4)]
     assert all(first)
     for buffer in session._slots.buffers:
-        buffer.fill(np.nan)
+        buffer.fill(np.nan if kv == "float32" else -128)
     for sequence in first:
         session.close(sequence)  # type: ignore[arg-type]
-    play = Play(family("mistral_window"), session)
+    play = Play(model, session)
     for length in (20, 1, 32):
         play.open(0)
         play.prefill(list(play.texts)[-1], length, logits=True)
@@ -167,15 +179,16 @@ def test_nothing_is_read_that_was_not_written(family: Callable[[str], Model], st
         play.decode(0b111)
 
 
+@pytest.mark.parametrize("kv", KV_TYPES)
 @pytest.mark.parametrize("engine", [True, False])
 def test_packages_without_the_graph_of_the_engine_work(
-    family: Callable[[str], Model], tmp_path: Path, engine: bool
+    family: Callable[..., Model], tmp_path: Path, engine: bool, kv: KvType
 ) -> None:
     whole = family("gpt2").package
     for path in whole.directory.iterdir():
         if engine or path.name != "engine.onnx":
             (tmp_path / path.name).hardlink_to(path)
-    model = Model(PackageInfo.open(tmp_path), family("gpt2").device)
+    model = Model(PackageInfo.open(tmp_path), family("gpt2").device, kv)
     assert (model.package.engine_path is not None) is engine
     play = Play(model, model.open(max_batch=2))
     play.open(0)
@@ -260,6 +273,7 @@ def test_wrong_calls_are_refused(package: PackageInfo) -> None:
         (lambda: session.copy_out(sequence, 2, 2), "positions 2 to 2"),
         (lambda: session.copy_in(sequence, block), "do not continue a sequence of 3"),
         (lambda: session.copy_in(sequence, KvBlock(3, block.data[1:])), "do not continue a sequence of 3"),
+        (lambda: session.copy_in(sequence, KvBlock(3, block.data.astype(np.int8))), "do not continue a sequence of 3"),
     ]
     for call, words in wrong:
         with pytest.raises(InputError, match=words):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from bitnet_onnx.runtime import Device, PackageInfo
 from bitnet_onnx.runtime.engine.batch_session import BatchSession, KvBlock, Sequence
+from bitnet_onnx.runtime.kv_scales import KvType, scales_for
 from bitnet_onnx.runtime.memory import HybridMemoryPool
 from bitnet_onnx.runtime.session import DecoderSession
 
@@ -22,16 +23,17 @@ SCHEDULES = st.lists(st.tuples(st.integers(0, 16), st.integers(0, 63), st.intege
 class Model:
     """A package, and what a session of its own answers to any text."""
 
-    def __init__(self, package: PackageInfo, device: Device) -> None:
+    def __init__(self, package: PackageInfo, device: Device, kv: KvType = "float32") -> None:
         self.package = package
         self.device = device
-        self._session = DecoderSession(package, device, threads=1)
+        self.scales = scales_for(package, device, kv, threads=1)
+        self._session = DecoderSession(package, device, threads=1, kv_scales=self.scales)
         self._known: dict[tuple[int, ...], npt.NDArray[np.float32]] = {}
 
     def open(self, memory: HybridMemoryPool | None = None, **options: Any) -> BatchSession:
         memory = HybridMemoryPool(2**30) if memory is None else memory
         options.setdefault("draft_tokens", 5)
-        return BatchSession(self.package, self.device, memory, threads=1, **options)
+        return BatchSession(self.package, self.device, memory, threads=1, kv_scales=self.scales, **options)
 
     def logits(self, ids: list[int]) -> npt.NDArray[np.float32]:
         key = tuple(ids)
