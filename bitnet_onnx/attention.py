@@ -12,6 +12,8 @@ from bitnet_onnx.errors import InputError
 from bitnet_onnx.quantized import FloatArray
 
 IntArray = npt.NDArray[np.int32]
+#: Keys or values: float32, or int8 with `CacheScales`.
+CacheArray = npt.NDArray[np.float32 | np.int8]
 
 #: Length of a head: kernels take whole vectors of 8 floats, and keep the rows of a block on the stack.
 HEAD_MULTIPLE = 8
@@ -63,24 +65,47 @@ class Rotary:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheScales:
+    """The value of one step of an int8 key and of an int8 value, float32 `[kv_num_heads, D]`.
+
+    Raises:
+        InputError: a scale is not a positive, finite and normal number.
+    """
+
+    key: FloatArray
+    value: FloatArray
+
+    def __post_init__(self) -> None:
+        limits = np.finfo(np.float32)
+        for name, scale in (("key_scale", self.key), ("value_scale", self.value)):
+            wrong = np.argwhere(~((scale >= limits.tiny) & (scale <= limits.max)))
+            if wrong.size:
+                place = tuple(int(i) for i in wrong[0])
+                raise InputError(
+                    f"{name}{list(place)} is {scale[place]}: it must be a positive, finite and normal number"
+                )
+
+
+@dataclass(frozen=True, slots=True)
 class Attended:
     """The operator's outputs."""
 
     output: FloatArray
-    present_key: FloatArray
-    present_value: FloatArray
+    present_key: CacheArray
+    present_value: CacheArray
 
 
 def group_query_attention(
     query: FloatArray,
     key: FloatArray,
     value: FloatArray,
-    past: tuple[FloatArray, FloatArray],
+    past: tuple[CacheArray, CacheArray],
     seqlens_k: IntArray,
     total_sequence_length: int,
     attributes: AttentionAttributes,
     rotary: Rotary | None = None,
     query_seqlens: IntArray | None = None,
+    scales: CacheScales | None = None,
 ) -> Attended:
     """Causal attention with grouped heads behind a cache; the softmax is computed in float64.
 
@@ -88,12 +113,13 @@ def group_query_attention(
         query: float32 `[B, S, num_heads * D]`.
         key: float32 `[B, S, kv_num_heads * D]`.
         value: as `key`.
-        past: keys and values, float32 `[B, kv_num_heads, length, D]`; keys are rotated already.
+        past: keys and values, `[B, kv_num_heads, length, D]`; float32 or, with `scales`, int8; keys are rotated.
         seqlens_k: int32 `[B]`, tokens of each row after this call, less one.
         total_sequence_length: the largest of them, or more.
         attributes: of the node.
         rotary: tables, where `do_rotary` is set.
         query_seqlens: int32 `[B]`, tokens of each row in this call; the rest of `S` is padding.
+        scales: of an int8 cache.
 
     Raises:
         InputError: a length is out of range.
@@ -102,7 +128,8 @@ def group_query_attention(
     heads, kv_heads = attributes.num_heads, attributes.kv_num_heads
     past_length, head_dim = past[0].shape[2:]
     present_shape = batch, kv_heads, max(past_length, total_sequence_length), head_dim
-    present = np.zeros(present_shape, np.float32), np.zeros(present_shape, np.float32)
+    present = np.zeros(present_shape, past[0].dtype), np.zeros(present_shape, past[1].dtype)
+    steps = (None, None) if scales is None else (scales.key, scales.value)
     output = np.zeros((batch, sequence, heads, head_dim), np.float32)
     for b in range(batch):
         total = int(seqlens_k[b]) + 1
@@ -118,14 +145,23 @@ def group_query_attention(
         rows = [part[b, :count].reshape(count, width, head_dim) for part, width in parts]
         if rotary is not None and attributes.do_rotary:
             rows[:2] = [_rotated(part, positions, rotary, attributes.rotary_interleaved) for part in rows[:2]]
-        for cache, old, new in zip(present, past, rows[1:], strict=True):
+        seen = []
+        for cache, old, new, step in zip(present, past, rows[1:], steps, strict=True):
             cache[b, :, : total - count] = old[b, :, : total - count]
-            cache[b, :, total - count : total] = new.swapaxes(0, 1)
-        seen = [np.repeat(cache[b, :, :total], heads // kv_heads, axis=0).astype(np.float64) for cache in present]
+            cache[b, :, total - count : total] = (new if step is None else quantize_rows(new, step)).swapaxes(0, 1)
+            real = cache[b, :, :total].astype(np.float64)
+            seen.append(np.repeat(real if step is None else real * step[:, None], heads // kv_heads, axis=0))
         scores = np.einsum("qhd,hkd->hqk", rows[0].astype(np.float64), seen[0])
         weights = _softmax(_masked(scores, positions, attributes, head_dim))
         output[b, :count] = np.einsum("hqk,hkd->qhd", weights, seen[1])
     return Attended(output.reshape(batch, sequence, heads * head_dim), *present)
+
+
+def quantize_rows(x: FloatArray, step: FloatArray) -> npt.NDArray[np.int8]:
+    """Codes of keys or values `[..., kv_num_heads, D]`: multiples of `step`, half to even; 127 for NaN."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        multiples = np.rint(x * (np.float32(1) / step))
+    return np.clip(np.where(np.isnan(multiples), np.float32(127), multiples), -128, 127).astype(np.int8)
 
 
 def _rotated(x: FloatArray, positions: npt.NDArray[np.int64], rotary: Rotary, interleaved: bool) -> FloatArray:

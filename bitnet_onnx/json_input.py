@@ -7,6 +7,7 @@ import math
 from typing import NoReturn
 
 import numpy as np
+import numpy.typing as npt
 
 from bitnet_onnx.errors import InputError
 
@@ -44,7 +45,7 @@ def load_object(data: bytes, source: str, *, max_bytes: int, error: type[InputEr
     """
     if len(data) > max_bytes:
         raise error(f"{source}: {len(data)} bytes of JSON exceed the limit of {max_bytes}")
-    _check_structure(data, source, error)
+    check_structure(outside_strings(data), source, error)
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
         result = dict(items)
@@ -86,11 +87,21 @@ def load_object(data: bytes, source: str, *, max_bytes: int, error: type[InputEr
     return value
 
 
-def _check_structure(data: bytes, source: str, error: type[InputError]) -> None:
+def outside_strings(data: bytes) -> npt.NDArray[np.uint8]:
+    """The bytes of JSON that are in no string, but for the quotes that end them; of anything else, some bytes."""
     # Without escapes every quote begins or ends a string. A backslash outside of strings ends the parser's work.
     plain = data.replace(rb"\\", b"  ").replace(rb"\"", b"  ") if b"\\" in data else data
     characters = np.frombuffer(plain, np.uint8)
-    outside = characters[~np.logical_xor.accumulate(characters == ord('"'))]
+    outside: npt.NDArray[np.uint8] = characters[~np.logical_xor.accumulate(characters == ord('"'))]
+    return outside
+
+
+def check_structure(outside: npt.NDArray[np.uint8], source: str, error: type[InputError]) -> None:
+    """Refuse JSON that is too deep or too large for its parser, by its `outside_strings`.
+
+    Raises:
+        error: deeper than `MAX_DEPTH`, or more than `MAX_ITEMS`.
+    """
     steps = _STEP[outside]
     steps = steps[steps != 0]
     if steps.size and int(np.cumsum(steps, dtype=np.int32).max()) > MAX_DEPTH:

@@ -18,6 +18,8 @@ MODEL_DATA: Final = "model.onnx.data"
 ENGINE: Final = "engine.onnx"
 POLICY: Final = "policy.toml"
 LOGITS_START: Final = "logits_start"
+#: Scales of int8 keys and values: what our own runtime would otherwise measure when it opens the package.
+KV_SCALES: Final = "kv_scales.safetensors"
 CONFIG: Final = "config.json"
 GENERATION_CONFIG: Final = "generation_config.json"
 GENAI_CONFIG: Final = "genai_config.json"

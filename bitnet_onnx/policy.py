@@ -49,6 +49,13 @@ def default_group_size(weights: Weights) -> int:
     return 0 if weights is Weights.INT8 else DEFAULT_GROUP_SIZE
 
 
+def weights_of(grid: Grid) -> Weights:
+    """The precision of codes on a grid."""
+    if grid.bits == TERNARY.bits:
+        return Weights.TERNARY if grid.zero_point == TERNARY.zero_point else Weights.INT2
+    return {bits: name for name, bits in _BITS.items()}[grid.bits]
+
+
 @dataclass(frozen=True, slots=True)
 class Precision:
     """How the weights of one layer are stored, and what they are multiplied with.
@@ -97,7 +104,7 @@ class Precision:
         if self.weights in (Weights.AUTO, Weights.KEEP):
             return True
         if self.weights is Weights.TERNARY:
-            return (grid.bits, grid.zero_point) == (TERNARY.bits, TERNARY.zero_point)
+            return weights_of(grid) is self.weights
         return self.weights is not Weights.FLOAT32 and self.grid == grid
 
     def quantize(self, weight: FloatArray, statistics: InputStatistics | None = None) -> QuantizedTensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import CheckpointError, InputError
 from bitnet_onnx.package_format import MANIFEST
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
+
+logger = logging.getLogger(__name__)
 
 _TOKEN_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -115,6 +118,7 @@ def open_model(
         described = describe(Config(checkpoint.config), context_length)
         spec = described.spec
         tensors = CheckpointTensors(checkpoint, described.family, spec, described.scheme)
+        tokenizer = checkpoint.tokenizer()
         yield SourceModel(
             path=checkpoint.path,
             name=checkpoint.name,
@@ -126,9 +130,12 @@ def open_model(
                 checkpoint.path, checkpoint.config, checkpoint.generation_config, spec
             ),
             trained_ternary=tensors.trained_ternary,
-            tokenizer=checkpoint.tokenizer().files,
+            tokenizer=tokenizer.files,
             sha256=sha256,
         )
+        # An error is one line: what it leaves without use is not warned of.
+        if tokenizer.warning:
+            logger.warning("%s", tokenizer.warning)
 
 
 def describe(config: Config, context_length: int | None = None) -> Described:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,12 @@ from bitnet_onnx.errors import BitnetOnnxError, InputError, PackageError
 from bitnet_onnx.package_format import LOGITS_START
 from bitnet_onnx.runtime._native_errors import one_line
 from bitnet_onnx.runtime.devices import Device, register_library
+from bitnet_onnx.runtime.kv_scales import KvScales
 from bitnet_onnx.runtime.package import PackageInfo
+
+#: Buffers of keys or values, whatever they are held as.
+CacheArray: TypeAlias = npt.NDArray[np.float32 | np.int8]
+CacheType: TypeAlias = np.dtype[np.float32 | np.int8]
 
 #: ONNX Runtime's severity "error": what it says below is said again by our exceptions or is of no use.
 _LOG_SEVERITY = 4
@@ -33,19 +39,21 @@ class DecoderGraph:
         threads: threads of one operator; None: as many as there are physical cores.
         prefill_chunk: most tokens of one row that a call is to read.
         activation_bits: 8, 16 or 0 (floats) instead of what the file says.
+        kv_scales: keys and values are held as int8 with these scales; None: as float32.
 
     Attributes:
         path: the file.
         session: for bindings.
+        cache_type: of keys and values.
         architecture: the sizes of the manifest.
         restricts_logits: logits can be had of the last positions only.
         chunk: `prefill_chunk`, or less where logits of every position would take too much memory.
 
     Raises:
-        InputError: `threads`, `prefill_chunk` or `activation_bits` is impossible.
-        UnsupportedError: other activations need the operator library.
+        InputError: `threads`, `prefill_chunk` or `activation_bits` is impossible, or the scales are of another model.
         OperatorError: the operator library cannot be loaded.
         PackageError: ONNX Runtime refuses the graph, or the graph is not what the manifest says.
+        UnsupportedError: attention has a form that has no int8 cache.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class DecoderGraph:
         threads: int | None,
         prefill_chunk: int,
         activation_bits: int | None = None,
+        kv_scales: KvScales | None = None,
     ) -> None:
         if threads is not None and not 1 <= threads <= _MAX_THREADS:
             raise InputError(f"threads is {threads}, expected 1 to {_MAX_THREADS}")
@@ -66,10 +75,11 @@ class DecoderGraph:
         self.restricts_logits = package.engine_path is not None
         fitting = _MAX_CHUNK_LOGITS_BYTES // (4 * self.architecture.vocab_size)
         self.chunk = prefill_chunk if self.restricts_logits else min(prefill_chunk, max(fitting, _MIN_CHUNK))
+        self.cache_type: CacheType = np.dtype(np.float32) if kv_scales is None else np.dtype(np.int8)
         options = _session_options(device, threads)
-        graph = self._derived(options, device, activation_bits)
+        source = self._derived(options, device, activation_bits, kv_scales)
         try:
-            self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            self.session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise PackageError(f"{self.path}: ONNX Runtime cannot open it: {one_line(error)}") from None
         self._check_interface()
@@ -131,22 +141,31 @@ class DecoderGraph:
             raise InputError(f"token id {wrong[0]} is outside the model's vocabulary of {vocab_size}")
         return tokens.astype(np.int64)
 
-    def _derived(self, options: ort.SessionOptions, device: Device, activation_bits: int | None) -> str | bytes:
+    def _derived(
+        self, options: ort.SessionOptions, device: Device, activation_bits: int | None, kv_scales: KvScales | None
+    ) -> str | bytes:
         """What to open: the file, or a graph made from it in memory."""
-        if activation_bits is None:
+        if activation_bits is None and kv_scales is None:
             return str(self.path)
         # Parsing graphs is for those who change them: importing onnx costs as much as opening a small package.
         from bitnet_onnx.runtime._activation_bits import set_activation_bits
         from bitnet_onnx.runtime._derived_graph import GraphChange, derived_graph
+        from bitnet_onnx.runtime._int8_cache_graph import use_int8_cache
 
         library = device.operator_library is not None
-        changes: list[GraphChange] = [partial(set_activation_bits, bits=activation_bits, library=library)]
+        changes: list[GraphChange] = []
+        if activation_bits is not None:
+            changes.append(partial(set_activation_bits, bits=activation_bits, library=library))
+        if kv_scales is not None:
+            kv_scales.check(self.architecture)
+            changes.append(partial(use_int8_cache, path=self.path, scales=kv_scales, operators=library))
         return derived_graph(self.path, changes, options)
 
     def _check_interface(self) -> None:
         """Compares the graph's inputs and outputs with the manifest, so that no later call meets a lie."""
         sizes = self.architecture
-        cache = (None, sizes.num_key_value_heads, None, sizes.head_dim)
+        element = f"tensor({'int8' if self.cache_type == np.int8 else 'float'})"
+        cache = element, (None, sizes.num_key_value_heads, None, sizes.head_dim)
         inputs: dict[str, tuple[str, tuple[int | None, ...]]] = {
             "input_ids": ("tensor(int64)", (None, None)),
             "attention_mask": ("tensor(int64)", (None, None)),
@@ -158,8 +177,8 @@ class DecoderGraph:
         }
         for layer in range(sizes.num_hidden_layers):
             for part in ("key", "value"):
-                inputs[f"past_key_values.{layer}.{part}"] = ("tensor(float)", cache)
-                outputs[f"present.{layer}.{part}"] = ("tensor(float)", cache)
+                inputs[f"past_key_values.{layer}.{part}"] = cache
+                outputs[f"present.{layer}.{part}"] = cache
         for kind, found, expected in (
             ("input", self.session.get_inputs(), inputs),
             ("output", self.session.get_outputs(), outputs),
@@ -176,6 +195,22 @@ class DecoderGraph:
                         f"{self.path}: graph {kind} {name} is {argument.type} {argument.shape}, "
                         f"the manifest says {element} {list(shape)}"
                     )
+
+
+def bind_cache(session: ort.InferenceSession, buffers: Sequence[CacheArray]) -> ort.IOBinding:
+    """A binding with buffers of keys and values bound in place.
+
+    Args:
+        session: of the decoder.
+        buffers: keys and values of layer 0, of layer 1, ...: contiguous `[rows, kv_heads, capacity, head_dim]`.
+    """
+    binding = session.io_binding()
+    for index, buffer in enumerate(buffers):
+        layer, part = index // 2, ("key", "value")[index % 2]
+        value = ort.OrtValue.ortvalue_from_numpy(buffer)
+        binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", value)
+        binding.bind_ortvalue_output(f"present.{layer}.{part}", value)
+    return binding
 
 
 def _matches(found: Sequence[int | str | None], expected: tuple[int | None, ...]) -> bool:

@@ -15,6 +15,8 @@ from bitnet_onnx.runtime._native_errors import one_line
 #: Changes a graph in place.
 GraphChange = Callable[[onnx.ModelProto], None]
 
+#: Weights lie in a file of their own; a graph of a thousand layers has 10 MB.
+_MAX_BYTES = 1 << 26
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -22,12 +24,9 @@ def derived_graph(path: Path, changes: Iterable[GraphChange], options: ort.Sessi
     """The graph in `path` after `changes`, for a session with `options`, which learn where its data is.
 
     Raises:
-        PackageError: the file is no graph, or names other data than a package has.
+        PackageError: the file is no graph or too large, or names other data than a package has.
     """
-    try:
-        model = onnx.load_model(str(path), load_external_data=False)
-    except Exception as error:
-        raise PackageError(f"{path}: not an ONNX graph: {one_line(error)}") from None
+    model = load_graph(path)
     for tensor in _tensors(model.graph):
         for entry in tensor.external_data:
             if entry.key == "location" and entry.value != MODEL_DATA:
@@ -39,6 +38,23 @@ def derived_graph(path: Path, changes: Iterable[GraphChange], options: ort.Sessi
     options.add_session_config_entry(_FOLDER, str(path.parent.resolve()))
     graph: bytes = model.SerializeToString()
     return graph
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """The graph in `path` without its data.
+
+    Raises:
+        PackageError: the file is no graph, or larger than one without weights can be.
+    """
+    try:
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise PackageError(f"{path}: {size} bytes, above the limit of {_MAX_BYTES} for a graph that is changed")
+        return onnx.load_model(str(path), load_external_data=False)
+    except PackageError:
+        raise
+    except Exception as error:
+        raise PackageError(f"{path}: not an ONNX graph: {one_line(error)}") from None
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

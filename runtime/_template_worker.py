@@ -1,4 +1,4 @@
-"""Renders a chat template in a process of its own; started by `chat.py`, reads and writes one JSON object.
+"""Renders a chat template in a limited process; started by `chat.py`, asked in JSON.
 
 A template comes from a checkpoint that nobody reviewed. jinja2's sandbox keeps it from Python's objects, but
 not from looping for ever or from `'x' * 10**10`; only the operating system can end those reliably. This file
@@ -7,10 +7,10 @@ imports nothing of bitnet_onnx, so that the process starts quickly and holds not
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 from datetime import datetime
+from functools import lru_cache
+from types import CodeType
 from typing import Any, NoReturn
 
 import jinja2
@@ -64,6 +64,11 @@ def make_environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
+@lru_cache(maxsize=1)
+def _compiled(source: str) -> CodeType:
+    return make_environment().compile(source)
+
+
 def render(request: dict[str, Any]) -> dict[str, Any]:
     """Renders every conversation of the request.
 
@@ -76,9 +81,12 @@ def render(request: dict[str, Any]) -> dict[str, Any]:
     """
     limit = request["max_characters"]
     try:
-        template = make_environment().from_string(request["template"])
+        code = _compiled(request["template"])
         texts = []
         for messages in request["conversations"]:
+            # Conversations share the code, which cannot change, and nothing that a template could leave something in.
+            environment = make_environment()
+            template = environment.template_class.from_code(environment, code, environment.make_globals(None))
             pieces, size = [], 0
             for piece in template.generate(messages=messages, **request["variables"]):
                 size += len(piece)
@@ -97,23 +105,6 @@ def render(request: dict[str, Any]) -> dict[str, Any]:
     return {"texts": texts}
 
 
-def _limit_process(megabytes: int, seconds: int) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows: the parent's time limit remains
-        return
-    for kind, limit in ((resource.RLIMIT_AS, megabytes << 20), (resource.RLIMIT_CPU, seconds)):
-        # macOS refuses a limit below the address space already reserved.
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(kind, (limit, limit))
-
-
-def main() -> None:
-    """Reads the request from standard input and writes the answer to standard output."""
-    request = json.load(sys.stdin.buffer)
-    _limit_process(request["max_megabytes"], request["max_seconds"])
-    sys.stdout.buffer.write(json.dumps(render(request)).encode())
-
-
-if __name__ == "__main__":
-    main()
+def answer(request: bytes) -> dict[str, Any]:
+    """`render` of JSON."""
+    return render(json.loads(request))

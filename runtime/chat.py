@@ -13,14 +13,16 @@ from typing import Any, Self
 
 from bitnet_onnx.errors import InputError, PackageError
 from bitnet_onnx.json_input import load_object
-from bitnet_onnx.limited_process import run_limited
+from bitnet_onnx.limited_process import Limits, ProcessEndedError
+from bitnet_onnx.process_pool import Keeping, ProcessPool
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
 
 _WORKER = Path(__file__).with_name("_template_worker.py")
-_MAX_SECONDS = 5
-_MAX_MEGABYTES = 512
+_LIMITS = Limits(megabytes=512, seconds=5)
+#: Beyond a few, processes would only wait for each other.
+_KEEPING = Keeping(processes=min(os.cpu_count() or 1, 4), answers=1000, megabytes=128)
 _MAX_CHARACTERS = 4 * 2**20
 _MAX_MESSAGES = 10_000
 _MAX_REASON = 300
@@ -130,15 +132,17 @@ class Message:
 
 
 class ChatTemplate:
-    """A jinja2 chat template, rendered in a limited process.
+    """A jinja2 chat template, rendered in limited processes that are kept; for any number of threads.
 
     Covered: attributes and methods outside the sandbox, loops without end, output and memory without end
-    (memory where the system enforces a limit on the address space, as Linux does).
+    (memory where the system enforces a limit on the address space, as Linux does), and what one conversation would
+    leave for the next.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
         self._variables = {"add_generation_prompt": True, "tools": None, "documents": None, **special_tokens}
+        self._processes = ProcessPool(_WORKER, _LIMITS, _KEEPING)
 
     def render(
         self, conversations: Sequence[Sequence[Message]], tools: Sequence[Mapping[str, object]] | None = None
@@ -159,10 +163,8 @@ class ChatTemplate:
             "variables": self._variables if tools is None else {**self._variables, "tools": list(tools)},
             "conversations": [[message.for_template() for message in messages] for messages in conversations],
             "max_characters": _MAX_CHARACTERS,
-            "max_megabytes": _MAX_MEGABYTES,
-            "max_seconds": _MAX_SECONDS,
         }
-        answer = _run_worker(json.dumps(request).encode())
+        answer = self._ask(json.dumps(request).encode())
         if "refused" in answer:
             raise InputError(f"the chat template refuses the messages: {_short(answer['refused'])}")
         if "error" in answer:
@@ -170,25 +172,24 @@ class ChatTemplate:
         texts: list[str] = answer["texts"]
         return texts
 
+    def _ask(self, request: bytes) -> dict[str, Any]:
+        try:
+            return self._processes.ask(request)
+        except ProcessEndedError as error:
+            if error.status is None:
+                raise PackageError(f"the chat template did not finish within {_LIMITS.seconds} s") from None
+            raise PackageError(
+                f"the chat template ended its process (status {error.status}): out of memory or of {_LIMITS.seconds} s "
+                f"of time"
+            ) from None
+
+    def close(self) -> None:
+        """Ends the processes, which otherwise end with this object or with Python."""
+        self._processes.close()
+
 
 def _short(reason: object) -> str:
     return " ".join(str(reason).split())[:_MAX_REASON]
-
-
-def _run_worker(request: bytes) -> dict[str, Any]:
-    done = run_limited(_WORKER, request, seconds=_MAX_SECONDS)
-    if done is None:
-        raise PackageError(f"the chat template did not finish within {_MAX_SECONDS} s")
-    try:
-        answer = json.loads(done.output)
-    except ValueError:
-        answer = None
-    if done.status or not isinstance(answer, dict):
-        logger.debug("template process: %s", done.errors.decode(errors="replace"))
-        raise PackageError(
-            f"the chat template ended its process (status {done.status}): out of memory or of {_MAX_SECONDS} s of time"
-        )
-    return answer
 
 
 def encode_chat(

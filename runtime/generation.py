@@ -7,6 +7,10 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+import numpy as np
+
+from bitnet_onnx.runtime._prompt_lookup import PromptLookup
+from bitnet_onnx.runtime._speculation import choose_drafts, least_chance
 from bitnet_onnx.runtime.kv_cache import KVCache
 from bitnet_onnx.runtime.sampling import Sampler, SamplingParameters
 from bitnet_onnx.runtime.session import DecoderSession
@@ -88,6 +92,9 @@ class CachedSequence:
 class TokenStream(Iterator[Token]):
     """Tokens as they are generated; the prompt is read when the first is asked for.
 
+    With `speculate` up to so many tokens are guessed from the text and read together with the last one. They are chosen
+    all the same, so where logits do not depend on how tokens are cut into calls, the answer does not change.
+
     Attributes:
         sequence: the cache in use, free for another stream once `ended` is true.
         ended: whether the stream came to its end, failed, was interrupted or closed.
@@ -104,6 +111,7 @@ class TokenStream(Iterator[Token]):
         stop_ids: frozenset[int],
         context_length: int,
         load_s: float,
+        speculate: int = 0,
     ) -> None:
         self.sequence = sequence
         self.ended = False
@@ -118,6 +126,7 @@ class TokenStream(Iterator[Token]):
         self._pieces: list[str] = []
         self._finish_reason: FinishReason | None = None
         self._load_s = load_s
+        self._speculate = speculate
         self._prefill_s = 0.0
         self._prefill_tokens = 0
         self._decode_s = 0.0
@@ -152,20 +161,41 @@ class TokenStream(Iterator[Token]):
         started = time.perf_counter()
         self.sequence.keep_prefix_of(self._prompt)
         unread = self._prompt[len(self.sequence.ids) :]
-        logits = self._session.step(unread, self.sequence.cache)
+        rows = self._session.step(unread, self.sequence.cache)[np.newaxis]
         self.sequence.ids += unread
         self._prefill_s = time.perf_counter() - started
         self._prefill_tokens = len(unread)
+        text = [*self._prompt]
+        lookup = PromptLookup(text, len(text)) if self._speculate else None
+        draft: tuple[int, ...] = ()
         while True:
-            token = sampler.sample(logits)
-            sampler.observe((token,))
-            yield self._accept(token)
-            if self._finish_reason is not None:
-                return
+            for row, guess in zip(rows, (*draft, None), strict=True):
+                token = sampler.sample(row)
+                sampler.observe((token,))
+                text.append(token)
+                yield self._accept(token)
+                if self._finish_reason is not None:
+                    return
+                if token != guess:
+                    break
+                self.sequence.ids.append(token)
             started = time.perf_counter()
-            logits = self._session.step((token,), self.sequence.cache)
+            self.sequence.cache.truncate(len(self.sequence.ids))
+            draft = () if lookup is None else self._draft(lookup)
+            cache = self.sequence.cache
+            if draft:
+                rows = self._session.forward((token, *draft), cache)
+            else:
+                rows = self._session.step((token,), cache)[np.newaxis]
             self.sequence.ids.append(token)
             self._decode_s += time.perf_counter() - started
+
+    def _draft(self, lookup: PromptLookup) -> tuple[int, ...]:
+        """Guesses what follows the last token; the end is never read, and no guess makes the cache grow."""
+        lookup.follow()
+        read, cache = len(self.sequence.ids) + 1, self.sequence.cache
+        room = min(self._parameters.max_new_tokens - len(self._ids) - 1, cache.capacity - read, self._speculate)
+        return choose_drafts([lookup.draft(room, least_chance(1))])[0]
 
     def _accept(self, token: int) -> Token:
         """Records a token, its text, and whether it is the last one."""
@@ -175,7 +205,7 @@ class TokenStream(Iterator[Token]):
             self._finish_reason = "stop"
         elif len(self._ids) >= self._parameters.max_new_tokens:
             self._finish_reason = "length"
-        elif self.sequence.cache.length >= self._context_length:
+        elif len(self.sequence.ids) >= self._context_length:
             self._finish_reason = "context"
         if self._finish_reason is not None:
             text += self._stop_strings.flush()

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
 from bitnet_onnx.errors import BitnetOnnxError, InputError
+from bitnet_onnx.runtime._decoder_graph import CacheArray, CacheType, bind_cache
 from bitnet_onnx.runtime.package import Architecture
 
 #: Little, because it is paid before the first token: 0.15 MB a token in a model of two billion weights.
 _INITIAL_CAPACITY = 64
+_FLOAT32: CacheType = np.dtype(np.float32)
 
 
 class KVCache:
-    """The cache of one sequence: float32 buffers `[1, kv_heads, capacity, head_dim]`, two a layer.
+    """The cache of one sequence: buffers `[1, kv_heads, capacity, head_dim]`, two a layer.
 
     Each buffer is bound as `past_key_values` and as `present` of a layer, so GroupQueryAttention appends in
     place and nothing is copied. The capacity starts small and grows by half up to the context length; rows at
     and behind `length` are never read.
+
+    Args:
+        session: of the decoder.
+        architecture: its sizes.
+        cache_type: float32, or int8 for a graph with scales.
     """
 
-    def __init__(self, session: ort.InferenceSession, architecture: Architecture) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, architecture: Architecture, cache_type: CacheType = _FLOAT32
+    ) -> None:
         self._session = session
         self._architecture = architecture
-        empty = np.empty((1, architecture.num_key_value_heads, 0, architecture.head_dim), np.float32)
-        self._buffers: list[npt.NDArray[np.float32]] = [empty] * (2 * architecture.num_hidden_layers)
+        self._type = cache_type
+        self._token_bytes = architecture.cache_bytes_of(cache_type)
+        empty = np.empty((1, architecture.num_key_value_heads, 0, architecture.head_dim), cache_type)
+        self._buffers: list[CacheArray] = [empty] * (2 * architecture.num_hidden_layers)
         self._binding: ort.IOBinding | None = None
         self._capacity = 0
         self._length = 0
@@ -43,7 +55,12 @@ class KVCache:
     @property
     def bytes_used(self) -> int:
         """Size of the buffers."""
-        return self._capacity * self._architecture.cache_bytes_per_token
+        return self._capacity * self._token_bytes
+
+    @property
+    def buffers(self) -> Sequence[CacheArray]:
+        """Keys and values of layer 0, of layer 1, ...; others after the next growth."""
+        return self._buffers
 
     def reserve(self, length: int) -> None:
         """Makes room for `length` tokens in all.
@@ -65,25 +82,19 @@ class KVCache:
             # A layer at a time, so that the old cache and the new one are never there both. An interrupt leaves some
             # layers with more room than the capacity says, which does no harm.
             for first in range(0, len(self._buffers), 2):
-                grown = [np.zeros(shape, np.float32) for _ in range(2)]
+                grown = [np.zeros(shape, self._type) for _ in range(2)]
                 for old, new in zip(self._buffers[first : first + 2], grown, strict=True):
                     new[:, :, : self._length] = old[:, :, : self._length]
                 self._buffers[first : first + 2] = grown
         except MemoryError:
-            needed = capacity * self._architecture.cache_bytes_per_token
+            needed = capacity * self._token_bytes
             raise BitnetOnnxError(f"no memory for a KV cache of {capacity} tokens ({needed} bytes)") from None
         self._capacity = capacity
 
     def binding(self) -> ort.IOBinding:
         """The binding with the buffers bound in place; the caller binds what changes from call to call."""
         if self._binding is None:
-            binding = self._session.io_binding()
-            for index, buffer in enumerate(self._buffers):
-                layer, part = index // 2, ("key", "value")[index % 2]
-                value = ort.OrtValue.ortvalue_from_numpy(buffer)
-                binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", value)
-                binding.bind_ortvalue_output(f"present.{layer}.{part}", value)
-            self._binding = binding
+            self._binding = bind_cache(self._session, self._buffers)
         return self._binding
 
     def advance(self, count: int) -> None:

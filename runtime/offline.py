@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import BinaryIO, Literal
 
 from bitnet_onnx.errors import BitnetOnnxError, InputError
 from bitnet_onnx.json_input import load_object, shown
-from bitnet_onnx.runtime.engine.engine import Engine
+from bitnet_onnx.package_format import MANIFEST
+from bitnet_onnx.runtime.engine.engine import Engine, EngineSettings
 from bitnet_onnx.runtime.engine.request import EngineRequest
 from bitnet_onnx.runtime.engine.stream import AnswerStream
 from bitnet_onnx.runtime.prompts import PromptEncoder
@@ -54,9 +56,25 @@ class OfflineReport:
     generated_tokens: int
 
 
-def read_lines(file: BinaryIO) -> Iterator[PromptLine]:
-    """The lines of a file that are not empty, in memory bounded by `MAX_LINE_BYTES`."""
-    number = 0
+@dataclass(frozen=True, slots=True)
+class AnsweredLine:
+    """A line of the output.
+
+    Attributes:
+        number: of the line that it answers.
+        data: JSON, with the end of the line.
+        failed: whether it tells an error.
+        generated_tokens: of the answer.
+    """
+
+    number: int
+    data: bytes
+    failed: bool
+    generated_tokens: int
+
+
+def read_lines(file: BinaryIO, number: int = 0) -> Iterator[PromptLine]:
+    """The lines of a file that are not empty, in memory bounded by `MAX_LINE_BYTES`; `number` were read before."""
     while data := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         if len(data) > MAX_LINE_BYTES and not data.endswith(b"\n"):
@@ -125,13 +143,73 @@ def write_answers(
         InputError: a file cannot be read or written, or `out` holds other answers.
         BitnetOnnxError: the engine died; what was answered stands in `out`.
     """
+    salt = salt_of(salt, parameters)
+    with continued(source, out, salt) as answers:
+        todo = read_lines(answers.lines, answers.number)
+        return answers.write(answer_lines(engine, prompts, todo, parameters, salt=salt))
+
+
+def package_salt(package: Path, settings: EngineSettings) -> bytes:
+    """What answers depend on beside their parameters: the package, and what it is told to round."""
+    salt = (package / MANIFEST).read_bytes()
+    if settings.activation_bits is not None:
+        salt += b"activations %d" % settings.activation_bits
+    return salt + (b"" if settings.kv == "float32" else settings.kv.encode())
+
+
+def salt_of(package: bytes, parameters: SamplingParameters) -> bytes:
+    """What all answers depend on, for the digests."""
+    return package + repr(parameters).encode()
+
+
+class ContinuedAnswers:
+    """An output that is made or continued; `continued` opens it.
+
+    Attributes:
+        lines: the input, behind the last line that is answered already.
+        number: lines before that place, empty ones counted.
+        kept: answers that the output holds already.
+    """
+
+    def __init__(self, lines: BinaryIO, answers: BinaryIO, out: Path, number: int, kept: int) -> None:
+        self.lines = lines
+        self.number = number
+        self.kept = kept
+        self._answers = answers
+        self._out = out
+
+    def write(self, answered: Iterable[AnsweredLine]) -> OfflineReport:
+        """Writes answers as they come.
+
+        Raises:
+            BitnetOnnxError: what makes them failed; what came before stands in the file.
+        """
+        count = failed = generated = 0
+        try:
+            for line in answered:
+                # One write, so that what is torn is torn at the end.
+                self._answers.write(line.data)
+                self._answers.flush()
+                count += 1
+                failed += line.failed
+                generated += line.generated_tokens
+        except BitnetOnnxError as error:
+            raise BitnetOnnxError(f"{self._out}: {error}; run it again to go on") from error
+        return OfflineReport(count, failed, self.kept, generated)
+
+
+@contextmanager
+def continued(source: Path, out: Path, salt: bytes) -> Iterator[ContinuedAnswers]:
+    """The answers of `source` in `out`, after a check of those that are there.
+
+    Raises:
+        InputError: a file cannot be read or written, or `out` holds other answers.
+    """
     if out.exists() and source.exists() and out.samefile(source):
         raise InputError(f"{out}: the answers would overwrite the prompts; name another file")
-    salt += repr(parameters).encode()
     with _opened(source, "rb") as lines, _opened(out, "a+b") as answers:
-        todo = read_lines(lines)
-        kept = _resume(todo, answers, source, out, salt)
-        return _answer(engine, prompts, todo, answers, out, parameters, salt, kept)
+        number, kept = _resume(lines, answers, source, out, salt)
+        yield ContinuedAnswers(lines, answers, out, number, kept)
 
 
 def _opened(path: Path, mode: Literal["rb", "a+b"]) -> BinaryIO:
@@ -141,49 +219,50 @@ def _opened(path: Path, mode: Literal["rb", "a+b"]) -> BinaryIO:
         raise InputError(f"{path}: cannot be opened: {error.strerror or error}") from error
 
 
-def _answer(
+def answer_lines(
     engine: Engine,
     prompts: PromptEncoder,
-    todo: Iterator[PromptLine],
-    answers: BinaryIO,
-    out: Path,
+    todo: Iterable[PromptLine],
     parameters: SamplingParameters,
+    *,
     salt: bytes,
-    kept: int,
-) -> OfflineReport:
+) -> Iterator[AnsweredLine]:
+    """Answers to lines in their order, as many at a time as the engine takes.
+
+    Raises:
+        BitnetOnnxError: the engine died.
+    """
+    lines = iter(todo)
     ahead: deque[tuple[PromptLine, AnswerStream | BitnetOnnxError]] = deque()
     limit = min(engine.settings.max_batch * _AHEAD, engine.settings.max_queue)
-    answered = failed = generated = 0
     more = True
     while more or ahead:
         while more and len(ahead) < limit:
-            line = next(todo, None)
+            line = next(lines, None)
             more = line is not None
             if line is not None:
                 ahead.append((line, _submit(engine, prompts, line, parameters)))
-        if not ahead:
-            break
-        line, outcome = ahead.popleft()
-        if isinstance(outcome, AnswerStream):
-            text, ids, finished = outcome.result()
-            if finished.reason == "cancelled" or (finished.error is not None and not engine.healthy):
-                why = finished.error or "the engine was closed"
-                raise BitnetOnnxError(f"{out}: ends before line {line.number}: {why}; run it again to go on")
-            generated += len(ids)
-            fields: dict[str, object] = {"text": text, "finish_reason": finished.reason}
-            if finished.error is not None:
-                fields = {"error": str(finished.error)}
-            else:
-                fields |= {"prompt_tokens": finished.prompt_tokens, "completion_tokens": finished.completion_tokens}
+        if ahead:
+            yield _answered(engine, *ahead.popleft(), salt)
+
+
+def _answered(engine: Engine, line: PromptLine, outcome: AnswerStream | BitnetOnnxError, salt: bytes) -> AnsweredLine:
+    generated = 0
+    if isinstance(outcome, AnswerStream):
+        text, ids, finished = outcome.result()
+        if finished.reason == "cancelled" or (finished.error is not None and not engine.healthy):
+            raise BitnetOnnxError(f"ends before line {line.number}: {finished.error or 'the engine was closed'}")
+        generated = len(ids)
+        fields: dict[str, object] = {"text": text, "finish_reason": finished.reason}
+        if finished.error is not None:
+            fields = {"error": str(finished.error)}
         else:
-            fields = {"error": str(outcome)}
-        answered += 1
-        failed += "error" in fields
-        record = {"line": line.number, "id": _id_of(line), **fields, "digest": _digest(line, salt)}
-        # One write, so that what is torn is torn at the end.
-        answers.write(json.dumps(record, separators=(",", ":")).encode("ascii") + b"\n")
-        answers.flush()
-    return OfflineReport(answered, failed, kept, generated)
+            fields |= {"prompt_tokens": finished.prompt_tokens, "completion_tokens": finished.completion_tokens}
+    else:
+        fields = {"error": str(outcome)}
+    record = {"line": line.number, "id": _id_of(line), **fields, "digest": _digest(line, salt)}
+    data = json.dumps(record, separators=(",", ":")).encode("ascii") + b"\n"
+    return AnsweredLine(line.number, data, "error" in fields, generated)
 
 
 def _submit(
@@ -196,10 +275,15 @@ def _submit(
     return engine.submit(request)
 
 
-def _resume(todo: Iterator[PromptLine], answers: BinaryIO, source: Path, out: Path, salt: bytes) -> int:
-    """Skips the lines that are answered already, cuts a torn end off, and leaves the file at its end."""
+def _resume(lines: BinaryIO, answers: BinaryIO, source: Path, out: Path, salt: bytes) -> tuple[int, int]:
+    """Skips the lines that are answered already, cuts a torn end off, and leaves `answers` at its end.
+
+    Returns:
+        The number of the last line that is answered, and how many are.
+    """
+    todo = read_lines(lines)
     answers.seek(0)
-    kept = end = 0
+    number = kept = end = 0
     while data := answers.readline(_MAX_ANSWER_BYTES):
         if not data.endswith(b"\n"):
             break
@@ -219,10 +303,11 @@ def _resume(todo: Iterator[PromptLine], answers: BinaryIO, source: Path, out: Pa
                 f"options; name another file, or remove this one"
             )
         kept += 1
+        number = line.number
         end = answers.tell()
     answers.truncate(end)
     answers.seek(0, os.SEEK_END)
-    return kept
+    return number, kept
 
 
 def _digest(line: PromptLine, salt: bytes) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from bitnet_onnx.errors import PackageError
 from bitnet_onnx.package_format import (
     CHAT_TEMPLATE,
@@ -26,7 +28,7 @@ from bitnet_onnx.runtime._json import decode_utf8, read_bytes, read_object
 _REQUIRED = (MODEL, MODEL_DATA, TOKENIZER, TOKENIZER_CONFIG, CONFIG, GENERATION_CONFIG)
 #: protobuf cannot hold more.
 _MAX_GRAPH_BYTES = 2**31 - 1
-MAX_TOKENIZER_BYTES = 128 * 2**20
+MAX_TOKENIZER_BYTES = 64 * 2**20
 _MAX_TEMPLATE_BYTES = 2**20
 _MAX_STOP_IDS = 64
 #: Far above any decoder in use (about 5 MB), far below what one hostile number could ask for.
@@ -46,7 +48,11 @@ class Architecture:
     @property
     def cache_bytes_per_token(self) -> int:
         """Bytes of float32 keys and values of one token over all layers."""
-        return self.num_hidden_layers * 2 * self.num_key_value_heads * self.head_dim * 4
+        return self.cache_bytes_of(np.dtype(np.float32))
+
+    def cache_bytes_of(self, element: np.dtype[Any]) -> int:
+        """Bytes of keys and values of one token over all layers, held as `element`."""
+        return self.num_hidden_layers * 2 * self.num_key_value_heads * self.head_dim * element.itemsize
 
 
 _LIMITS = {

@@ -78,6 +78,11 @@ class PromptEncoder:
         ids = encode_chat(self._template, self.tokenizer, [Message.parse(message) for message in messages], tools)
         return self._checked(ids)
 
+    def close(self) -> None:
+        """Ends what the chat template runs in; text and ids can still be encoded."""
+        if self._template is not None:
+            self._template.close()
+
     def _checked(self, ids: list[int]) -> list[int]:
         if not ids:
             raise InputError("the prompt is empty, and the model has no token for the beginning of a text")

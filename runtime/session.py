@@ -10,6 +10,7 @@ import numpy.typing as npt
 from bitnet_onnx.runtime._decoder_graph import DecoderGraph
 from bitnet_onnx.runtime.devices import Device
 from bitnet_onnx.runtime.kv_cache import KVCache
+from bitnet_onnx.runtime.kv_scales import KvScales
 from bitnet_onnx.runtime.package import PackageInfo
 
 _PREFILL_CHUNK = 256
@@ -24,12 +25,10 @@ class DecoderSession:
         threads: threads of one operator; None: as many as there are physical cores.
         prefill_chunk: most tokens a call of the graph reads, which bounds the memory of long prompts.
         activation_bits: of the linear layers: 8, 16 or 0 (floats) instead of what the file says.
+        kv_scales: keys and values are held as int8 with these scales; None: as float32.
 
     Raises:
-        InputError: `threads`, `prefill_chunk` or `activation_bits` is impossible.
-        UnsupportedError: other activations need the operator library.
-        OperatorError: the operator library cannot be loaded.
-        PackageError: ONNX Runtime refuses the graph, or the graph is not what the manifest says.
+        InputError, OperatorError, PackageError, UnsupportedError: as `DecoderGraph`.
     """
 
     def __init__(
@@ -40,14 +39,20 @@ class DecoderSession:
         threads: int | None = None,
         prefill_chunk: int = _PREFILL_CHUNK,
         activation_bits: int | None = None,
+        kv_scales: KvScales | None = None,
     ) -> None:
         self._graph = DecoderGraph(
-            package, device, threads=threads, prefill_chunk=prefill_chunk, activation_bits=activation_bits
+            package,
+            device,
+            threads=threads,
+            prefill_chunk=prefill_chunk,
+            activation_bits=activation_bits,
+            kv_scales=kv_scales,
         )
 
     def new_cache(self) -> KVCache:
         """An empty cache for one sequence."""
-        return KVCache(self._graph.session, self._graph.architecture)
+        return KVCache(self._graph.session, self._graph.architecture, self._graph.cache_type)
 
     def forward(self, ids: Sequence[int], cache: KVCache) -> npt.NDArray[np.float32]:
         """Reads `ids` behind what the cache holds in one call of the graph.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from tokenizers import Tokenizer
 
@@ -12,7 +13,10 @@ from bitnet_onnx.errors import InputError, PackageError
 from bitnet_onnx.runtime._json import decode_utf8, read_bytes
 from bitnet_onnx.runtime._malloc import return_free_memory
 from bitnet_onnx.runtime._native_errors import one_line
+from bitnet_onnx.runtime._tokenizer_file import check_tokenizer_file
 from bitnet_onnx.runtime.package import MAX_TOKENIZER_BYTES, PackageInfo
+
+T = TypeVar("T")
 
 
 class TextTokenizer:
@@ -23,9 +27,10 @@ class TextTokenizer:
     """
 
     def __init__(self, package: PackageInfo) -> None:
-        self._tokenizer = parse_tokenizer(
-            read_bytes(package.tokenizer_path, MAX_TOKENIZER_BYTES), package.tokenizer_path
-        )
+        data = read_bytes(package.tokenizer_path, MAX_TOKENIZER_BYTES)
+        check_tokenizer_file(data, package.tokenizer_path)
+        self._tokenizer = parse_tokenizer(data, package.tokenizer_path)
+        del data
         # What parsing freed would otherwise stay, and count, beside the weights: tens of megabytes.
         return_free_memory()
         # A training-time truncation left in the file would cut prompts without a word.
@@ -60,7 +65,8 @@ class TextTokenizer:
                 of a chat, whose template writes it.
 
         Raises:
-            InputError: `text` holds a lone surrogate, or gives an id that the model does not have.
+            InputError: `text` holds a lone surrogate, is too much for a pattern of the tokenizer, or gives an id that
+                the model does not have.
         """
         try:
             text.encode("utf-8")
@@ -69,7 +75,7 @@ class TextTokenizer:
         # The switch belongs to the whole tokenizer.
         with self._lock:
             self._tokenizer.encode_special_tokens = not parse_special
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_bos).ids
+            ids: list[int] = _guarded(lambda: self._tokenizer.encode(text, add_special_tokens=add_bos).ids)
         if add_bos and self._add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         self._check_ids(ids)
@@ -95,7 +101,7 @@ class TextTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without control tokens; ids that the tokenizer does not know give nothing."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        text: str = _guarded(lambda: self._tokenizer.decode(ids, skip_special_tokens=True))
         return text
 
     def _check_ids(self, ids: Sequence[int]) -> None:
@@ -104,6 +110,20 @@ class TextTokenizer:
                 f"the tokenizer gives id {max(ids)}, outside the model's vocabulary of {self._vocab_size}: "
                 f"tokenizer.json does not belong to this model"
             )
+
+
+def _guarded(work: Callable[[], T]) -> T:
+    """What `work` gives.
+
+    Raises:
+        InputError: the library gave up, as on a text for which a pattern takes too many steps.
+    """
+    try:
+        return work()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the Rust library is no Exception
+        raise InputError(f"tokenizer.json cannot be applied to this text: {one_line(error)}") from None
 
 
 def parse_tokenizer(data: bytes, source: Path | str) -> Tokenizer:

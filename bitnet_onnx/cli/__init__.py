@@ -24,6 +24,7 @@ _COMMANDS = {
     "report": "Measure what a package lost, and write a page about it.",
     "infer": "Generate text from a package.",
     "serve": "Serve a package to OpenAI clients, with a chat page.",
+    "watch": "Draw what a running server does.",
     "zoo": "List and fetch models known by name.",
     "benchmark": "Measure speed and memory against peers.",
     "ops": "Locate the operator library.",

@@ -323,7 +323,7 @@ def _warning(conversion: Conversion) -> str:
     """What makes the package a worse model than it looks, or empty."""
     blocks = [layer for layer in conversion.layers if layer.role not in HEAD_ROLES]
     if conversion.trained_ternary:
-        if all(layer.weights is Weights.TERNARY for layer in blocks):
+        if all(layer.weights in (Weights.TERNARY, Weights.INT2) for layer in blocks):
             return ""
         return (
             "this model was trained with ternary weights and is another model at any other precision; "

@@ -11,8 +11,10 @@ import click
 
 from bitnet_onnx.cli._activations import activations_option
 from bitnet_onnx.cli._console import error_console, printable
+from bitnet_onnx.cli._ray import on_ray, ray_options
 from bitnet_onnx.errors import InputError, UnsupportedError
 from bitnet_onnx.runtime import Generation, Message, Model, SamplingParameters, TokenStream, load
+from bitnet_onnx.runtime.kv_scales import KV_TYPES, KvType
 
 _IDS_LIMIT = 64 << 20
 _CONVERSATION_PENALTY = 1.1
@@ -35,14 +37,30 @@ _CHAT_HELP = "An empty line or Ctrl-D ends the chat, Ctrl-C the answer; /new sta
 )
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End at this text, which is not shown; repeatable.")
+@click.option(
+    "--speculate",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Most tokens guessed at a time from the text so far; 0: none. Answers stay the same.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator.  [default: physical cores]")
 @activations_option
+@click.option(
+    "--kv",
+    type=click.Choice(KV_TYPES),
+    default="float32",
+    show_default=True,
+    help="Keys and values; int8 takes a quarter of the memory.",
+)
 @click.option("--batch", type=click.Path(path_type=Path), help="Prompts to answer: a JSON object a line.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="With --batch: the answers, a line each; continued if there."
 )
 @click.option("--max-batch", type=int, default=16, show_default=True, help="With --batch: most answers at a time.")
 @click.option("--memory", metavar="SIZE", help="With --batch: most memory, such as 4GiB.  [default: half of it]")
+@ray_options("With --ray: engines.  [default: one on each node]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with ids, text, finish_reason and timings.")
 def command(
     package: Path,
@@ -57,12 +75,17 @@ def command(
     repetition_penalty: float | None,
     seed: int | None,
     stop: tuple[str, ...],
+    speculate: int,
     threads: int | None,
     activation_bits: int | None,
+    kv: KvType,
     batch: Path | None,
     out: Path | None,
     max_batch: int,
     memory: str | None,
+    use_ray: bool,
+    ray_address: str | None,
+    replicas: str | None,
     as_json: bool,
 ) -> None:
     """Generate text from PACKAGE: continue --prompt or --ids-file, --chat, or answer a file of prompts with --batch.
@@ -76,6 +99,9 @@ def command(
         raise InputError("--batch excludes --prompt, --chat, --ids-file and --json")
     if batch is None and memory is not None:
         raise InputError("--memory belongs to --batch")
+    if batch is None and use_ray:
+        raise InputError("--ray belongs to --batch")
+    ray = on_ray(use_ray, ray_address, replicas)
     if ids_file is not None and (chat or prompt is not None):
         raise InputError("--ids-file excludes --prompt and --chat")
     if ids_file is None and prompt is None and batch is None and not chat:
@@ -98,20 +124,13 @@ def command(
     )
     if batch is not None and out is not None:
         from bitnet_onnx.cli._batch import answer_file
+        from bitnet_onnx.runtime.engine.engine import EngineSettings
 
-        answer_file(
-            package,
-            batch,
-            out,
-            parameters,
-            max_batch=max_batch,
-            memory=memory,
-            threads=threads,
-            activation_bits=activation_bits,
-        )
+        settings = EngineSettings(max_batch=max_batch, speculate=speculate, kv=kv, activation_bits=activation_bits)
+        answer_file(package, batch, out, parameters, settings=settings, memory=memory, threads=threads, on_ray=ray)
         return
     ids = None if ids_file is None else _read_ids(ids_file)
-    model = load(package, threads=threads, activation_bits=activation_bits)
+    model = load(package, threads=threads, activation_bits=activation_bits, speculate=speculate, kv=kv)
     if conversation:
         _converse(model, parameters)
         return

@@ -39,9 +39,15 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """The files that make the tokenizer: `tokenizer.json`, always, and what stands beside it."""
+    """The files that make the tokenizer: `tokenizer.json`, always, and what stands beside it.
+
+    Attributes:
+        files: by name.
+        warning: what a user of the files should know, once they are used; empty where there is nothing.
+    """
 
     files: Mapping[str, bytes]
+    warning: str = ""
 
 
 class Checkpoint(ABC):
@@ -115,10 +121,6 @@ class Checkpoint(ABC):
         """
         self._find(name)
         return None
-
-    def read_raw(self, name: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.int8]:
-        """The stored integers of a U8 or I8 tensor in its shape; any other type is a CheckpointError."""
-        return self._find(name).raw()
 
     @abstractmethod
     def tokenizer(self) -> TokenizerFiles:

@@ -22,7 +22,6 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 _CHUNK = 1 << 20
 
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
-_INTEGERS = {"U8": np.uint8, "I8": np.int8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +106,6 @@ class StoredTensor:
         raw = np.empty((stop - start) // kind.block * kind.nbytes, np.uint8)
         self.file.read_into(self.offset + start // kind.block * kind.nbytes, raw)
         return raw
-
-    def raw(self) -> npt.NDArray[np.uint8] | npt.NDArray[np.int8]:
-        """The stored integers of a U8 or I8 tensor, in its shape."""
-        if self.type.name not in _INTEGERS:
-            raise CheckpointError(
-                f"{self.file.path}: tensor {shown(self.info.name)} is {self.type.name}; packed integers are U8 or I8"
-            )
-        values: npt.NDArray[np.uint8] | npt.NDArray[np.int8]
-        values = np.empty(self.size, _INTEGERS[self.type.name])
-        self.file.read_into(self.offset, values)
-        return values.reshape(self.info.shape)
 
 
 def _widen(name: str, raw: npt.NDArray[np.uint8], out: FloatArray, tensor: StoredTensor) -> None:

@@ -93,7 +93,9 @@ def tokenizer_files(metadata: Metadata) -> TokenizerFiles:
         config["chat_template"] = template
         files["chat_template.jinja"] = template.encode()
     files["tokenizer_config.json"] = _dump(config)
-    return TokenizerFiles(files)
+    guessed = rule is not None and "tokenizer.ggml.pre" not in metadata.values
+    warning = f"{metadata.source}: tokenizer.ggml.pre is missing; words are cut as in GPT-2" if guessed else ""
+    return TokenizerFiles(files, warning)
 
 
 def _dump(value: object) -> bytes:
@@ -113,8 +115,7 @@ def _token_types(metadata: Metadata, count: int) -> list[int]:
 def _rule(metadata: Metadata) -> PreTokenizer:
     name = metadata.text("tokenizer.ggml.pre", None)
     if name is None:
-        _log.warning("%s: tokenizer.ggml.pre is missing; words are cut as in GPT-2", metadata.source)
-        name = "default"
+        return PRE_TOKENIZERS["default"]
     if name not in PRE_TOKENIZERS:
         raise UnsupportedError(
             f"{metadata.source}: tokenizer.ggml.pre {shown(name)} is not one of {', '.join(sorted(PRE_TOKENIZERS))}"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from bitnet_onnx.errors import CheckpointError
 from bitnet_onnx.json_input import load_object, shown
-from bitnet_onnx.limited_process import run_limited
+from bitnet_onnx.limited_process import Limits, ProcessEndedError, run_limited
 
 _WORKER = Path(__file__).with_name("_tokenizer_worker.py")
-_MAX_SECONDS = 8
+_LIMITS = Limits(megabytes=900, seconds=8)
 
 
 def check_tokenizer(data: bytes, source: str, vocab_size: object) -> None:
@@ -45,15 +44,13 @@ def check_foreign_tokenizer(data: bytes, source: str, vocab_size: object) -> Non
             `vocab_size` or more.
     """
     load_object(data, source, max_bytes=len(data), error=CheckpointError)
-    done = run_limited(_WORKER, data, seconds=_MAX_SECONDS)
     try:
-        answer = json.loads(done.output) if done is not None and done.status == 0 else None
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
+        answer = run_limited(_WORKER, data, _LIMITS)
+    except ProcessEndedError:
         raise CheckpointError(
-            f"{source}: not a usable tokenizer: loading it takes over {_MAX_SECONDS} s or 900 MB, or ends the process"
-        )
+            f"{source}: not a usable tokenizer: loading it takes over {_LIMITS.seconds} s or {_LIMITS.megabytes} MB, "
+            "or ends the process"
+        ) from None
     if "error" in answer:
         raise CheckpointError(f"{source}: not a usable tokenizer: {shown(str(answer['error']))}")
     if answer["id"] is None:

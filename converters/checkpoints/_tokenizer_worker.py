@@ -1,4 +1,4 @@
-"""Loads a tokenizer.json in a process of its own; started by `_tokenizer_check.py`.
+"""Loads a tokenizer.json in a limited process; started by `_tokenizer_check.py`.
 
 The library that reads it aborts the process where memory ends, and a few bytes of a foreign file can ask for gigabytes
 or for minutes: a compiled character map with a length in it, a long regular expression, a long piece of a unigram
@@ -8,17 +8,10 @@ starts quickly.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import sys
-
 from tokenizers import Tokenizer
 
-_MEGABYTES = 900
-_SECONDS = 7
 
-
-def describe(data: bytes) -> dict[str, object]:
+def answer(data: bytes) -> dict[str, object]:
     """The token with the highest id as `token` and `id` (None where there are no tokens), or `error`."""
     try:
         vocabulary: dict[str, int] = Tokenizer.from_str(data.decode("utf-8")).get_vocab(with_added_tokens=True)
@@ -28,24 +21,3 @@ def describe(data: bytes) -> dict[str, object]:
         return {"token": None, "id": None}
     token, highest = max(vocabulary.items(), key=lambda item: item[1])
     return {"token": token, "id": highest}
-
-
-def _limit_process() -> None:
-    try:
-        import resource
-    except ImportError:  # Windows: the parent's time limit remains
-        return
-    for kind, limit in ((resource.RLIMIT_AS, _MEGABYTES << 20), (resource.RLIMIT_CPU, _SECONDS)):
-        # macOS refuses a limit below the address space already reserved.
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(kind, (limit, limit))
-
-
-def main() -> None:
-    """Reads tokenizer.json from standard input and writes the answer to standard output."""
-    _limit_process()
-    sys.stdout.buffer.write(json.dumps(describe(sys.stdin.buffer.read())).encode())
-
-
-if __name__ == "__main__":
-    main()

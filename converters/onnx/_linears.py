@@ -7,7 +7,7 @@ from typing import Final
 
 from bitnet_onnx.by_rows import MatrixRows
 from bitnet_onnx.converters.model import Tensors
-from bitnet_onnx.policy import Precision, Weights
+from bitnet_onnx.policy import Precision, Weights, weights_of
 from bitnet_onnx.quantization.statistics import InputStatistics
 from bitnet_onnx.quantized import TERNARY, FloatArray, QuantizedTensor
 
@@ -21,7 +21,8 @@ class LayerRecord:
     Attributes:
         role: `layers.0.attn.q_proj`.
         shape: `(N, K)`.
-        weights: the precision that was chosen: `ternary`, `int4`, `int6`, `int8` or `float32`.
+        weights: what it was stored as: `ternary`, `int2` (all four values, as a checkpoint had them), `int4`, `int6`,
+            `int8` or `float32`.
         group_size: columns that share a scale; 0 for one scale a row or a tensor.
         activation_bits: of the layer's input; 0 where it stays float.
         bits_per_weight: with scales.
@@ -37,9 +38,6 @@ class LayerRecord:
     bits_per_weight: float
     relative_error: float
     method: str = KEPT
-
-
-_NAMES: Final = {2: Weights.INT2, 4: Weights.INT4, 6: Weights.INT6, 8: Weights.INT8}
 
 
 def quantize(
@@ -61,7 +59,8 @@ def quantize(
     rows, columns = tensors.shape(f"{role}.weight")
     if precision.weights is Weights.FLOAT32:
         return None, _float_record(role, (rows, columns))
-    stored = tensors.quantized(role)
+    # Masters have codes of two bits or none; those that every forward rounds would be rounded for nothing.
+    stored = tensors.quantized(role) if precision.keeps(TERNARY) or not tensors.is_master(role) else None
     if stored is not None and precision.keeps(stored.grid):
         return stored, _record(role, stored, precision, 0.0)
     if precision.weights is Weights.AUTO and tensors.is_master(role):
@@ -80,11 +79,10 @@ def quantize(
 def _record(
     role: str, tensor: QuantizedTensor, precision: Precision, relative_error: float, method: str = KEPT
 ) -> LayerRecord:
-    ternary = (tensor.grid.bits, tensor.grid.zero_point) == (TERNARY.bits, TERNARY.zero_point)
     return LayerRecord(
         role,
         tensor.shape,
-        Weights.TERNARY if ternary else _NAMES[tensor.grid.bits],
+        weights_of(tensor.grid),
         tensor.grid.group_size,
         precision.activation_bits,
         tensor.bits_per_weight(),

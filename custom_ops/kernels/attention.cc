@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "float_kernels.h"
 
@@ -28,8 +29,9 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t AlignFloats(int64_t count) { return CeilDiv(count, kFloatsPerLine) * kFloatsPerLine; }
 
 // One call, as the work items see it.
+template <typename T>
 struct Work {
-  const Attention* call;
+  const Attention<T>* call;
   const FloatKernels* kernels;
   int64_t pieces;          // of the preparation of one head
   int64_t head_rows;       // query rows of one head of keys
@@ -44,8 +46,9 @@ struct Work {
   int64_t all_blocks() const { return call->batch * call->attributes.kv_num_heads * blocks; }
 };
 
-Work Plan(const Attention& call) {
-  Work work{};
+template <typename T>
+Work<T> Plan(const Attention<T>& call) {
+  Work<T> work{};
   work.call = &call;
   work.kernels = &ChosenFloatKernels();
   work.head_rows = call.sequence * call.attributes.group();
@@ -60,15 +63,20 @@ Work Plan(const Attention& call) {
   return work;
 }
 
-bool Splits(const Work& work) { return work.all_blocks() < kManyBlocks; }
+template <typename T>
+bool Splits(const Work<T>& work) {
+  return work.all_blocks() < kManyBlocks;
+}
 
-int64_t QueryFloats(const Work& work) {
-  const Attention& call = *work.call;
+template <typename T>
+int64_t QueryFloats(const Work<T>& work) {
+  const Attention<T>& call = *work.call;
   return AlignFloats(call.batch * call.attributes.kv_num_heads * work.head_rows * call.head_dim);
 }
 
 // y = x rotated by the angles of one position, times `scale`; what lies beyond rotary_dim is only scaled.
-void Rotate(const Attention& call, const float* x, int64_t position, float scale, float* y) {
+template <typename T>
+void Rotate(const Attention<T>& call, const float* x, int64_t position, float scale, float* y) {
   const int64_t half = call.rotary_dim / 2;
   const float* c = call.cosine + position * half;
   const float* s = call.sine + position * half;
@@ -90,8 +98,9 @@ void Rotate(const Attention& call, const float* x, int64_t position, float scale
   }
 }
 
-void Copy(const float* from, int64_t count, float* to) {
-  std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
+template <typename T>
+void Copy(const T* from, int64_t count, T* to) {
+  std::memcpy(to, from, static_cast<size_t>(count) * sizeof(T));
 }
 
 // The part `piece` of `count` things.
@@ -102,29 +111,82 @@ struct Range {
 };
 
 // The old rows of one head of the cache, and zeros where there will be no row.
-void CopyCache(const Work& work, int64_t batch, int64_t head, int64_t piece) {
-  const Attention& call = *work.call;
+template <typename T>
+void CopyCache(const Work<T>& work, int64_t batch, int64_t head, int64_t piece) {
+  const Attention<T>& call = *work.call;
   const int64_t index = batch * call.attributes.kv_num_heads + head, dim = call.head_dim;
   const int64_t total = call.total[batch], past = total - call.count[batch];
   const Range old(past, piece, work.pieces), unused(call.present_length - total, piece, work.pieces);
   const struct {
-    const float* past;
-    float* present;
+    const T* past;
+    T* present;
   } caches[] = {{call.past_key, call.present_key}, {call.past_value, call.present_value}};
   for (const auto& cache : caches) {
-    float* to = cache.present + index * call.present_length * dim;
+    T* to = cache.present + index * call.present_length * dim;
     if (old.first < old.last) {
-      const float* from = cache.past + index * call.past_length * dim;
+      const T* from = cache.past + index * call.past_length * dim;
       Copy(from + old.first * dim, (old.last - old.first) * dim, to + old.first * dim);
     }
-    std::fill(to + (total + unused.first) * dim, to + (total + unused.last) * dim, 0.0f);
+    std::fill(to + (total + unused.first) * dim, to + (total + unused.last) * dim, T{});
   }
 }
 
+// The scales of one head of an int8 cache, and their reciprocals.
+struct HeadScales {
+  HeadScales(const float* all, int64_t head, int64_t head_dim) : step(all + head * head_dim) {
+    for (int64_t d = 0; d < head_dim; ++d) {
+      inverse[d] = 1.0f / step[d];
+    }
+  }
+  const float* step;
+  float inverse[kMaxHeadDim];
+};
+
+// How new rows of one head enter the cache, and what its queries are multiplied by.
+template <typename T>
+struct HeadCache;
+
+template <>
+struct HeadCache<float> {
+  HeadCache(const Work<float>& from, int64_t) : work(from) {}
+  void StoreKey(const float* x, int64_t position, float* to) const {
+    Rotate(*work.call, x, position, 1.0f, to);
+  }
+  void StoreValue(const float* x, float* to) const { Copy(x, work.call->head_dim, to); }
+  void ScaleQuery(float*) const {}
+
+  const Work<float>& work;
+};
+
+template <>
+struct HeadCache<int8_t> {
+  HeadCache(const Work<int8_t>& from, int64_t head)
+      : work(from),
+        key(from.call->key_scale, head, from.call->head_dim),
+        value(from.call->value_scale, head, from.call->head_dim) {}
+  void StoreKey(const float* x, int64_t position, int8_t* to) const {
+    float rotated[kMaxHeadDim];
+    Rotate(*work.call, x, position, 1.0f, rotated);
+    work.kernels->quantize(rotated, key.inverse, work.call->head_dim, to);
+  }
+  void StoreValue(const float* x, int8_t* to) const {
+    work.kernels->quantize(x, value.inverse, work.call->head_dim, to);
+  }
+  void ScaleQuery(float* query) const {
+    for (int64_t d = 0; d < work.call->head_dim; ++d) {
+      query[d] *= key.step[d];
+    }
+  }
+
+  const Work<int8_t>& work;
+  HeadScales key, value;
+};
+
 // Tokens of one head of keys: keys and values into the cache, rotated queries into the workspace.
+template <typename T>
 void PrepareItem(void* arg, size_t item) {
-  const Work& work = *static_cast<const Work*>(arg);
-  const Attention& call = *work.call;
+  const Work<T>& work = *static_cast<const Work<T>*>(arg);
+  const Attention<T>& call = *work.call;
   const AttentionAttributes& a = call.attributes;
   const int64_t piece = static_cast<int64_t>(item) % work.pieces;
   const int64_t index = static_cast<int64_t>(item) / work.pieces;
@@ -133,6 +195,7 @@ void PrepareItem(void* arg, size_t item) {
   if (call.present_key != call.past_key) {
     CopyCache(work, batch, head, piece);
   }
+  const HeadCache<T> cache(work, head);
   const int64_t count = call.count[batch], past = call.total[batch] - count;
   const Range tokens(call.sequence, piece, work.pieces);
   for (int64_t t = tokens.first; t < tokens.last; ++t) {
@@ -143,20 +206,22 @@ void PrepareItem(void* arg, size_t item) {
       continue;
     }
     const int64_t place = (index * call.present_length + past + t) * dim;
-    Rotate(call, call.key.data + row * call.key.stride + head * dim, past + t, 1.0f, call.present_key + place);
-    Copy(call.value.data + row * call.value.stride + head * dim, dim, call.present_value + place);
+    cache.StoreKey(call.key.data + row * call.key.stride + head * dim, past + t, call.present_key + place);
+    cache.StoreValue(call.value.data + row * call.value.stride + head * dim, call.present_value + place);
     const float* query = call.query.data + row * call.query.stride + head * group * dim;
     float* rotated = work.query + (index * work.head_rows + t * group) * dim;
     for (int64_t g = 0; g < group; ++g) {
       Rotate(call, query + g * dim, past + t, a.scale, rotated + g * dim);
+      cache.ScaleQuery(rotated + g * dim);
     }
   }
 }
 
 // One block of query rows and the limits of what they see.
+template <typename T>
 struct Block {
-  Block(const Work& work, int64_t number) {
-    const Attention& call = *work.call;
+  Block(const Work<T>& work, int64_t number) {
+    const Attention<T>& call = *work.call;
     const AttentionAttributes& a = call.attributes;
     const int64_t index = number / work.blocks;
     batch = index / a.kv_num_heads;
@@ -184,15 +249,16 @@ struct Block {
   // Chunks that some row sees.
   int64_t FirstChunk() const { return operands.rows == 0 ? 0 : first[0] / kChunkKeys; }
   int64_t LastChunk() const { return operands.rows == 0 ? 0 : CeilDiv(last[operands.rows - 1], kChunkKeys); }
-  void Attend(const Work& work, int64_t chunk, const Partial& sums) const {
+  void Attend(const Work<T>& work, int64_t chunk, const Partial& sums) const {
     // Whole vectors from the chunk's beginning, so that a key's lane never depends on the window.
     const int64_t begin = std::max(chunk * kChunkKeys, first[0] / kHeadMultiple * kHeadMultiple);
-    work.kernels->attend(operands, begin, std::min((chunk + 1) * kChunkKeys, last[operands.rows - 1]), sums);
+    const int64_t end = std::min((chunk + 1) * kChunkKeys, last[operands.rows - 1]);
+    ChunkFunction<T> (*work.kernels)(operands, begin, end, sums);
   }
 
   // Sums into results.
-  void Finish(const Work& work, const Partial& sums) const {
-    const Attention& call = *work.call;
+  void Finish(const Work<T>& work, const Partial& sums) const {
+    const Attention<T>& call = *work.call;
     const AttentionAttributes& a = call.attributes;
     for (int64_t r = 0; r < operands.rows; ++r) {
       const int64_t token = batch * call.sequence + (first_row + r) / a.group();
@@ -203,18 +269,25 @@ struct Block {
       for (int64_t d = 0; d < call.head_dim; ++d) {
         y[d] = values[d] * inverse;
       }
+      if constexpr (std::is_same_v<T, int8_t>) {
+        const float* step = call.value_scale + head * call.head_dim;
+        for (int64_t d = 0; d < call.head_dim; ++d) {
+          y[d] *= step[d];
+        }
+      }
     }
   }
 
   int64_t batch, head, first_row;
   int64_t first[kMaxBlockRows], last[kMaxBlockRows];
-  AttentionBlock operands;
+  AttentionBlock<T> operands;
 };
 
 // All chunks of one block, merged as they come.
+template <typename T>
 void BlockItem(void* arg, size_t item) {
-  const Work& work = *static_cast<const Work*>(arg);
-  const Block block(work, static_cast<int64_t>(item));
+  const Work<T>& work = *static_cast<const Work<T>*>(arg);
+  const Block<T> block(work, static_cast<int64_t>(item));
   alignas(64) float values[2][kMaxBlockFloats];
   float peaks[2][kMaxBlockRows], totals[2][kMaxBlockRows];
   const Partial sums{values[0], peaks[0], totals[0]}, later{values[1], peaks[1], totals[1]};
@@ -228,29 +301,32 @@ void BlockItem(void* arg, size_t item) {
   block.Finish(work, sums);
 }
 
-Partial PartialAt(const Work& work, int64_t block, int64_t chunk) {
+template <typename T>
+Partial PartialAt(const Work<T>& work, int64_t block, int64_t chunk) {
   float* at = work.partials + (block * (work.wave_chunks + 1) + chunk) * work.partial_floats;
   const int64_t values = work.block_rows * work.call->head_dim;
   return {at, at + values, at + values + work.block_rows};
 }
 
 // One chunk of one block.
+template <typename T>
 void ChunkItem(void* arg, size_t item) {
-  const Work& work = *static_cast<const Work*>(arg);
+  const Work<T>& work = *static_cast<const Work<T>*>(arg);
   const int64_t number = static_cast<int64_t>(item) / work.wave_chunks;
   const int64_t index = static_cast<int64_t>(item) % work.wave_chunks;
   const int64_t chunk = work.wave + index;
-  const Block block(work, number);
+  const Block<T> block(work, number);
   if (chunk >= block.FirstChunk() && chunk < block.LastChunk()) {
     block.Attend(work, chunk, PartialAt(work, number, index));
   }
 }
 
 // The chunks of all blocks side by side, some of each at a time.
-bool RunChunks(Work& work, const Executor& executor) {
+template <typename T>
+bool RunChunks(Work<T>& work, const Executor& executor) {
   int64_t first = INT64_MAX, last = 0;
   for (int64_t number = 0; number < work.all_blocks(); ++number) {
-    const Block block(work, number);
+    const Block<T> block(work, number);
     if (block.operands.rows > 0) {
       first = std::min(first, block.FirstChunk());
       last = std::max(last, block.LastChunk());
@@ -260,11 +336,11 @@ bool RunChunks(Work& work, const Executor& executor) {
   }
   const auto items = static_cast<size_t>(work.all_blocks() * work.wave_chunks);
   for (work.wave = first; work.wave < last; work.wave += work.wave_chunks) {
-    if (!executor.parallel_for(executor.self, items, ChunkItem, &work)) {
+    if (!executor.parallel_for(executor.self, items, ChunkItem<T>, &work)) {
       return false;
     }
     for (int64_t number = 0; number < work.all_blocks(); ++number) {
-      const Block block(work, number);
+      const Block<T> block(work, number);
       const Partial sums = PartialAt(work, number, work.wave_chunks);
       const int64_t begin = std::max(block.FirstChunk(), work.wave);
       const int64_t end = std::min(block.LastChunk(), work.wave + work.wave_chunks);
@@ -281,8 +357,9 @@ bool RunChunks(Work& work, const Executor& executor) {
 }
 
 // Products of all queries with all keys that they may see, and with the values.
-int64_t Products(const Work& work) {
-  const Attention& call = *work.call;
+template <typename T>
+int64_t Products(const Work<T>& work) {
+  const Attention<T>& call = *work.call;
   int64_t pairs = 0;
   for (int64_t b = 0; b < call.batch; ++b) {
     pairs += static_cast<int64_t>(call.count[b]) * call.total[b];
@@ -301,20 +378,22 @@ bool OnThisThread(void*, size_t n, void (*fn)(void*, size_t), void* arg) {
 
 int64_t BlockRows(int64_t head_dim) { return std::min(kMaxBlockRows, kMaxBlockFloats / head_dim); }
 
-size_t AttentionWorkspaceBytes(const Attention& call) {
-  const Work work = Plan(call);
+template <typename T>
+size_t AttentionWorkspaceBytes(const Attention<T>& call) {
+  const Work<T> work = Plan(call);
   const int64_t partials = Splits(work) ? work.all_blocks() * (work.wave_chunks + 1) * work.partial_floats : 0;
   return static_cast<size_t>(QueryFloats(work) + partials) * sizeof(float);
 }
 
-bool RunAttention(const Attention& call, void* workspace, const Executor& executor) {
-  Work work = Plan(call);
+template <typename T>
+bool RunAttention(const Attention<T>& call, void* workspace, const Executor& executor) {
+  Work<T> work = Plan(call);
   work.query = static_cast<float*>(workspace);
   work.partials = work.query + QueryFloats(work);
   const Executor here{nullptr, OnThisThread};
   const int64_t heads = call.batch * call.attributes.kv_num_heads;
   const Executor& prepare = work.pieces == 1 && heads <= kTokensPerPiece ? here : executor;
-  if (!prepare.parallel_for(prepare.self, static_cast<size_t>(heads * work.pieces), PrepareItem, &work)) {
+  if (!prepare.parallel_for(prepare.self, static_cast<size_t>(heads * work.pieces), PrepareItem<T>, &work)) {
     return false;
   }
   const bool small = Products(work) < kInlineProducts;
@@ -322,7 +401,12 @@ bool RunAttention(const Attention& call, void* workspace, const Executor& execut
     return RunChunks(work, executor);
   }
   const Executor& attend = small ? here : executor;
-  return attend.parallel_for(attend.self, static_cast<size_t>(work.all_blocks()), BlockItem, &work);
+  return attend.parallel_for(attend.self, static_cast<size_t>(work.all_blocks()), BlockItem<T>, &work);
 }
+
+template size_t AttentionWorkspaceBytes(const Attention<float>&);
+template size_t AttentionWorkspaceBytes(const Attention<int8_t>&);
+template bool RunAttention(const Attention<float>&, void*, const Executor&);
+template bool RunAttention(const Attention<int8_t>&, void*, const Executor&);
 
 }  // namespace bitnet

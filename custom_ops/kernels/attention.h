@@ -34,7 +34,8 @@ struct TokenRows {
   int64_t stride;  // floats from one token to the next
 };
 
-// One call; all values have been checked.
+// One call; all values have been checked. The cache has elements of type T, float or int8_t.
+template <typename T>
 struct Attention {
   AttentionAttributes attributes;
   int64_t batch;
@@ -44,10 +45,12 @@ struct Attention {
   int64_t past_length;     // of the buffers
   int64_t present_length;  // of the buffers
   TokenRows query, key, value;
-  const float* past_key;
-  const float* past_value;
-  float* present_key;  // where it is past_key, what it holds stays
-  float* present_value;
+  const T* past_key;
+  const T* past_value;
+  T* present_key;  // where it is past_key, what it holds stays
+  T* present_value;
+  const float* key_scale;  // [kv_num_heads, head_dim] of an int8 cache: the value of one step
+  const float* value_scale;
   const int32_t* total;  // [batch] tokens in the cache after this call
   const int32_t* count;  // [batch] tokens of this call that are not padding
   const float* cosine;   // [.., rotary_dim / 2]
@@ -57,10 +60,11 @@ struct Attention {
 
 // Queries on one head of keys and values. Rows lie `head_dim` floats apart; row r sees keys first[r] .. last[r]
 // - 1, and both limits ascend.
+template <typename T>
 struct AttentionBlock {
-  const float* query;  // multiplied by the scale already
-  const float* key;
-  const float* value;
+  const float* query;  // multiplied by the scales of scores and keys already
+  const T* key;
+  const T* value;
   const int64_t* first;
   const int64_t* last;
   int64_t rows;
@@ -81,10 +85,12 @@ constexpr int64_t kMaxBlockRows = 64;
 constexpr int64_t kMaxBlockFloats = 4096;
 
 // Bytes that `RunAttention` needs, aligned to 64.
-size_t AttentionWorkspaceBytes(const Attention& call);
+template <typename T>
+size_t AttentionWorkspaceBytes(const Attention<T>& call);
 
 // False if the executor failed.
-bool RunAttention(const Attention& call, void* workspace, const Executor& executor);
+template <typename T>
+bool RunAttention(const Attention<T>& call, void* workspace, const Executor& executor);
 
 }  // namespace bitnet
 

@@ -152,7 +152,7 @@ void CorruptedPanels(const Linear& linear, const Token* tokens, int64_t count, P
   FlipLastBit(y);
 }
 
-void CorruptedAttend(const AttentionBlock& block, int64_t begin, int64_t end, const Partial& sums) {
+void CorruptedAttend(const AttentionBlock<float>& block, int64_t begin, int64_t end, const Partial& sums) {
   FloatKernelsFor(*corrupted).attend(block, begin, end, sums);
   FlipLastBit(sums.values);
 }

@@ -6,6 +6,7 @@
 
 namespace bitnet {
 
-const FloatKernels kAvx2FloatKernels = {"avx2", vec_avx2::Attend, vec_avx2::Merge, vec_avx2::GateFor};
+const FloatKernels kAvx2FloatKernels = {"avx2",          vec_avx2::Attend<float>, vec_avx2::Attend<int8_t>,
+                                        vec_avx2::Merge, vec_avx2::Quantize,      vec_avx2::GateFor};
 
 }  // namespace bitnet

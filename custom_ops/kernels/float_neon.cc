@@ -6,6 +6,7 @@
 
 namespace bitnet {
 
-const FloatKernels kNeonFloatKernels = {"neon", vec_neon::Attend, vec_neon::Merge, vec_neon::GateFor};
+const FloatKernels kNeonFloatKernels = {"neon",          vec_neon::Attend<float>, vec_neon::Attend<int8_t>,
+                                        vec_neon::Merge, vec_neon::Quantize,      vec_neon::GateFor};
 
 }  // namespace bitnet

@@ -5,6 +5,8 @@
 
 namespace bitnet {
 
-const FloatKernels kScalarFloatKernels = {"scalar", vec_scalar::Attend, vec_scalar::Merge, vec_scalar::GateFor};
+const FloatKernels kScalarFloatKernels = {
+    "scalar",          vec_scalar::Attend<float>, vec_scalar::Attend<int8_t>,
+    vec_scalar::Merge, vec_scalar::Quantize,      vec_scalar::GateFor};
 
 }  // namespace bitnet

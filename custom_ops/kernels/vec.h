@@ -41,7 +41,16 @@ constexpr float kRoundingShift = 12582912.0f;
 using V = __m256;
 
 BITNET_INLINE V Load(const float* p) { return _mm256_loadu_ps(p); }
+BITNET_INLINE V Load(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
 BITNET_INLINE void Store(float* p, V a) { _mm256_storeu_ps(p, a); }
+// The integers from -128 to 127 that `shifted` = n + kRoundingShift holds.
+BITNET_INLINE void StoreIntegers(int8_t* p, V shifted) {
+  const __m256i n = _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(0x4B400000));
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(n), _mm256_extracti128_si256(n, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
 BITNET_INLINE V Set(float a) { return _mm256_set1_ps(a); }
 BITNET_INLINE V Add(V a, V b) { return _mm256_add_ps(a, b); }
 BITNET_INLINE V Sub(V a, V b) { return _mm256_sub_ps(a, b); }
@@ -91,7 +100,7 @@ BITNET_INLINE void Store4(float* low, float* high, V a) {
   _mm_storeu_ps(high, _mm256_extractf128_ps(a, 1));
 }
 
-BITNET_INLINE void Prefetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+BITNET_INLINE void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 #elif defined(BITNET_VEC_NEON)
 
@@ -100,9 +109,18 @@ struct V {
 };
 
 BITNET_INLINE V Load(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4)}; }
+BITNET_INLINE V Load(const int8_t* p) {
+  const int16x8_t n = vmovl_s8(vld1_s8(p));
+  return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(n))), vcvtq_f32_s32(vmovl_high_s16(n))};
+}
 BITNET_INLINE void Store(float* p, V a) {
   vst1q_f32(p, a.l);
   vst1q_f32(p + 4, a.h);
+}
+// The lowest byte of each, which is the integer.
+BITNET_INLINE void StoreIntegers(int8_t* p, V shifted) {
+  const int16x4_t low = vmovn_s32(vreinterpretq_s32_f32(shifted.l));
+  vst1_s8(p, vmovn_s16(vmovn_high_s32(low, vreinterpretq_s32_f32(shifted.h))));
 }
 BITNET_INLINE V Set(float a) { return {vdupq_n_f32(a), vdupq_n_f32(a)}; }
 BITNET_INLINE V Add(V a, V b) { return {vaddq_f32(a.l, b.l), vaddq_f32(a.h, b.h)}; }
@@ -156,7 +174,7 @@ BITNET_INLINE void Store4(float* low, float* high, V a) {
   vst1q_f32(high, a.h);
 }
 
-BITNET_INLINE void Prefetch(const float* p) {
+BITNET_INLINE void Prefetch(const void* p) {
 #if !defined(_MSC_VER)
   __builtin_prefetch(p);
 #else
@@ -181,6 +199,9 @@ BITNET_INLINE V Each(F f) {
 
 BITNET_INLINE V Load(const float* p) {
   return Each([=](int i) { return p[i]; });
+}
+BITNET_INLINE V Load(const int8_t* p) {
+  return Each([=](int i) { return static_cast<float>(p[i]); });
 }
 BITNET_INLINE void Store(float* p, const V& a) {
   for (int i = 0; i < kLanes; ++i) {
@@ -219,6 +240,12 @@ BITNET_INLINE float FloatOf(uint32_t bits) {
   return a;
 }
 
+BITNET_INLINE void StoreIntegers(int8_t* p, const V& shifted) {
+  for (int i = 0; i < kLanes; ++i) {
+    p[i] = static_cast<int8_t>(static_cast<int32_t>(BitsOf(shifted.lane[i])) - 0x4B400000);
+  }
+}
+
 BITNET_INLINE V Abs(const V& a) {
   return Each([&](int i) { return FloatOf(BitsOf(a.lane[i]) & 0x7FFFFFFFu); });
 }
@@ -255,7 +282,7 @@ BITNET_INLINE void Store4(float* low, float* high, const V& a) {
   }
 }
 
-BITNET_INLINE void Prefetch(const float*) {}
+BITNET_INLINE void Prefetch(const void*) {}
 
 #endif
 

@@ -1,8 +1,10 @@
 // bitnet::GroupQueryAttention as an operator of ONNX Runtime.
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <memory>
+#include <type_traits>
 
 #include "kernels/attention.h"
 #include "ort/node.h"
@@ -21,13 +23,15 @@ enum Input : size_t {
   kCosCache,
   kSinCache,
   kQuerySeqlens,
+  kKeyScale,
+  kValueScale,
   kInputCount
 };
 enum Output : size_t { kOutput, kPresentKey, kPresentValue, kOutputCount };
 
 constexpr const char* kNames[] = {
-    "query",     "key",       "value",        "past_key", "past_value", "seqlens_k", "total_sequence_length",
-    "cos_cache", "sin_cache", "query_seqlens"};
+    "query",     "key",       "value",         "past_key",  "past_value", "seqlens_k", "total_sequence_length",
+    "cos_cache", "sin_cache", "query_seqlens", "key_scale", "value_scale"};
 
 struct Kernel {
   const Api& api;
@@ -74,6 +78,8 @@ AttentionAttributes ReadAttributes(const Node& node) {
   return a;
 }
 
+// T is the type of the cache's elements: ONNX Runtime chooses the kernel by it.
+template <typename T>
 std::unique_ptr<Kernel> Create(const Api& api, const KernelInfo& info) {
   const Node node(api, info, "GroupQueryAttention");
   const AttentionAttributes attributes = ReadAttributes(node);
@@ -85,11 +91,21 @@ std::unique_ptr<Kernel> Create(const Api& api, const KernelInfo& info) {
       node.Fail(std::string(kNames[table]) + " is missing; do_rotary needs it");
     }
   }
+  constexpr bool kInt8 = std::is_same_v<T, int8_t>;
+  for (const size_t scale : {kKeyScale, kValueScale}) {
+    if (node.HasInput(scale) != kInt8) {
+      node.Fail(std::string(kNames[scale]) + (kInt8
+                                                  ? " is missing; past_key and past_value are int8 and need it"
+                                                  : " is there; past_key and past_value are float and must be "
+                                                    "int8"));
+    }
+  }
   return std::unique_ptr<Kernel>(
       new Kernel{api, attributes, node.HasInput(kKey), node.HasInput(kQuerySeqlens), node.label()});
 }
 
 // The inputs of one call, checked against each other.
+template <typename T>
 class Reader {
  public:
   Reader(const Kernel& kernel, const KernelContext& context) : kernel_(kernel), context_(context) {
@@ -98,6 +114,10 @@ class Reader {
     ReadTokens();
     ReadLengths();
     ReadTables();
+    if constexpr (std::is_same_v<T, int8_t>) {
+      call_.key_scale = ReadScale(kKeyScale);
+      call_.value_scale = ReadScale(kValueScale);
+    }
     AttentionAttributes& a = call_.attributes;
     if (a.scale == 0.0f) {
       a.scale = 1.0f / std::sqrt(static_cast<float>(call_.head_dim));
@@ -106,14 +126,14 @@ class Reader {
   Reader(const Reader&) = delete;
   Reader& operator=(const Reader&) = delete;
 
-  Attention& call() { return call_; }
+  Attention<T>& call() { return call_; }
 
  private:
   [[noreturn]] void Fail(const std::string& what) const {
     throw std::runtime_error(kernel_.label + ": " + what);
   }
 
-  template <typename T>
+  template <typename Element>
   TensorView Read(size_t index) const {
     const Value* value = nullptr;
     Check(kernel_.api, kernel_.api.KernelContext_GetInput(&context_, index, &value));
@@ -121,7 +141,7 @@ class Reader {
       Fail(std::string(kNames[index]) + " is missing");
     }
     TensorView view = View(kernel_.api, value);
-    if (reinterpret_cast<uintptr_t>(view.data) % alignof(T) != 0) {
+    if (reinterpret_cast<uintptr_t>(view.data) % alignof(Element) != 0) {
       Fail(std::string(kNames[index]) + " lies at an address that is not a multiple of 4");
     }
     return view;
@@ -132,7 +152,7 @@ class Reader {
   }
 
   void ReadCache() {
-    const TensorView key = Read<float>(kPastKey), value = Read<float>(kPastValue);
+    const TensorView key = Read<T>(kPastKey), value = Read<T>(kPastValue);
     const int64_t heads = call_.attributes.kv_num_heads;
     if (key.shape.size() != 4 || key.shape[1] != heads) {
       FailShape(kPastKey, key, "[batch, " + std::to_string(heads) + ", length, head_dim]");
@@ -148,8 +168,8 @@ class Reader {
            "; it must be a multiple of " + std::to_string(kHeadMultiple) + " up to " +
            std::to_string(kMaxHeadDim));
     }
-    call_.past_key = static_cast<const float*>(key.data);
-    call_.past_value = static_cast<const float*>(value.data);
+    call_.past_key = static_cast<const T*>(key.data);
+    call_.past_value = static_cast<const T*>(value.data);
   }
 
   TokenRows ReadRows(size_t index, int64_t heads) {
@@ -256,30 +276,55 @@ class Reader {
     call_.sine = static_cast<const float*>(sine.data);
   }
 
+  const float* ReadScale(size_t index) const {
+    // Below the normal numbers the reciprocal may be infinite.
+    constexpr float kSmallest = std::numeric_limits<float>::min(), kLargest = std::numeric_limits<float>::max();
+    const TensorView view = Read<float>(index);
+    const std::vector<int64_t> shape{call_.attributes.kv_num_heads, call_.head_dim};
+    if (view.shape != shape) {
+      FailShape(index, view, ToString(shape));
+    }
+    const auto* scale = static_cast<const float*>(view.data);
+    const int64_t count = shape[0] * shape[1];
+    const auto wrong = [](float x) { return !(x >= kSmallest && x <= kLargest); };
+    const float* found = std::find_if(scale, scale + count, wrong);
+    if (found != scale + count) {
+      const int64_t place = found - scale;
+      char number[32];
+      std::snprintf(number, sizeof number, "%g", static_cast<double>(*found));
+      Fail(std::string(kNames[index]) + ToString({place / shape[1], place % shape[1]}) + " is " + number +
+           "; it must be a positive, finite and normal number");
+    }
+    return scale;
+  }
+
   const Kernel& kernel_;
   const KernelContext& context_;
-  Attention call_{};
+  Attention<T> call_{};
   std::vector<int32_t> total_, count_;
 };
 
-float* MakeOutput(const Api& api, KernelContext& context, size_t index, const std::vector<int64_t>& shape) {
+template <typename T>
+T* MakeOutput(const Api& api, KernelContext& context, size_t index, const std::vector<int64_t>& shape) {
   Product(shape, shape.size());
   Value* value = nullptr;
   Check(api, api.KernelContext_GetOutput(&context, index, shape.data(), shape.size(), &value));
   void* data = nullptr;
   Check(api, api.GetTensorMutableData(value, &data));
-  return static_cast<float*>(data);
+  return static_cast<T*>(data);
 }
 
+template <typename T>
 void Compute(const Kernel& kernel, KernelContext& context) {
   const Api& api = kernel.api;
-  Reader reader(kernel, context);
-  Attention& call = reader.call();
+  Reader<T> reader(kernel, context);
+  Attention<T>& call = reader.call();
   const AttentionAttributes& a = call.attributes;
   const std::vector<int64_t> cache{call.batch, a.kv_num_heads, call.present_length, call.head_dim};
-  call.output = MakeOutput(api, context, kOutput, {call.batch, call.sequence, a.num_heads * call.head_dim});
-  call.present_key = MakeOutput(api, context, kPresentKey, cache);
-  call.present_value = MakeOutput(api, context, kPresentValue, cache);
+  call.output =
+      MakeOutput<float>(api, context, kOutput, {call.batch, call.sequence, a.num_heads * call.head_dim});
+  call.present_key = MakeOutput<T>(api, context, kPresentKey, cache);
+  call.present_value = MakeOutput<T>(api, context, kPresentValue, cache);
   const bool in_place = call.present_key == call.past_key;
   const bool has_past = call.batch > 0 && call.past_length > 0;
   if (has_past && (in_place != (call.present_value == call.past_value) ||
@@ -295,11 +340,16 @@ void Compute(const Kernel& kernel, KernelContext& context) {
   }
 }
 
+template <typename T>
 CustomOp MakeOp() {
-  CustomOp op = OpWithKernel<Kernel, Create, Compute>();
+  static constexpr ElementType kCache = std::is_same_v<T, float> ? kFloat : kInt8;
+  CustomOp op = OpWithKernel<Kernel, Create<T>, Compute<T>>();
   op.GetName = [](const CustomOp*) { return "GroupQueryAttention"; };
   op.GetInputTypeCount = [](const CustomOp*) -> size_t { return kInputCount; };
   op.GetInputType = [](const CustomOp*, size_t i) {
+    if (i == kPastKey || i == kPastValue) {
+      return kCache;
+    }
     return i == kSeqlensK || i == kTotalSequenceLength || i == kQuerySeqlens ? kInt32 : kFloat;
   };
   op.GetInputCharacteristic = [](const CustomOp*, size_t i) {
@@ -307,12 +357,13 @@ CustomOp MakeOp() {
     return required ? kRequired : kOptional;
   };
   op.GetOutputTypeCount = [](const CustomOp*) -> size_t { return kOutputCount; };
-  op.GetOutputType = [](const CustomOp*, size_t) { return kFloat; };
+  op.GetOutputType = [](const CustomOp*, size_t i) { return i == kOutput ? kFloat : kCache; };
   return op;
 }
 
 }  // namespace
 
-const CustomOp kGroupQueryAttentionOp = MakeOp();
+const CustomOp kGroupQueryAttentionOp = MakeOp<float>();
+const CustomOp kInt8GroupQueryAttentionOp = MakeOp<int8_t>();
 
 }  // namespace bitnet::ort

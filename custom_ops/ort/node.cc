@@ -13,6 +13,8 @@ const char* TypeName(ElementType type) {
       return "float";
     case kUint8:
       return "uint8";
+    case kInt8:
+      return "int8";
     case kInt64:
       return "int64";
     case kFloat16:

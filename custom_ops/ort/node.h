@@ -131,6 +131,7 @@ CustomOp OpWithKernel() {
 extern const CustomOp kBitLinearOp;
 extern const CustomOp kBitEmbeddingOp;
 extern const CustomOp kGroupQueryAttentionOp;
+extern const CustomOp kInt8GroupQueryAttentionOp;  // the same operator with int8 keys and values
 extern const CustomOp kGatedActivationOp;
 
 }  // namespace bitnet::ort

@@ -33,6 +33,7 @@ CustomOpDomain* DomainOf(const Api& api) {
   Check(api, api.CustomOpDomain_Add(domain, &kBitLinearOp));
   Check(api, api.CustomOpDomain_Add(domain, &kBitEmbeddingOp));
   Check(api, api.CustomOpDomain_Add(domain, &kGroupQueryAttentionOp));
+  Check(api, api.CustomOpDomain_Add(domain, &kInt8GroupQueryAttentionOp));
   Check(api, api.CustomOpDomain_Add(domain, &kGatedActivationOp));
   domains.emplace_back(&api, domain);
   return domain;

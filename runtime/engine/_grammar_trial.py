@@ -1,4 +1,4 @@
-"""Tries a grammar in a process of its own; started by `constraints.py`, reads and writes one JSON object.
+"""Tries a grammar in a limited process; started by `constraints.py`, asked in JSON.
 
 A grammar comes from whoever asks. llguidance has limits of its own, but a few constructions take minutes, gigabytes
 or the stack before any of them is looked at; only the operating system can end those reliably.
@@ -6,15 +6,15 @@ or the stack before any of them is looked at; only the operating system can end 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import llguidance
 import numpy as np
+
+from bitnet_onnx._limited_main import peak_megabytes
 
 _STEPS = 48
 _WALKS = 2
@@ -53,7 +53,7 @@ def try_grammar(request: dict[str, Any], limits: llguidance.LLParserLimits) -> d
     """
     vocabulary = _Bytes(request["vocab_size"], request["control"])
     tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary))
-    before = _peak_megabytes()
+    before = peak_megabytes()
     for seed in range(_WALKS):
         choose = random.Random(seed)  # noqa: S311
         matcher = llguidance.LLMatcher(tokenizer, request["grammar"], log_level=0, limits=limits)
@@ -68,35 +68,10 @@ def try_grammar(request: dict[str, Any], limits: llguidance.LLParserLimits) -> d
             matcher.consume_token(int(choose.choice(list(allowed[-256:]))))
         if matcher.is_error():
             return {"error": matcher.get_error()}
-    return {"megabytes": _peak_megabytes() - before}
+    return {"megabytes": peak_megabytes() - before}
 
 
-def _peak_megabytes() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
-
-
-def _limit_process(megabytes: int, seconds: int) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows: the parent's time limit remains
-        return
-    for kind, limit in ((resource.RLIMIT_AS, megabytes << 20), (resource.RLIMIT_CPU, seconds)):
-        # macOS refuses a limit below the address space already reserved.
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(kind, (limit, limit))
-
-
-def main() -> None:
-    """Reads the request from standard input and writes the answer to standard output."""
-    request = json.load(sys.stdin.buffer)
-    _limit_process(request["max_megabytes"], request["max_seconds"])
-    limits = llguidance.LLParserLimits(**request["limits"])
-    sys.stdout.buffer.write(json.dumps(try_grammar(request, limits)).encode())
-
-
-if __name__ == "__main__":
-    main()
+def answer(request: bytes) -> dict[str, object]:
+    """`try_grammar` of JSON that also holds the `limits`."""
+    asked = json.loads(request)
+    return try_grammar(asked, llguidance.LLParserLimits(**asked["limits"]))

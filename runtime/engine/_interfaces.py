@@ -50,6 +50,11 @@ class BatchSessionLike(Protocol):
         """Most sequences at a time."""
         ...
 
+    @property
+    def exact(self) -> bool:
+        """Whether logits are the same bits in any call."""
+        ...
+
     def open(self, length: int) -> Any | None:
         """An empty sequence with room for `length` tokens; None when memory or slots are spent."""
         ...
@@ -60,6 +65,20 @@ class BatchSessionLike(Protocol):
 
     def decode(self, sequences: Sequence[Any], ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Reads one token into each of the sequences; logits `[n, vocab]`."""
+        ...
+
+    def verify(
+        self, sequences: Sequence[Any], ids: Sequence[int], drafts: Sequence[Sequence[int]]
+    ) -> Sequence[npt.NDArray[np.float32]]:
+        """Reads one token into each of the sequences and a draft of what follows it, or nothing of the draft.
+
+        Returns:
+            For each the logits `[1 + tokens read of its draft, vocab]`.
+        """
+        ...
+
+    def truncate(self, sequence: Any, length: int) -> None:
+        """Forgets all tokens from position `length` on."""
         ...
 
     def reserve(self, sequence: Any, length: int) -> bool:

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from bitnet_onnx.quantized import FloatArray
+from bitnet_onnx.runtime._decoder_graph import CacheArray, CacheType
 from bitnet_onnx.runtime.memory import Lease
 from bitnet_onnx.runtime.package import Architecture
 
@@ -32,7 +32,7 @@ class KvSlots(Protocol):
         buffers: the same until slots are committed or trimmed.
     """
 
-    buffers: list[FloatArray]
+    buffers: list[CacheArray]
 
     def commit(self, slot: int, length: int) -> bool:
         """Makes room for `length` tokens in a slot; False: no memory, and everything is as before."""
@@ -54,17 +54,18 @@ class PagedSlots:
         sizes: of the model.
         slots: how many there are.
         lease: what is in use.
+        cache_type: of keys and values.
 
     Raises:
         OSError: the address space is limited, or this system hands out memory otherwise.
     """
 
-    def __init__(self, sizes: Architecture, slots: int, lease: Lease) -> None:
+    def __init__(self, sizes: Architecture, slots: int, lease: Lease, cache_type: CacheType) -> None:
         if sys.platform not in _NO_RESERVE:
             raise OSError("this system reserves memory before it is written")
         self._lease = lease
         self._page = mmap.PAGESIZE
-        self._token_bytes = 4 * sizes.head_dim
+        self._token_bytes = cache_type.itemsize * sizes.head_dim
         heads = sizes.num_key_value_heads
         # Rows of a head begin at a page, so that giving back the pages of one never touches another.
         self._head_bytes = _round_up(sizes.context_length * self._token_bytes, self._page, self._token_bytes)
@@ -77,7 +78,7 @@ class PagedSlots:
         for region in self._maps:
             with contextlib.suppress(OSError, AttributeError):  # a kernel without huge pages, a system without the call
                 region.madvise(mmap.MADV_NOHUGEPAGE)
-        self.buffers: list[FloatArray] = [np.frombuffer(region, np.float32).reshape(shape) for region in self._maps]
+        self.buffers: list[CacheArray] = [np.frombuffer(region, cache_type).reshape(shape) for region in self._maps]
         self._pages = [0] * slots
 
     def commit(self, slot: int, length: int) -> bool:
@@ -121,14 +122,18 @@ class PlainSlots:
         slots: how many there may be.
         lease: what is in use.
         forget: called before arrays are replaced; nothing may hold them then.
+        cache_type: of keys and values.
     """
 
-    def __init__(self, sizes: Architecture, slots: int, lease: Lease, forget: Callable[[], None]) -> None:
+    def __init__(
+        self, sizes: Architecture, slots: int, lease: Lease, forget: Callable[[], None], cache_type: CacheType
+    ) -> None:
         self._sizes = sizes
+        self._type = cache_type
         self._most = slots
         self._lease = lease
-        empty = np.empty((0, sizes.num_key_value_heads, 0, sizes.head_dim), np.float32)
-        self.buffers: list[FloatArray] = [empty] * (2 * sizes.num_hidden_layers)
+        empty = np.empty((0, sizes.num_key_value_heads, 0, sizes.head_dim), cache_type)
+        self.buffers: list[CacheArray] = [empty] * (2 * sizes.num_hidden_layers)
         self._forget = forget
         self._slots = 0
         self._capacity = 0
@@ -154,7 +159,7 @@ class PlainSlots:
     def _rebuild(self, slots: int, capacity: int) -> bool:
         """Moves everything to arrays of another size, a layer at a time; False: no memory."""
         heads, size = self.buffers[0].shape[1], self.buffers[0].shape[3]
-        new_bytes = 4 * slots * heads * capacity * size
+        new_bytes = self._type.itemsize * slots * heads * capacity * size
         largest = max(buffer.nbytes for buffer in self.buffers)
         # A new array stands beside the old one while it is filled.
         if not self._lease.resize(len(self.buffers) * max(new_bytes, largest) + min(new_bytes, largest)):
@@ -163,7 +168,7 @@ class PlainSlots:
         keep, length = min(slots, self._slots), min(capacity, self._capacity)
         try:
             for index, old in enumerate(self.buffers):
-                new = np.zeros((slots, heads, capacity, size), np.float32)
+                new = np.zeros((slots, heads, capacity, size), self._type)
                 new[:keep, :, :length] = old[:keep, :, :length]
                 self.buffers[index] = new
         except MemoryError:
@@ -176,7 +181,9 @@ class PlainSlots:
         return True
 
 
-def open_slots(sizes: Architecture, slots: int, lease: Lease, forget: Callable[[], None]) -> KvSlots:
+def open_slots(
+    sizes: Architecture, slots: int, lease: Lease, forget: Callable[[], None], cache_type: CacheType
+) -> KvSlots:
     """Slots that take memory page by page, or plain ones where the system cannot do that.
 
     Args:
@@ -184,11 +191,12 @@ def open_slots(sizes: Architecture, slots: int, lease: Lease, forget: Callable[[
         slots: how many sequences there may be.
         lease: what is in use.
         forget: called before buffers are replaced; nothing may hold them then.
+        cache_type: of keys and values.
     """
     try:
-        return PagedSlots(sizes, slots, lease)
+        return PagedSlots(sizes, slots, lease, cache_type)
     except (OSError, OverflowError):
-        return PlainSlots(sizes, slots, lease, forget)
+        return PlainSlots(sizes, slots, lease, forget, cache_type)
 
 
 def _discard(region: mmap.mmap, start: int, length: int) -> None:

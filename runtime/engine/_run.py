@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_onnx.errors import BitnetOnnxError
+from bitnet_onnx.runtime._prompt_lookup import Draft, PromptLookup
 from bitnet_onnx.runtime.engine._interfaces import SequenceLike
 from bitnet_onnx.runtime.engine._prompt_cache import BlockKeys
 from bitnet_onnx.runtime.engine.request import Constraint, EndReason, EngineRequest, Finished, TokenEvent, TokenLogprobs
@@ -28,6 +29,8 @@ class Run:
         remembered: blocks that were offered to the prompt cache or came from it.
         cached_tokens: of the prompt, what the prompt cache held when it was read first.
         cancelled: its consumer has left.
+        admitted: it has had a slot.
+        token_at: when its last token was generated.
     """
 
     def __init__(
@@ -52,6 +55,9 @@ class Run:
         self.remembered = 0
         self.cached_tokens = 0
         self.cancelled = False
+        self.admitted = False
+        self.token_at = now
+        self._lookup: PromptLookup | None = None
         self._stop_ids = stop_ids
         self._context_length = context_length
         self._sampler = Sampler(request.parameters)
@@ -64,6 +70,17 @@ class Run:
     def generated(self) -> int:
         """Tokens of the answer so far."""
         return len(self.tokens) - len(self.request.prompt)
+
+    def draft(self, most: int, least: float) -> Draft:
+        """Guesses the next tokens, at most `most`, as long as the chance that all are right is above `least`."""
+        if self._lookup is None:
+            self._lookup = PromptLookup(self.tokens, len(self.request.prompt))
+        self._lookup.follow()
+        # The last token of an answer is never read, and neither is one behind the context.
+        room = min(
+            self.request.parameters.max_new_tokens - self.generated - 1, self._context_length - len(self.tokens), most
+        )
+        return self._lookup.draft(room, least)
 
     def cancel(self) -> None:
         """Marks it; the engine ends it at the beginning of its next step."""
@@ -98,6 +115,7 @@ class Run:
 
     def finished(self, reason: EndReason, error: BitnetOnnxError | None = None) -> Finished:
         """The last event."""
+        self._lookup = None
         return Finished(
             reason=reason,
             prompt_tokens=len(self.request.prompt),

@@ -7,11 +7,13 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from bitnet_onnx.errors import BitnetOnnxError
+from bitnet_onnx.runtime._speculation import MOST_ROWS, choose_drafts, least_chance
 from bitnet_onnx.runtime.engine._interfaces import BatchSessionLike, SequenceLike
 from bitnet_onnx.runtime.engine._prompt_cache import PromptCache
 from bitnet_onnx.runtime.engine._run import Run
@@ -25,6 +27,8 @@ _COPIED_CHUNKS = 16
 _RETRY_AFTER_S = 5.0
 #: A call for a short prompt takes as long as so many tokens of a long one.
 _CALL_TOKENS = 16
+_Ids: TypeAlias = tuple[int, ...]
+_Logits: TypeAlias = npt.NDArray[np.float32]
 
 
 class Scheduler:
@@ -46,6 +50,8 @@ class Scheduler:
         counters: Counters,
         max_batch: int,
         clock: Callable[[], float],
+        *,
+        draft_tokens: int = 0,
     ) -> None:
         self.waiting: list[Run] = []
         self.resident: list[Run] = []
@@ -54,6 +60,7 @@ class Scheduler:
         self._counters = counters
         self._max_batch = min(max_batch, session.max_batch)
         self._clock = clock
+        self._draft_tokens = draft_tokens
         self._readers: deque[Run] = deque()
         self._pressed = False
 
@@ -107,10 +114,18 @@ class Scheduler:
                 run.cached_tokens = run.cached_tokens if run.generated else 0
                 self.resident.append(run)
                 self._readers.append(run)
+                self._count_admission(run)
             elif self.resident:
                 self._pressed = True
             else:
                 self._refuse(run)
+
+    def _count_admission(self, run: Run) -> None:
+        if run.generated == 0:  # those that yielded their memory meanwhile are looked up again too
+            self._counters.prompt_tokens += len(run.tokens)
+        if not run.admitted:
+            run.admitted = True
+            self._counters.queued.add(self._clock() - run.submitted_at)
 
     def _open(self, length: int) -> SequenceLike | None:
         """A sequence, at the cost of the cache and of what sequences that have ended left."""
@@ -144,7 +159,7 @@ class Scheduler:
                 self._readers.append(run)
                 return
             logits = self._prefill(run)
-            self._remember(run)
+            self._remember(run, _held(run).length)
         except Exception as error:
             self._fail(run, error)
             return
@@ -154,7 +169,7 @@ class Scheduler:
             run.reading = False
             self._advance(run, logits)
 
-    def _prefill(self, run: Run) -> npt.NDArray[np.float32] | None:
+    def _prefill(self, run: Run) -> _Logits | None:
         sequence = _held(run)
         start, total = sequence.length, len(run.tokens)
         stop = min(start + self._session.prefill_chunk, total)
@@ -188,12 +203,17 @@ class Scheduler:
             self._counters.cached_tokens += len(found) * size
         return len(found) < most
 
-    def _remember(self, run: Run) -> None:
-        """Offers the blocks that became complete to the cache, but for times when it would have to yield them again."""
+    def _remember(self, run: Run, length: int) -> None:
+        """Offers the blocks that became complete to the cache, but for times when it would have to yield them again.
+
+        Args:
+            run: the request.
+            length: tokens that it has read and that are not guessed.
+        """
         if self._pressed:
             return
         sequence, size = _held(run), self._cache.block_tokens
-        complete = sequence.length // size
+        complete = length // size
         for index in range(run.remembered, complete):
             keys = run.keys.of(run.tokens, index + 1)
             copy = partial(self._session.copy_out, sequence, index * size, (index + 1) * size)
@@ -207,20 +227,53 @@ class Scheduler:
         if not rows:
             return
         try:
-            logits = self._session.decode([run.sequence for run in rows], [run.tokens[-1] for run in rows])
+            found = self._compute(rows)
         except Exception as error:
             for run in rows:
                 self._fail(run, error)
             return
         self._counters.decode_steps += 1
         self._counters.decode_rows += len(rows)
-        for run, row in zip(rows, logits, strict=True):
+        for run, (draft, logits) in zip(rows, found, strict=True):
+            self._accept(run, draft, logits)
+
+    def _compute(self, rows: list[Run]) -> list[tuple[_Ids, _Logits]]:
+        """For each row the draft that was read behind its last token, and the logits behind that and each of these."""
+        sequences, ids = [run.sequence for run in rows], [run.tokens[-1] for run in rows]
+        # While memory is short, whatever is free is for those that wait.
+        if self._draft_tokens and len(rows) <= MOST_ROWS and not self._pressed:
             try:
-                self._remember(run)
+                least = least_chance(len(rows))
+                drafts = choose_drafts([run.draft(self._draft_tokens, least) for run in rows])
+                if any(drafts):
+                    found = self._session.verify(sequences, ids, drafts)
+                    self._counters.drafted_tokens += sum(len(logits) - 1 for logits in found)
+                    return [(draft[: len(logits) - 1], logits) for draft, logits in zip(drafts, found, strict=True)]
+            except Exception as error:
+                logger.warning("no more tokens are guessed, since that failed: %s", error)
+                self._draft_tokens = 0
+        return [((), row[np.newaxis]) for row in self._session.decode(sequences, ids)]
+
+    def _accept(self, run: Run, draft: _Ids, logits: _Logits) -> None:
+        """Chooses tokens one by one, until one is another than was guessed."""
+        length = len(run.tokens)  # what is read for certain
+        for row, guess in zip(logits, (*draft, None), strict=True):
+            try:
+                self._remember(run, length)
             except Exception as error:
                 self._fail(run, error)
-            else:
-                self._advance(run, row)
+                return
+            self._advance(run, row)
+            right = guess is not None and run.tokens[length:] == [guess]
+            self._counters.accepted_tokens += right
+            if not right or run.sequence is None or run.cancelled:
+                break
+            length += 1
+        if draft and run.sequence is not None:
+            try:
+                self._session.truncate(run.sequence, length)
+            except Exception as error:
+                self._fail(run, error)
 
     def _make_room(self, run: Run) -> bool:
         """Room for one more token, at the cost of the cache and of those behind; False when it yielded itself."""
@@ -255,7 +308,7 @@ class Scheduler:
         self._counters.preemptions += 1
         insort(self.waiting, run, key=_order)
 
-    def _advance(self, run: Run, logits: npt.NDArray[np.float32]) -> None:
+    def _advance(self, run: Run, logits: _Logits) -> None:
         first = run.generated == 0
         try:
             event, reason = run.choose(logits)
@@ -263,8 +316,12 @@ class Scheduler:
             self._fail(run, error)
             return
         self._counters.generated_tokens += 1
+        now = self._clock()
         if first:
-            self._counters.first_token(self._clock() - run.submitted_at)
+            self._counters.first_token.add(now - run.submitted_at)
+        else:
+            self._counters.token_gap.add(now - run.token_at)
+        run.token_at = now
         run.stream.put(event)
         if reason is not None:
             self._end(run, reason)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from bitnet_onnx.errors import BitnetOnnxError, InputError, UnsupportedError
-from bitnet_onnx.limited_process import run_limited
+from bitnet_onnx.limited_process import Limits, ProcessEndedError, run_limited
 from bitnet_onnx.runtime._native_errors import one_line
 from bitnet_onnx.runtime.engine._schema_check import check_schema
 from bitnet_onnx.runtime.engine._token_bytes import Spelling, token_bytes
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TRIAL = Path(__file__).with_name("_grammar_trial.py")
-_TRIAL_SECONDS = 5
-_TRIAL_MEGABYTES = 768
+_TRIAL_LIMITS = Limits(megabytes=768, seconds=5)
 _REMEMBERED_TRIALS = 256
 _TRIALS_AT_ONCE = 2
 _MAX_WAIT_SECONDS = 10.0
@@ -253,24 +252,19 @@ class ConstraintFactory:
             "vocab_size": self._vocab_size if names_tokens else 0,
             "control": self._control if names_tokens else {},
             "limits": _LIMITS,
-            "max_megabytes": _TRIAL_MEGABYTES,
-            "max_seconds": _TRIAL_SECONDS,
         }
         if not self._trials.acquire(timeout=_MAX_WAIT_SECONDS):
-            raise EngineBusyError(f"{where}: too many new grammars are being read", retry_after_s=_TRIAL_SECONDS)
+            raise EngineBusyError(f"{where}: too many new grammars are being read", retry_after_s=_TRIAL_LIMITS.seconds)
         try:
-            done = run_limited(_TRIAL, json.dumps(request).encode(), seconds=_TRIAL_SECONDS)
+            answer = run_limited(_TRIAL, json.dumps(request).encode(), _TRIAL_LIMITS)
+        except ProcessEndedError as error:
+            logger.debug("grammar process: %s", error)
+            raise InputError(
+                f"{where} is too complex: it takes more than {_TRIAL_LIMITS.seconds} s or {_TRIAL_LIMITS.megabytes} MB "
+                f"to read"
+            ) from None
         finally:
             self._trials.release()
-        try:
-            answer = json.loads(done.output) if done is not None and not done.status else None
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            logger.debug("grammar process: %s", None if done is None else done.errors.decode(errors="replace"))
-            raise InputError(
-                f"{where} is too complex: it takes more than {_TRIAL_SECONDS} s or {_TRIAL_MEGABYTES} MB to read"
-            )
         if "error" in answer:
             raise InputError(f"{where} cannot be followed: {_reason(str(answer['error']))}")
         if answer["megabytes"] > _MAX_MEGABYTES:

@@ -12,9 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from bitnet_onnx.activations import check_activation_bits
 from bitnet_onnx.errors import BitnetOnnxError, InputError
 from bitnet_onnx.package_format import MODEL_DATA
 from bitnet_onnx.runtime._prefault import prefault
+from bitnet_onnx.runtime._speculation import IDLE, check_draft_tokens
 from bitnet_onnx.runtime.devices import Device, auto_select_device
 from bitnet_onnx.runtime.engine._interfaces import BatchSessionLike
 from bitnet_onnx.runtime.engine._prompt_cache import BlockKeys, PromptCache
@@ -24,6 +26,7 @@ from bitnet_onnx.runtime.engine.batch_session import BatchSession
 from bitnet_onnx.runtime.engine.metrics import Counters, EngineMetrics
 from bitnet_onnx.runtime.engine.request import EngineBusyError, EngineRequest
 from bitnet_onnx.runtime.engine.stream import AnswerStream
+from bitnet_onnx.runtime.kv_scales import KvType, check_kv_type, scales_for
 from bitnet_onnx.runtime.memory import HybridMemoryPool, default_budget
 from bitnet_onnx.runtime.package import PackageInfo
 from bitnet_onnx.runtime.prompts import PromptEncoder
@@ -48,6 +51,11 @@ class EngineSettings:
         prompt_cache_bytes: most bytes of keys and values kept of prompts read before; 0 keeps none.
         prompt_cache_block: tokens of one block of the prompt cache; whole blocks are shared.
         idle_trim_s: seconds without work after which memory is given back.
+        speculate: most tokens of an answer guessed at a time from its own text, and read together if that is expected
+            to save time; 0 guesses none. Answers stay the same.
+        kv: how keys and values are held; for int8 scales are measured when the engine is opened, unless the package has
+            them.
+        activation_bits: of the linear layers: 8, 16 or 0 (floats) instead of what the package says.
 
     Raises:
         InputError: a value is outside its range.
@@ -59,6 +67,9 @@ class EngineSettings:
     prompt_cache_bytes: int = 256 << 20
     prompt_cache_block: int = 64
     idle_trim_s: float = 10.0
+    speculate: int = 0
+    kv: KvType = "float32"
+    activation_bits: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, least, most in (
@@ -70,6 +81,10 @@ class EngineSettings:
         ):
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 raise InputError(f"{name} is {value!r:.40}, expected an integer from {least} to {most}")
+        check_draft_tokens("speculate", self.speculate)
+        check_kv_type(self.kv)
+        if self.activation_bits is not None:
+            check_activation_bits(self.activation_bits)
         if not 0 < self.idle_trim_s < float("inf"):
             raise InputError(f"idle_trim_s is {self.idle_trim_s!r:.40}, expected a number of seconds above 0")
 
@@ -111,7 +126,10 @@ class Engine:
         self._clock = clock
         self._counters = Counters()
         self._cache = PromptCache(memory, settings.prompt_cache_bytes, settings.prompt_cache_block)
-        self._scheduler = Scheduler(session, self._cache, self._counters, settings.max_batch, clock)
+        if settings.speculate and not session.exact:
+            logger.warning(IDLE)
+        draft = settings.speculate if session.exact else 0
+        self._scheduler = Scheduler(session, self._cache, self._counters, settings.max_batch, clock, draft_tokens=draft)
         self._changed = threading.Condition()
         self._inbox: list[Run] = []
         self._arrivals = 0
@@ -133,7 +151,6 @@ class Engine:
         threads: int | None = None,
         device: Device | None = None,
         prompts: PromptEncoder | None = None,
-        activation_bits: int | None = None,
     ) -> Self:
         """An engine over a package; `start` it, or use it in a `with` statement.
 
@@ -144,10 +161,10 @@ class Engine:
             threads: threads of one operator; None: as many as there are physical cores.
             device: where it runs; None: `auto_select_device()`.
             prompts: the text side of the same package, if it is open already.
-            activation_bits: of the linear layers: 8, 16 or 0 (floats) instead of what the file says.
 
         Raises:
             PackageError: the directory is not a usable package.
+            UnsupportedError: the graph has a form that has no int8 cache.
             BitnetOnnxError: the budget is too small for one step.
         """
         prompts = PromptEncoder(PackageInfo.open(path)) if prompts is None else prompts
@@ -160,7 +177,9 @@ class Engine:
             threads=threads,
             max_batch=settings.max_batch,
             prefill_chunk=settings.prefill_chunk,
-            activation_bits=activation_bits,
+            activation_bits=settings.activation_bits,
+            draft_tokens=settings.speculate if device.operator_library is not None else 0,
+            kv_scales=scales_for(prompts.package, device, settings.kv, threads=threads),
         )
         if device.operator_library is not None:  # the function bodies repack the weights and leave these pages alone
             prefault(prompts.package.directory / MODEL_DATA)
@@ -264,12 +283,17 @@ class Engine:
             refused=counters.refused,
             finished=dict(counters.finished),
             prefilled_tokens=counters.prefilled_tokens,
+            prompt_tokens=counters.prompt_tokens,
             cached_tokens=counters.cached_tokens,
             generated_tokens=counters.generated_tokens,
             decode_steps=counters.decode_steps,
             decode_rows=counters.decode_rows,
+            drafted_tokens=counters.drafted_tokens,
+            accepted_tokens=counters.accepted_tokens,
             preemptions=counters.preemptions,
-            first_token=counters.first_token_histogram(),
+            queued=counters.queued.snapshot(),
+            first_token=counters.first_token.snapshot(),
+            token_gap=counters.token_gap.snapshot(),
             prompt_cache_bytes=self._cache.nbytes,
             memory=self._memory.report(),
         )

@@ -47,6 +47,7 @@ def create_app(
     *,
     keys: ApiKeys | None = None,
     plan_answer: PlanAnswer | None = None,
+    metrics: ServerMetrics | None = None,
 ) -> FastAPI:
     """The application that serves one engine; starting and closing the engine is the caller's.
 
@@ -56,9 +57,10 @@ def create_app(
         settings: names and limits.
         keys: that open it; None: it is open.
         plan_answer: enforces `response_format` and `tools`; None: requests with these are refused.
+        metrics: of the same engine, for whoever else reads them; None: only `/metrics` does.
     """
     service = Service(engine, prompts, settings, plan_answer)
-    metrics = ServerMetrics(engine)
+    metrics = metrics or ServerMetrics(engine, settings.model_name)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -82,7 +84,7 @@ def create_app(
         return json_response({"status": "ok" if healthy else "failed"}, 200 if healthy else 503)
 
     @app.get("/metrics", responses={401: _REFUSALS[401]})
-    async def metrics_() -> Response:
+    def metrics_() -> Response:  # in a thread: that of replicas asks others
         """Counts for Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 

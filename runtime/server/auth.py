@@ -73,10 +73,23 @@ def read_keys(path: Path | None) -> ApiKeys:
     Raises:
         InputError: the file cannot be read or holds no key, or a key is of the wrong form.
     """
-    keys = [key for part in os.environ.get(KEYS_VARIABLE, "").split(",") if (key := part.strip())]
-    if path is not None:
-        keys += _read_file(path)
-    return ApiKeys(keys)
+    return ApiKeys(_key_texts(path))
+
+
+def read_client_key(path: Path | None) -> str | None:
+    """A key to open another server with: the first that `read_keys` would read.
+
+    Raises:
+        InputError: as `read_keys`.
+    """
+    keys = _key_texts(path)
+    ApiKeys(keys)  # a key of another form must not get into a header
+    return keys[0] if keys else None
+
+
+def _key_texts(path: Path | None) -> list[str]:
+    keys = [] if path is None else _read_file(path)
+    return keys + [key for part in os.environ.get(KEYS_VARIABLE, "").split(",") if (key := part.strip())]
 
 
 def _read_file(path: Path) -> list[str]:

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,8 +28,10 @@ from bitnet_onnx.runtime.package import PackageInfo
 from bitnet_onnx.runtime.prompts import PromptEncoder
 from bitnet_onnx.runtime.server.app import create_app
 from bitnet_onnx.runtime.server.auth import ApiKeys
+from bitnet_onnx.runtime.server.prometheus import ServerMetrics
 from bitnet_onnx.runtime.server.prompts import RequestPrompts
 from bitnet_onnx.runtime.server.settings import ServerSettings
+from bitnet_onnx.runtime.server.snapshot import ServerSnapshot, read_snapshot
 from bitnet_onnx.runtime.server.structured import PlanAnswer
 
 logger = logging.getLogger(__name__)
@@ -143,6 +146,21 @@ class Server(uvicorn.Server):
         await asyncio.to_thread(self._engine.close)
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that listens, for whoever watches it from within its process; any thread may ask.
+
+    Attributes:
+        address: where.
+        snapshot: what it counts.
+        ending: whether a signal has begun its way down.
+    """
+
+    address: str
+    snapshot: Callable[[], ServerSnapshot]
+    ending: Callable[[], bool]
+
+
 def run_server(
     package: Path,
     listening: Listening,
@@ -152,8 +170,8 @@ def run_server(
     engine_settings: EngineSettings | None = None,
     memory_bytes: int | None = None,
     threads: int | None = None,
-    activation_bits: int | None = None,
     started: Callable[[str], None],
+    watching: Callable[[Running], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> None:
     """Serve a package until SIGINT or SIGTERM.
 
@@ -165,33 +183,96 @@ def run_server(
         engine_settings: of the batches.
         memory_bytes: the budget of all answers; None: a share of what the machine has.
         threads: of one operator.
-        activation_bits: of the linear layers: 8, 16 or 0 (floats) instead of what the file says.
         started: told the address once it is listening.
+        watching: makes a context that lasts as long as it serves, the way down included.
 
     Raises:
         BitnetOnnxError: the package, a setting or the address is not usable.
     """
-    info = PackageInfo.open(package)
-    name = model_name or info.directory.resolve().name
-    settings = ServerSettings(name, require_local_host=listening.is_local)
+    settings = server_settings(package, model_name, listening)
     with listening.bind() as listener:
-        memory = HybridMemoryPool(default_budget() if memory_bytes is None else memory_bytes)
-        encoder = PromptEncoder(info)
-        plan_answer = make_plan_answer(encoder)
-        opened = Engine.open(
-            package,
-            engine_settings or EngineSettings(),
-            memory=memory,
-            threads=threads,
-            prompts=encoder,
-            activation_bits=activation_bits,
+        opened = open_app(
+            package, settings, keys=keys, engine_settings=engine_settings, memory_bytes=memory_bytes, threads=threads
         )
-        if not listening.is_local and not keys:
-            logger.warning("no API keys: whoever reaches %s may use this server", listening.host)
-        with opened as engine:
-            app = create_app(engine, RequestPrompts(encoder), settings, keys=keys, plan_answer=plan_answer)
-            started(_address(listener))
-            Server(app, engine, listening.drain_seconds).run([listener])
+        warn_if_open(listening, keys)
+        with closing(opened.prompts), opened.engine:
+            server = Server(opened.app, opened.engine, listening.drain_seconds)
+            address, metrics = _address(listener), opened.metrics
+            started(address)
+            with watching(Running(address, lambda: read_snapshot(metrics.families()), lambda: server.should_exit)):
+                server.run([listener])
+
+
+def server_settings(package: Path, model_name: str | None, listening: Listening) -> ServerSettings:
+    """What follows for a server from its package and from where it listens.
+
+    Raises:
+        PackageError: the directory is not a usable package.
+        InputError: the name is not usable.
+    """
+    name = model_name or PackageInfo.open(package).directory.resolve().name
+    return ServerSettings(name, require_local_host=listening.is_local)
+
+
+def warn_if_open(listening: Listening, keys: ApiKeys) -> None:
+    """Says that others may use a server without keys."""
+    if not listening.is_local and not keys:
+        logger.warning("no API keys: whoever reaches %s may use this server", listening.host)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A server without an address.
+
+    Attributes:
+        engine: to be started and closed by its owner.
+        app: answers requests.
+        metrics: what it counts.
+        prompts: the text side, to be closed by its owner.
+    """
+
+    engine: Engine
+    app: FastAPI
+    metrics: ServerMetrics
+    prompts: PromptEncoder
+
+    def close(self) -> None:
+        """Ends the engine and what renders chat templates."""
+        self.engine.close()
+        self.prompts.close()
+
+
+def open_app(
+    package: Path,
+    settings: ServerSettings,
+    *,
+    keys: ApiKeys,
+    engine_settings: EngineSettings | None = None,
+    memory_bytes: int | None = None,
+    threads: int | None = None,
+    make_metrics: Callable[[Engine, str], ServerMetrics] = ServerMetrics,
+) -> Opened:
+    """A server of a package without an address; its engine is not yet started.
+
+    Args:
+        package: the package directory.
+        settings: of the server.
+        keys: that open it.
+        engine_settings: of the batches.
+        memory_bytes: the budget of all answers; None: a share of what the machine has.
+        threads: of one operator.
+        make_metrics: the registry of `/metrics`, of the engine and the model's name.
+
+    Raises:
+        BitnetOnnxError: the package or a setting is not usable.
+    """
+    encoder = PromptEncoder(PackageInfo.open(package))
+    memory = HybridMemoryPool(default_budget() if memory_bytes is None else memory_bytes)
+    plan_answer = make_plan_answer(encoder)
+    engine = Engine.open(package, engine_settings or EngineSettings(), memory=memory, threads=threads, prompts=encoder)
+    metrics = make_metrics(engine, settings.model_name)
+    app = create_app(engine, RequestPrompts(encoder), settings, keys=keys, plan_answer=plan_answer, metrics=metrics)
+    return Opened(engine, app, metrics, encoder)
 
 
 def make_plan_answer(encoder: PromptEncoder) -> PlanAnswer | None:

@@ -26,6 +26,7 @@ from tiny_gguf import SHAPES, write_tiny
 
 from bitnet_onnx.converters.checkpoints import open_checkpoint
 from bitnet_onnx.converters.checkpoints._gguf_reader import MAX_ELEMENTS
+from bitnet_onnx.converters.model import open_model
 from bitnet_onnx.errors import CheckpointError, UnsupportedError
 
 ALIGNMENT = "general.alignment"
@@ -247,3 +248,17 @@ def test_the_command_line(tmp_path: Path, data: bytes) -> None:
     source = tmp_path / "source.gguf"
     source.write_bytes(data)
     assert "source.gguf" in refused(source, tmp_path / "out")
+
+
+def test_no_word_rule_and_a_broken_weight_are_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = bpe_metadata(None)
+    tensors = llama_tensors(len(tokens["tokenizer.ggml.tokens"]))
+    path = write_gguf(tmp_path / "sound.gguf", llama_metadata() | tokens, tensors)
+    with open_model(path):
+        assert not caplog.records
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: tokenizer.ggml.pre is missing; words are cut as in GPT-2"
+    ]
+    tensors["blk.0.attn_norm.weight"][3] = np.nan
+    broken = write_gguf(tmp_path / "broken.gguf", llama_metadata() | tokens, tensors)
+    assert "nan at element 3" in refused(broken, tmp_path / "out")

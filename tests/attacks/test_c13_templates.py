@@ -1,14 +1,17 @@
-"""Chat templates that want out of their sandbox, or never to end."""
+"""Chat templates that want out of their sandbox, never to end, or to tell one conversation of another."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from bitnet_onnx.errors import PackageError
+from bitnet_onnx.limited_process import Limits
 from bitnet_onnx.runtime import Message, _template_worker
 from bitnet_onnx.runtime.chat import ChatTemplate
 
@@ -70,7 +73,7 @@ def test_the_sandbox_holds(source: str) -> None:
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_template_without_end_is_ended(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The limit itself is 5 s; a shorter one keeps the tests quick.
-    monkeypatch.setattr("bitnet_onnx.runtime.chat._MAX_SECONDS", 1)
+    monkeypatch.setattr("bitnet_onnx.runtime.chat._LIMITS", Limits(megabytes=512, seconds=1))
     text = refusal(ENDLESS[name])
     assert "did not finish within 1 s" in text or "out of memory or of 1 s of time" in text
 
@@ -86,39 +89,11 @@ def test_a_template_that_wants_all_memory_is_refused(name: str) -> None:
     refusal(MEMORY[name])
 
 
-def test_the_template_process_holds_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, str] = {}
-    run = subprocess.run
-
-    def spy(command: list[str], **options: object) -> object:
-        seen.update(options["env"])  # type: ignore[call-overload]
-        return run(command, **options)  # type: ignore[call-overload]
-
-    monkeypatch.setenv("SECRET_TOKEN", "hidden")
-    monkeypatch.setattr(subprocess, "run", spy)
-    assert ChatTemplate("hi", {}).render([[]]) == ["hi"]
-    assert "SECRET_TOKEN" not in seen
-
-
-def test_a_process_that_dies_or_babbles_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = tmp_path / "worker.py"
     monkeypatch.setattr("bitnet_onnx.runtime.chat._WORKER", worker)
-    for script in ("raise SystemExit(3)", "print('no json')", "print('[]')"):
-        worker.write_text(script, encoding="utf-8")
-        assert "ended its process" in refusal("hi")
-
-
-def test_the_limits_are_set_in_the_process_before_the_template_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    resource = pytest.importorskip("resource", reason="no process limits on this system")
-    limits: dict[int, tuple[int, int]] = {}
-    monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
-    _template_worker._limit_process(512, 5)
-    assert limits[resource.RLIMIT_AS] == (512 * 2**20, 512 * 2**20)
-    assert limits[resource.RLIMIT_CPU] == (5, 5)
-    monkeypatch.setitem(sys.modules, "resource", None)
-    limits.clear()
-    _template_worker._limit_process(512, 5)
-    assert not limits
+    worker.write_text("raise SystemExit(3)", encoding="utf-8")
+    assert "ended its process (status 3)" in refusal("hi")
 
 
 def test_memory_without_end_within_the_process_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,3 +102,100 @@ def test_memory_without_end_within_the_process_is_an_answer(monkeypatch: pytest.
 
     monkeypatch.setattr(_template_worker, "make_environment", fail)
     assert "memory" in _template_worker.render({"template": "", "max_characters": 1})["error"]
+
+
+#: What each says of a conversation's first content must not depend on the conversations before it.
+MEMORIES = {
+    "a variable": "{{ kept | default('no') }}{% set kept = messages[0].content %}",
+    "a namespace": "{% if n is not defined %}{% set n = namespace(x='no') %}{% endif %}{{ n.x }}"
+    "{% set n.x = messages[0].content %}",
+    "a cycler": "{% set c = c | default(cycler('no', 'yes')) %}{{ c.next() }}",
+    "a joiner": "{% set j = j | default(joiner('yes')) %}{{ j() or 'no' }}",
+    "a global that is hidden": "{{ range.kept | default('no') }}{% set range = {'kept': messages[0].content} %}",
+    "a macro's default": "{% macro f(x=[]) %}{{ x[0] | default('no') }}{% endmacro %}{{ f() }}{{ list }}",
+    "a macro's default, filled": "{% macro f(x={'a': 'no'}) %}{{ x.a }}{% set _ = dict.update(x, {'a': 'yes'}) %}"
+    "{% endmacro %}{{ f() }}",
+    "a constant list": "{% for x in [['no']] %}{{ x[0] }}{% set _ = dict.update({}, a=x) %}{% endfor %}",
+    "a block": "{% block a %}{{ kept | default('no') }}{% set kept = messages[0].content %}{% endblock %}",
+    "a loop": "{% for m in messages %}{{ 'yes' if loop.previtem else 'no' }}{% endfor %}",
+    "the variables": "{{ bos | default('no') }}{% set bos = messages[0].content %}{% set messages = 1 %}",
+    "the messages, changed": "{{ messages[0].kept | default('no') }}{{ dict.update(messages[0], kept='yes') or '' }}",
+    "what was imported": "{{ self.kept | default('no') }}",
+}
+
+#: What would store something in an object that all conversations see is an error.
+STORES = [
+    "{% set cycler.kept = messages[0].content %}",
+    "{% set raise_exception.kept = 1 %}",
+    "{% set dict.kept = 1 %}",
+    "{% set self.kept = 1 %}",
+    "{% macro f() %}{% endmacro %}{% set f.kept = 1 %}",
+    "{% macro f(x=[]) %}{{ x.append(1) }}{% endmacro %}{{ f() }}",
+    "{% set _ = range.__dict__ %}{{ _.update(x=1) }}",
+]
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_a_conversation_leaves_nothing_for_the_next(name: str) -> None:
+    template = ChatTemplate(MEMORIES[name], {})
+    with closing(template):
+        one, other = ([Message("user", text)] for text in ("yes, a secret", "another"))
+        texts = template.render([one, one, other]) + template.render([other]) + template.render([one])
+        assert texts == ["no"] * 5
+        (process,) = template._processes._idle  # a process for all of them, or this would prove nothing
+        assert process.answers == 3
+
+
+@pytest.mark.parametrize("source", STORES)
+def test_what_all_conversations_see_cannot_be_changed(source: str) -> None:
+    refusal(source)
+
+
+def test_a_template_that_hangs_fails_its_own_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitnet_onnx.runtime.chat._LIMITS", Limits(megabytes=512, seconds=2))
+    hang = "{% if messages[0].content == 'hang' %}" + ENDLESS["nested loops"] + "{% endif %}{{ messages[0].content }}"
+    template = ChatTemplate(hang, {})
+    with closing(template):
+        assert template.render([[Message("user", "a")]]) == ["a"]
+        (first,) = template._processes._idle
+        with pytest.raises(PackageError, match="2 s"):
+            template.render([[Message("user", "hang")]])
+        assert not template._processes._idle
+        assert not first.alive
+        assert template.render([[Message("user", "b")]]) == ["b"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces the limit on the address space")
+def test_a_template_that_takes_much_memory_gets_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "{% if messages[0].content == 'much' %}{{ messages[0].content * 10 ** 8 == 'y' }}{% endif %}"
+    template = ChatTemplate(source, {})
+    with closing(template):
+        assert template.render([[Message("user", "a")]]) == [""]
+        assert len(template._processes._idle) == 1
+        assert template.render([[Message("user", "much")]]) == ["False"]
+        assert not template._processes._idle
+
+
+def test_conversations_at_the_same_time_get_their_own_texts() -> None:
+    template = ChatTemplate("{% set n = namespace(x=messages[0].content) %}{{ n.x }}{{ messages | length }}", {})
+    with closing(template), ThreadPoolExecutor(16) as threads:
+        contents = [f"text {index}" for index in range(200)]
+        texts = threads.map(lambda text: template.render([[Message("user", text)]] * 2), contents)
+        assert list(texts) == [[f"{text}1"] * 2 for text in contents]
+
+
+def test_the_processes_end_with_python_without_a_word() -> None:
+    code = (
+        "import threading, time\n"
+        "from bitnet_onnx.runtime.chat import ChatTemplate, Message\n"
+        "kept, dropped, hanging = (ChatTemplate(text, {}) for text in ('a', 'b', '" + ENDLESS["nested loops"] + "'))\n"
+        "assert kept.render([[]]) == ['a'] and dropped.render([[]]) == ['b']\n"
+        "del dropped\n"
+        "def hang():\n"
+        "    try: hanging.render([[]])\n"
+        "    except Exception: pass\n"
+        "threading.Thread(target=hang, daemon=True).start()\n"
+        "time.sleep(0.5)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

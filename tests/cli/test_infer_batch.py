@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+
+from bitnet_onnx.runtime.kv_calibration import write_kv_scales
 
 
 @pytest.fixture
@@ -30,9 +33,25 @@ def test_a_file_is_answered_and_continued(run, tiny_package: Path, lines: Path, 
     expected = json.loads(run(*alone, "--ids-file", tmp_path / "ids.json", "--max-new-tokens", "5").out)
     assert (second["text"], second["finish_reason"]) == (expected["text"], expected["finish_reason"])
     assert "neither a text" in third["error"]
+    guessed = tmp_path / "guessed.jsonl"
+    assert run(*arguments[:5], guessed, *arguments[6:], "--speculate", "4").status == 0
+    assert guessed.read_bytes() == whole
     out.write_bytes(whole[:-30])
     assert "1 lines answered, 1 of them with an error, 2 kept" in run(*arguments).err
     assert out.read_bytes() == whole
+
+
+def test_keys_and_values_as_int8(run, refused, tiny_package: Path, lines: Path, tmp_path: Path) -> None:
+    package, out = tmp_path / "package", tmp_path / "answers.jsonl"
+    shutil.copytree(tiny_package, package)
+    write_kv_scales(package, tokens=64, threads=1)
+    arguments = ("infer", package, "--batch", lines, "--out", out, "--max-new-tokens", "8", "--threads", "1")
+    assert run(*arguments, "--kv", "int8").status == 0
+    alone = ("infer", package, "--prompt", "abc", "--json", "--threads", "1", "--max-new-tokens", "8")
+    expected = json.loads(run(*alone, "--kv", "int8").out)
+    assert json.loads(out.read_bytes().splitlines()[0])["text"] == expected["text"]
+    # A file of answers is of one type: those of the other one are others.
+    assert "with this package and these options" in refused(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +65,10 @@ def test_a_file_is_answered_and_continued(run, tiny_package: Path, lines: Path, 
         (("--prompt", "a", "--memory", "4GiB"), "belongs to --batch"),
         (("--batch", "LINES", "--out", "OUT", "--memory", "much"), "memory size 'much'"),
         (("--batch", "LINES", "--out", "OUT", "--max-batch", "0"), "max_batch is 0"),
+        (
+            ("--batch", "LINES", "--out", "OUT", "--speculate", "33"),
+            "speculate is 33, expected an integer from 0 to 32",
+        ),
         (("--batch", "absent.jsonl", "--out", "OUT"), "absent.jsonl: cannot be opened"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from bounded_command import run_bounded
 from tiny_package import write_package
 
 from bitnet_onnx.cli import main
+from bitnet_onnx.runtime import Device
+from bitnet_onnx.runtime.kv_calibration import write_kv_scales
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
 
@@ -63,7 +67,7 @@ def wait_until_up(address: str) -> None:
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_server_from_beginning_to_end(package: Path, number: signal.Signals) -> None:
-    with serving(package, "--max-batch", "2", "--memory", "512MiB") as (process, address):
+    with serving(package, "--max-batch", "2", "--memory", "512MiB", "--speculate", "8") as (process, address):
         assert address.startswith("http://127.0.0.1:")
         wait_until_up(address)
         assert httpx2.get(f"{address}/v1/models").json()["data"][0]["id"] == "tiny"
@@ -71,9 +75,26 @@ def test_a_server_from_beginning_to_end(package: Path, number: signal.Signals) -
         answer = httpx2.post(f"{address}/v1/chat/completions", json=body).json()
         assert answer["usage"]["completion_tokens"] == 3
         assert "bitnet_onnx_memory_budget_bytes 5.36870912e+08" in httpx2.get(f"{address}/metrics").text
+        assert "bitnet_onnx_drafted_tokens_total" in httpx2.get(f"{address}/metrics").text
         process.send_signal(number)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_keys_and_values_as_int8(package: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(package, own)
+    write_kv_scales(own, device=Device(), tokens=64, threads=1)
+    body = {"prompt": "abc" * 25, "max_tokens": 3, "temperature": 0}
+    held = []
+    for kv in ("float32", "int8"):
+        with serving(own, "--kv", kv) as (_, address):
+            wait_until_up(address)
+            assert httpx2.post(f"{address}/v1/completions", json=body).json()["usage"]["completion_tokens"] == 3
+            metrics = httpx2.get(f"{address}/metrics").text
+            held.append(float(re.findall(r'^bitnet_onnx_memory_bytes{owner="prompt cache"} (.*)$', metrics, re.M)[0]))
+    # A block of 64 tokens, two layers, two heads of 16 features.
+    assert held == [64 * 512, 64 * 128]
 
 
 def test_keys_and_name(package: Path, tmp_path: Path) -> None:
@@ -105,6 +126,7 @@ def test_a_taken_port_is_one_line(package: Path, tmp_path: Path) -> None:
         (["--memory", "1KiB"], ""),
         (["--max-batch", "0"], "max_batch is 0"),
         (["--max-queue", "0"], "max_queue is 0"),
+        (["--speculate", "-1"], "speculate is -1"),
         (["--port", "70000"], "70000"),
         (["--host", "no.such.host.invalid"], "cannot listen there"),
         (["--model-name", "a\nb"], "printable"),

@@ -14,6 +14,7 @@ from tiny_package import write_package
 from bitnet_onnx.converters import convert
 from bitnet_onnx.runtime import Device, Model, PackageInfo
 from bitnet_onnx.runtime.engine import _kv_slots
+from bitnet_onnx.runtime.kv_scales import KvType
 
 
 @pytest.fixture(scope="session")
@@ -50,15 +51,19 @@ def storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(scope="session")
-def family(tmp_path_factory: pytest.TempPathFactory, operator_library: Path) -> Callable[[str], BatchModel]:
-    models: dict[str, BatchModel] = {}
+def family(tmp_path_factory: pytest.TempPathFactory, operator_library: Path) -> Callable[..., BatchModel]:
+    """A tiny model of a family, and how its keys and values are held."""
+    packages: dict[str, PackageInfo] = {}
+    models: dict[tuple[str, KvType], BatchModel] = {}
 
-    def get(name: str) -> Model:
-        if name not in models:
+    def get(name: str, kv: KvType = "float32") -> BatchModel:
+        if name not in packages:
             folder = tmp_path_factory.mktemp(name)
             source = write_family_checkpoint(folder / "source", FAMILY_MODELS[name], shapes_of(name))
             convert(source, folder / "package")
-            models[name] = BatchModel(PackageInfo.open(folder / "package"), Device(operator_library=operator_library))
-        return models[name]
+            packages[name] = PackageInfo.open(folder / "package")
+        if (name, kv) not in models:
+            models[name, kv] = BatchModel(packages[name], Device(operator_library=operator_library), kv)
+        return models[name, kv]
 
     return get

@@ -16,7 +16,7 @@ from bitnet_onnx.errors import InputError, PackageError, UnsupportedError
 from bitnet_onnx.policy import Policy, Precision, Weights
 from bitnet_onnx.runtime import Device, Model, PackageInfo, load
 from bitnet_onnx.runtime._derived_graph import derived_graph
-from bitnet_onnx.runtime.engine.engine import Engine
+from bitnet_onnx.runtime.engine.engine import Engine, EngineSettings
 from bitnet_onnx.runtime.engine.request import EngineRequest, TokenEvent
 from bitnet_onnx.runtime.sampling import SamplingParameters
 
@@ -57,7 +57,9 @@ def test_the_engine_does_the_same(make: Callable[..., Path], operator_library: P
     request = EngineRequest(tuple(IDS), SamplingParameters(max_new_tokens=6), top_logprobs=1)
 
     def answer(package: Path, bits: int | None) -> list[float]:
-        with Engine.open(package, device=Device(operator_library=operator_library), activation_bits=bits) as engine:
+        with Engine.open(
+            package, EngineSettings(activation_bits=bits), device=Device(operator_library=operator_library)
+        ) as engine:
             tokens = [event for event in engine.submit(request) if isinstance(event, TokenEvent)]
             return [token.logprobs.chosen for token in tokens if token.logprobs is not None]
 

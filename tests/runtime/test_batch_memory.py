@@ -23,6 +23,7 @@ from bitnet_onnx.runtime.engine import _kv_slots
 from bitnet_onnx.runtime.engine._kv_slots import PlainSlots
 from bitnet_onnx.runtime.engine.batch_session import BatchSession, KvBlock
 from bitnet_onnx.runtime.engine.request import EngineBusyError
+from bitnet_onnx.runtime.kv_scales import KV_TYPES, KvType
 from bitnet_onnx.runtime.memory import HybridMemoryPool
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel which pages are there")
@@ -46,12 +47,13 @@ def resident_bytes(session: BatchSession) -> int:
 
 
 @linux
+@pytest.mark.parametrize("kv", KV_TYPES)
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedule=SCHEDULES, budget=st.integers(1, 40))
 def test_the_budget_holds_whatever_happens(
-    family: Callable[[str], Model], storage: str, schedule: list[tuple[int, int, int]], budget: int
+    family: Callable[..., Model], storage: str, kv: KvType, schedule: list[tuple[int, int, int]], budget: int
 ) -> None:
-    model = family("mistral_mha")
+    model = family("mistral_mha", kv)
     needed = model.open(max_batch=4, prefill_chunk=32)._working.nbytes
     memory = HybridMemoryPool(needed + budget * 32768)
     play = Play(model, model.open(memory, max_batch=4, prefill_chunk=32), limited=True)
@@ -88,6 +90,38 @@ def test_spent_memory_is_an_answer_and_changes_nothing(package: PackageInfo, sto
     # What a closed sequence had is there for another, in whatever slot.
     again = session.open(60)
     assert again is not None
+    assert memory.report().used <= memory.budget
+
+
+def test_what_drafts_took_is_given_back_before_anything_is_refused(tmp_path: Path, storage: str) -> None:
+    model = Model(PackageInfo.open(write_package(tmp_path, TinyShape(context_length=700))), Device())
+    memory = HybridMemoryPool(1 << 30)
+    session = model.open(memory, max_batch=2, prefill_chunk=128, draft_tokens=8)
+    first, second = session.open(64), session.open(60)
+    assert first is not None
+    assert second is not None
+    ids = [token(position, 1, 259) for position in range(700)]
+    session.prefill(first, ids[:62], logits=False)
+    session.prefill(second, ids[:60], logits=False)
+    # Pages and first arrays hold 64 and 128 tokens.
+    assert len(session.verify([first], ids[62:63], [ids[63:68]])[0]) == 6
+    assert (first.length, first.room) == (68, 64)
+    other = memory.take("other", memory.budget - memory.report().used)
+    assert other is not None
+    # What was guessed right stays.
+    assert not session.reserve(second, 300)
+    session.trim()
+    np.testing.assert_allclose(session.decode([first], ids[68:69])[0], model.logits(ids[:69]), atol=1e-4)
+    session.truncate(first, 64)
+    first.room = 64
+    if storage == "paged":
+        assert session.reserve(second, 128)
+        assert not session.reserve(first, 65)
+    else:
+        # Where arrays would have to grow, nothing is drafted.
+        assert session.reserve(first, 126)
+        session.prefill(first, ids[64:126], logits=False)
+        assert len(session.verify([first], ids[126:127], [ids[127:131]])[0]) == 1
     assert memory.report().used <= memory.budget
 
 
@@ -146,6 +180,27 @@ def test_a_long_context_starts_small_and_comes_back(tmp_path: Path, storage: str
     sequence = session.open(4)
     assert sequence is not None
     assert session.prefill(sequence, [1], logits=True) is not None
+
+
+@linux
+def test_a_long_text_leaves_its_slot_small(tmp_path: Path) -> None:
+    package = PackageInfo.open(write_package(tmp_path, TinyShape(context_length=4096)))
+    memory = HybridMemoryPool(2**28)
+    session = Model(package, Device()).open(memory, max_batch=4, prefill_chunk=256)
+
+    def read(length: int) -> int:
+        """What is held of a text that has ended."""
+        sequence = session.open(length)
+        assert sequence is not None
+        for start in range(0, length, 256):
+            session.prefill(sequence, [1] * min(256, length - start), logits=False)
+        session.close(sequence)
+        return memory.report().by_owner["kv"]
+
+    short = read(256)
+    assert read(4096) == short
+    assert resident_bytes(session) <= short
+    assert read(100) == short
 
 
 @linux

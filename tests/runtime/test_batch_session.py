@@ -15,24 +15,33 @@ from bitnet_onnx.runtime import Device, PackageInfo
 from bitnet_onnx.runtime.engine import batch_session
 from bitnet_onnx.runtime.engine._kv_slots import PagedSlots, PlainSlots
 from bitnet_onnx.runtime.engine.batch_session import KvBlock
+from bitnet_onnx.runtime.kv_scales import KV_TYPES, KvType
 from bitnet_onnx.runtime.memory import HybridMemoryPool
 
 FAMILIES = ("mistral_window", "mistral_mha", "gpt2", "gemma3_text", "llama_dynamic")
+FORMS = [
+    *((name, "float32") for name in FAMILIES),
+    ("mistral_window", "int8"),
+    ("gpt2", "int8"),
+    ("gemma3_text", "int8"),
+]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "kv"), FORMS)
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedule=SCHEDULES, batch=st.integers(1, 6), chunk=st.sampled_from([5, 64]))
 def test_any_schedule_gives_the_bits_of_a_session_alone(
-    family: Callable[[str], Model],
+    family: Callable[..., Model],
     storage: str,
     name: str,
+    kv: KvType,
     schedule: list[tuple[int, int, int]],
     batch: int,
     chunk: int,
 ) -> None:
     memory = HybridMemoryPool(2**30)
-    play = Play(family(name), family(name).open(memory, max_batch=batch, prefill_chunk=chunk))
+    model = family(name, kv)
+    play = Play(model, model.open(memory, max_batch=batch, prefill_chunk=chunk))
     assert isinstance(play.session._slots, PagedSlots if storage == "paged" else PlainSlots)
     for step in schedule:
         play.do(*step)
@@ -44,11 +53,12 @@ def test_any_schedule_gives_the_bits_of_a_session_alone(
     assert memory.report().fragmentation == 0
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "kv"), FORMS)
 def test_gaps_half_read_prompts_and_long_texts_side_by_side(
-    family: Callable[[str], Model], storage: str, name: str, monkeypatch: pytest.MonkeyPatch
+    family: Callable[..., Model], storage: str, name: str, kv: KvType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    play = Play(family(name), family(name).open(max_batch=10, prefill_chunk=64))
+    model = family(name, kv)
+    play = Play(model, model.open(max_batch=10, prefill_chunk=64))
     for length in (1, 30, 90, 5, 64, 17, 3, 2, 1, 8):
         play.open(0)
         play.prefill(play.pick(-1) or pytest.fail("no sequence"), length, logits=True)
@@ -67,6 +77,54 @@ def test_gaps_half_read_prompts_and_long_texts_side_by_side(
     for _ in range(8):
         play.decode(0b1111111111)
     assert sorted(sequence._slot for sequence in play.texts) == [0, 1, 2, 3, 4, 6, 7]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_drafts_of_some_rows_beside_single_tokens_of_others(
+    family: Callable[[str], Model], storage: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = Play(family(name), family(name).open(max_batch=10, prefill_chunk=64))
+    for length in (1, 30, 50, 5, 14, 17, 3, 2, 1, 8):
+        play.open(0)
+        play.prefill(play.pick(-1) or pytest.fail("no sequence"), length, logits=True)
+    calls: list[tuple[int, int, int]] = []
+    step = play.session._step
+    monkeypatch.setattr(
+        play.session,
+        "_step",
+        lambda ids, first, stop: calls.append((ids.shape[1], first, stop)) or step(ids, first, stop),
+    )
+    rest = [0] * 7
+    for counts, expected in (
+        ([3, 0, 2, *rest], [(1, 1, 10), (4, 0, 3)]),  # row 1 rests behind the token that was just read
+        ([5, 0, 5, *rest], [(1, 1, 10), (6, 0, 1), (6, 2, 3)]),
+        ([0, 0, 1, *rest], [(1, 0, 10), (2, 2, 3)]),
+        ([5, 1, 2, 5, 0, 5, 4, 3, 2, 1], [(6, 0, 10)]),
+    ):
+        calls.clear()
+        play.verify(counts)
+        assert calls == expected
+        play.decode(2**10 - 1)
+    for sequence in list(play.texts)[2:]:
+        play.close(sequence)
+    calls.clear()
+    play.verify([5, 0])
+    assert calls == [(1, 1, 2), (6, 0, 1)]
+    calls.clear()
+    play.verify([0, 2])
+    assert calls == [(3, 0, 2)]
+
+
+def test_drafts_take_no_room_that_is_not_there(package: PackageInfo, storage: str) -> None:
+    session = Model(package, Device()).open(max_batch=1, draft_tokens=8)
+    sequence = session.open(92)
+    assert sequence is not None
+    session.prefill(sequence, [1] * 92, logits=False)
+    with pytest.raises(InputError, match="a draft of 9 tokens, at most 8 are read"):
+        session.verify([sequence], [1], [[1] * 9])
+    assert len(session.verify([sequence], [1], [[1] * 4])[0]) == 1  # one more than the context
+    assert len(session.verify([sequence], [1], [[1] * 2])[0]) == 3
+    assert (sequence.length, sequence.room) == (96, 94)
 
 
 def test_the_longer_a_sequence_the_later_it_moves(package: PackageInfo, storage: str) -> None:
@@ -102,15 +160,17 @@ def test_a_full_sequence_rests_apart(package: PackageInfo, storage: str) -> None
     np.testing.assert_allclose(found[0], model.logits(ids), atol=1e-4)
 
 
-def test_nothing_is_read_that_was_not_written(family: Callable[[str], Model], storage: str) -> None:
-    session = family("mistral_window").open(max_batch=4, prefill_chunk=32)
+@pytest.mark.parametrize("kv", KV_TYPES)
+def test_nothing_is_read_that_was_not_written(family: Callable[..., Model], storage: str, kv: KvType) -> None:
+    model = family("mistral_window", kv)
+    session = model.open(max_batch=4, prefill_chunk=32)
     first = [session.open(120) for _ in range(4)]
     assert all(first)
     for buffer in session._slots.buffers:
-        buffer.fill(np.nan)
+        buffer.fill(np.nan if kv == "float32" else -128)
     for sequence in first:
         session.close(sequence)  # type: ignore[arg-type]
-    play = Play(family("mistral_window"), session)
+    play = Play(model, session)
     for length in (20, 1, 32):
         play.open(0)
         play.prefill(list(play.texts)[-1], length, logits=True)
@@ -119,15 +179,16 @@ def test_nothing_is_read_that_was_not_written(family: Callable[[str], Model], st
         play.decode(0b111)
 
 
+@pytest.mark.parametrize("kv", KV_TYPES)
 @pytest.mark.parametrize("engine", [True, False])
 def test_packages_without_the_graph_of_the_engine_work(
-    family: Callable[[str], Model], tmp_path: Path, engine: bool
+    family: Callable[..., Model], tmp_path: Path, engine: bool, kv: KvType
 ) -> None:
     whole = family("gpt2").package
     for path in whole.directory.iterdir():
         if engine or path.name != "engine.onnx":
             (tmp_path / path.name).hardlink_to(path)
-    model = Model(PackageInfo.open(tmp_path), family("gpt2").device)
+    model = Model(PackageInfo.open(tmp_path), family("gpt2").device, kv)
     assert (model.package.engine_path is not None) is engine
     play = Play(model, model.open(max_batch=2))
     play.open(0)
@@ -174,6 +235,8 @@ def test_a_failing_run_leaves_every_sequence_alone(tmp_path: Path) -> None:
         ({"max_batch": 0}, "max_batch is 0"),
         ({"max_batch": 1025}, "max_batch is 1025"),
         ({"prefill_chunk": 0}, "prefill_chunk is 0"),
+        ({"draft_tokens": -1}, "draft_tokens is -1"),
+        ({"draft_tokens": 33}, "draft_tokens is 33"),
     ],
 )
 def test_options_out_of_range_are_refused(package: PackageInfo, options: dict[str, int], words: str) -> None:
@@ -201,12 +264,16 @@ def test_wrong_calls_are_refused(package: PackageInfo) -> None:
         (lambda: session.decode([], []), "no token ids"),
         (lambda: session.decode([sequence], [1, 2]), "2 tokens for 1 sequences"),
         (lambda: session.decode([sequence, sequence], [1, 2]), "2 tokens for 2 sequences; each once"),
+        (lambda: session.verify([sequence], [1], []), "1 tokens for 1 sequences"),
+        (lambda: session.verify([sequence] * 2, [1, 2], [[], []]), "2 tokens for 2 sequences; each once"),
+        (lambda: session.verify([sequence], [1], [[259]]), "token id 259"),
         (lambda: session.truncate(sequence, 4), "cannot truncate a sequence of 3 tokens to 4"),
         (lambda: session.truncate(sequence, -1), "cannot truncate"),
         (lambda: session.copy_out(sequence, 2, 4), "positions 2 to 4 of a sequence of 3"),
         (lambda: session.copy_out(sequence, 2, 2), "positions 2 to 2"),
         (lambda: session.copy_in(sequence, block), "do not continue a sequence of 3"),
         (lambda: session.copy_in(sequence, KvBlock(3, block.data[1:])), "do not continue a sequence of 3"),
+        (lambda: session.copy_in(sequence, KvBlock(3, block.data.astype(np.int8))), "do not continue a sequence of 3"),
     ]
     for call, words in wrong:
         with pytest.raises(InputError, match=words):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_package import CHAT_TEMPLATE, SPECIALS
 
 from bitnet_onnx.errors import InputError, PackageError
-from bitnet_onnx.runtime import Message, PackageInfo, _template_worker, chat
+from bitnet_onnx.runtime import Message, PackageInfo, _template_worker
 from bitnet_onnx.runtime._template_worker import render
 from bitnet_onnx.runtime.chat import ChatTemplate, encode_chat
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
@@ -26,14 +25,14 @@ def tokenizer(package: PackageInfo) -> TextTokenizer:
     return TextTokenizer(package)
 
 
+@pytest.fixture(scope="module")
+def template() -> ChatTemplate:
+    return ChatTemplate(CHAT_TEMPLATE, SPECIAL_TOKENS)
+
+
 def rendered(source: str, messages: Sequence[Message] = HELLO) -> str:
     (text,) = ChatTemplate(source, SPECIAL_TOKENS).render([messages])
     return text
-
-
-def in_this_process(request: bytes) -> dict[str, Any]:
-    """Replaces the worker process where a test needs many renderings."""
-    return render(json.loads(request))
 
 
 @pytest.mark.parametrize(
@@ -82,16 +81,9 @@ def test_what_the_worker_answers_to_a_wrong_template(source: str, kind: str, wor
     assert words in answer[kind]
 
 
-def test_the_worker_reads_and_writes_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = {**request_of("{{ messages[0].content }}"), "max_megabytes": 1, "max_seconds": 2}
-    limits: list[tuple[int, int]] = []
-    monkeypatch.setattr(_template_worker, "_limit_process", lambda *args: limits.append(args))
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(json.dumps(request).encode())))
-    written = io.BytesIO()
-    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written))
-    _template_worker.main()
-    assert json.loads(written.getvalue()) == {"texts": ["hello"]}
-    assert limits == [(1, 2)]
+def test_the_worker_is_asked_in_json() -> None:
+    request = request_of("{{ messages[0].content }}")
+    assert _template_worker.answer(json.dumps(request).encode()) == {"texts": ["hello"]}
 
 
 def test_a_template_may_refuse_in_its_own_words() -> None:
@@ -144,12 +136,10 @@ def test_a_message_cannot_forge_control_tokens(
         max_size=8,
     )
 )
-def test_no_content_changes_the_control_tokens(package: PackageInfo, contents: list[str]) -> None:
-    tokenizer = TextTokenizer(package)
-    template = ChatTemplate(CHAT_TEMPLATE, SPECIAL_TOKENS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chat, "_run_worker", in_this_process)
-        ids = encode_chat(template, tokenizer, [Message("user", content) for content in contents])
+def test_no_content_changes_the_control_tokens(
+    tokenizer: TextTokenizer, template: ChatTemplate, contents: list[str]
+) -> None:
+    ids = encode_chat(template, tokenizer, [Message("user", content) for content in contents])
     assert [token for token in ids if token in tokenizer.control_ids] == [257, 258] * len(contents) + [257]
     assert tokenizer.decode(ids) == "".join(f"user\n{content}\n" for content in contents) + "assistant\n"
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import io
 import ipaddress
 import json
 import re
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jsonschema
 import llguidance
@@ -25,6 +24,7 @@ from tiny_package import byte_tokenizer
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 
 from bitnet_onnx.errors import BitnetOnnxError, InputError, PackageError, UnsupportedError
+from bitnet_onnx.limited_process import Limits, ProcessEndedError
 from bitnet_onnx.runtime import PackageInfo
 from bitnet_onnx.runtime.engine import _grammar_trial, constraints
 from bitnet_onnx.runtime.engine._token_bytes import Spelling, token_bytes
@@ -218,18 +218,9 @@ def test_answers_to_any_small_schema_are_valid(tiny: Bench, schema: dict[str, An
         jsonschema.validate(json.loads(tiny.draw(tiny.factory.json_schema(schema), seed)), schema)
 
 
-def _in_this_process(script: Path, request: bytes, *, seconds: int) -> Any:
-    assert script.name == "_grammar_trial.py"
-    asked = json.loads(request)
-    answer = _grammar_trial.try_grammar(asked, llguidance.LLParserLimits(**asked["limits"]))
-    return _Done(json.dumps(answer).encode())
-
-
-@dataclass(frozen=True)
-class _Done:
-    output: bytes
-    status: int = 0
-    errors: bytes = b""
+def _in_this_process(worker: Path, request: bytes, limits: Limits) -> dict[str, object]:
+    assert worker.name == "_grammar_trial.py"
+    return _grammar_trial.answer(request)
 
 
 def test_any_object_is_json(tiny: Bench) -> None:
@@ -422,9 +413,9 @@ def test_wrong_arguments_of_the_factory(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_grammar_is_tried_once(tiny: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[bytes] = []
 
-    def run(script: Path, request: bytes, *, seconds: int) -> _Done:
+    def run(worker: Path, request: bytes, limits: Limits) -> dict[str, object]:
         runs.append(request)
-        return _Done(b'{"megabytes": 1}')
+        return {"megabytes": 1}
 
     monkeypatch.setattr(constraints, "run_limited", run)
     monkeypatch.setattr(constraints, "_REMEMBERED_TRIALS", 1)
@@ -433,17 +424,20 @@ def test_a_grammar_is_tried_once(tiny: Bench, monkeypatch: pytest.MonkeyPatch) -
     assert len(runs) == 3
 
 
-@pytest.mark.parametrize("done", [None, _Done(b"", status=-9), _Done(b"no JSON"), _Done(b"[]")])
+@pytest.mark.parametrize("status", [None, -9, 1])
 def test_a_trial_without_an_answer_is_a_refusal(
-    tiny: Bench, done: _Done | None, monkeypatch: pytest.MonkeyPatch
+    tiny: Bench, status: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constraints, "run_limited", lambda *_, **__: done)
-    with pytest.raises(InputError, match="too complex"):
+    def run(worker: Path, request: bytes, limits: Limits) -> NoReturn:
+        raise ProcessEndedError(worker, status)
+
+    monkeypatch.setattr(constraints, "run_limited", run)
+    with pytest.raises(InputError, match="takes more than 5 s or 768 MB"):
         tiny.factory.regex("never tried before")
 
 
 def test_what_takes_much_memory_is_refused(tiny: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constraints, "run_limited", lambda *_, **__: _Done(b'{"megabytes": 97}'))
+    monkeypatch.setattr(constraints, "run_limited", lambda *_: {"megabytes": 97})
     with pytest.raises(InputError, match="97 MB, above the limit of 96"):
         tiny.factory.regex("large")
 
@@ -452,10 +446,10 @@ def test_too_many_new_grammars_at_once_are_asked_to_wait(tiny: Bench, monkeypatc
     monkeypatch.setattr(constraints, "_MAX_WAIT_SECONDS", 0.01)
     begun, done = threading.Semaphore(0), threading.Event()
 
-    def run(script: Path, request: bytes, *, seconds: int) -> _Done:
+    def run(worker: Path, request: bytes, limits: Limits) -> dict[str, object]:
         begun.release()
         done.wait(60)
-        return _Done(b'{"megabytes": 1}')
+        return {"megabytes": 1}
 
     monkeypatch.setattr(constraints, "run_limited", run)
     with ThreadPoolExecutor(2) as pool:
@@ -471,21 +465,7 @@ def test_too_many_new_grammars_at_once_are_asked_to_wait(tiny: Bench, monkeypatc
     assert tiny.factory.regex("late") is not None
 
 
-def test_the_trial_reads_and_writes_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    for grammar, words in (("start: /ab*/ <s> <[2]>", '{"megabytes": '), ("start: (", '{"error": ')):
-        request = {
-            "grammar": grammar,
-            "vocab_size": 3,
-            "control": {"<s>": 1},
-            "limits": {"verbose_errors": False},
-            "max_megabytes": 1,
-            "max_seconds": 2,
-        }
-        limits: list[tuple[int, int]] = []
-        monkeypatch.setattr(_grammar_trial, "_limit_process", lambda *given, kept=limits: kept.append(given))
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(json.dumps(request).encode())))
-        written = io.BytesIO()
-        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written))
-        _grammar_trial.main()
-        assert written.getvalue().decode().startswith(words)
-        assert limits == [(1, 2)]
+def test_the_trial_is_asked_in_json() -> None:
+    for grammar, words in (("start: /ab*/ <s> <[2]>", "megabytes"), ("start: (", "error")):
+        request = {"grammar": grammar, "vocab_size": 3, "control": {"<s>": 1}, "limits": {"verbose_errors": False}}
+        assert set(_grammar_trial.answer(json.dumps(request).encode())) == {words}

@@ -55,12 +55,21 @@ def schedules(draw: st.DrawFn) -> list[tuple[int, EngineRequest, int | None]]:
     block=st.integers(1, 6),
     chunk=st.integers(1, 9),
     batch=st.integers(1, 5),
+    speculate=st.sampled_from([0, 1, 5]),
 )
 def test_any_schedule_gives_the_answers_of_each_request_alone(
-    schedule: list[tuple[int, EngineRequest, int | None]], budget: int, cache: int, block: int, chunk: int, batch: int
+    schedule: list[tuple[int, EngineRequest, int | None]],
+    budget: int,
+    cache: int,
+    block: int,
+    chunk: int,
+    batch: int,
+    speculate: int,
 ) -> None:
-    session = FakeBatchSession(HybridMemoryPool(budget), context_length=40, max_batch=batch, prefill_chunk=chunk)
-    engine = make_engine(session, prompt_cache_bytes=cache, prompt_cache_block=block)
+    session = FakeBatchSession(
+        HybridMemoryPool(budget), context_length=40, max_batch=batch, prefill_chunk=chunk, repeats=speculate > 0
+    )
+    engine = make_engine(session, prompt_cache_bytes=cache, prompt_cache_block=block, speculate=speculate)
     asked: list[tuple[EngineRequest, AnswerStream]] = []
     to_cancel: list[list[int]] = []
     cancelled: set[int] = set()
@@ -204,6 +213,8 @@ def test_a_request_that_cannot_be_answered_is_not_taken(wrong: dict[str, object]
         {"prompt_cache_bytes": -1},
         {"prompt_cache_block": 0},
         {"idle_trim_s": float("nan")},
+        {"speculate": -1},
+        {"speculate": 33},
     ],
 )
 def test_settings_have_ranges(wrong: dict[str, object]) -> None:
@@ -236,7 +247,10 @@ def test_metrics() -> None:
     assert 1 <= now.decode_rows / now.decode_steps <= 3
     assert now.first_token.count == 3
     assert now.first_token.total == pytest.approx(0.9)
-    assert now.first_token.counts[now.first_token.bounds.index(0.5)] == 3
+    assert now.first_token.counts[now.first_token.bounds.index(0.35)] == 3
+    assert (now.queued.count, now.queued.total) == (3, pytest.approx(0.9))
+    assert (now.token_gap.count, now.token_gap.total) == (now.generated_tokens - 3, 0)
+    assert now.prompt_tokens == 51
     assert now.memory.used == now.prompt_cache_bytes == session.pool.report().by_owner["prompt cache"]
 
 

@@ -14,8 +14,11 @@ from bitnet_onnx.converters import convert
 from bitnet_onnx.errors import BitnetOnnxError, PackageError
 from bitnet_onnx.runtime import Device, Model, PackageInfo, SamplingParameters
 from bitnet_onnx.runtime.engine import _kv_slots
+from bitnet_onnx.runtime.engine.constraints import ConstraintFactory
 from bitnet_onnx.runtime.engine.engine import Engine, EngineSettings
-from bitnet_onnx.runtime.engine.request import EngineBusyError, EngineRequest
+from bitnet_onnx.runtime.engine.request import EngineBusyError, EngineRequest, Finished
+from bitnet_onnx.runtime.kv_calibration import write_kv_scales
+from bitnet_onnx.runtime.kv_scales import KV_TYPES, KvType
 from bitnet_onnx.runtime.memory import HybridMemoryPool
 
 TIMEOUT = 60
@@ -26,10 +29,13 @@ DRAWN = SamplingParameters(max_new_tokens=24, temperature=1.2, top_p=0.9, repeti
 class Alone:
     """A package, and the answer of each request by itself."""
 
-    def __init__(self, path: Path, library: Path) -> None:
+    def __init__(self, path: Path, library: Path, kv: KvType) -> None:
         self.path = path
+        self.kv = kv
         self.device = Device(operator_library=library)
-        self.model = Model(PackageInfo.open(path), self.device, threads=1)
+        self.model = Model(PackageInfo.open(path), self.device, threads=1, kv=kv)
+        float_bytes = self.model.package.architecture.cache_bytes_per_token
+        self.token_bytes = float_bytes if kv == "float32" else float_bytes // 4
         self._known: dict[EngineRequest, tuple[int, ...]] = {}
 
     def ids(self, request: EngineRequest) -> tuple[int, ...]:
@@ -40,18 +46,25 @@ class Alone:
     def engine(self, budget: int, **chosen: int) -> Engine:
         return Engine.open(
             self.path,
-            EngineSettings(**chosen),
+            EngineSettings(**chosen, kv=self.kv),
             memory=HybridMemoryPool(budget),
             threads=1,
             device=self.device,
         )
 
 
-@pytest.fixture(scope="module")
-def alone(tiny_checkpoint: Callable[[str], Path], operator_library: Path, tmp_path_factory: pytest.TempPathFactory):
+@pytest.fixture(scope="module", params=KV_TYPES)
+def alone(
+    tiny_checkpoint: Callable[[str], Path],
+    operator_library: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Alone:
     path = tmp_path_factory.mktemp("engine") / "package"
     convert(tiny_checkpoint("untied_gqa"), path)
-    return Alone(path, operator_library)
+    if request.param == "int8":
+        write_kv_scales(path, device=Device(operator_library=operator_library), threads=1)
+    return Alone(path, operator_library, request.param)
 
 
 @pytest.fixture(params=["paged", "plain"])
@@ -91,6 +104,7 @@ REQUESTS = st.builds(
     block=st.sampled_from([4, 16]),
     chunk=st.sampled_from([3, 16, 64]),
     batch=st.sampled_from([1, 2, 5]),
+    speculate=st.sampled_from([0, 2, 8]),
 )
 def test_any_schedule_gives_the_ids_of_each_request_alone(
     alone: Alone,
@@ -101,12 +115,12 @@ def test_any_schedule_gives_the_ids_of_each_request_alone(
     block: int,
     chunk: int,
     batch: int,
+    speculate: int,
 ) -> None:
-    sizes: dict[str, int] = {"max_batch": batch, "prefill_chunk": chunk}
+    sizes: dict[str, int] = {"max_batch": batch, "prefill_chunk": chunk, "speculate": speculate}
     working = alone.engine(1 << 30, **sizes).metrics().memory.by_owner["onnxruntime"]
     # A sequence of these takes at most 64 tokens.
-    token_bytes = alone.model.package.architecture.cache_bytes_per_token
-    room = kv_sequences * 2 * 128 * token_bytes
+    room = kv_sequences * 2 * 128 * alone.token_bytes
     engine = alone.engine(working + room, prompt_cache_bytes=cache, prompt_cache_block=block, **sizes)
     streams = []
     for delay, request, _ in schedule:
@@ -139,10 +153,12 @@ def test_any_schedule_gives_the_ids_of_each_request_alone(
 def test_preempted_answers_go_on_as_if_nothing_had_been(alone: Alone, storage: str) -> None:
     sizes = {"max_batch": 6, "prefill_chunk": 32, "prompt_cache_bytes": 0}
     working = alone.engine(1 << 30, **sizes).metrics().memory.by_owner["onnxruntime"]
-    token_bytes = alone.model.package.architecture.cache_bytes_per_token
-    # What three prompts take before they are answered: pages of 64 tokens, or arrays that grow by 128 at first.
+    # What three prompts take before they are answered: pages of 64 tokens, or of 256 as int8, or arrays that grow by
+    # 128 at first.
     length, tokens = (50, 4 * 128) if storage == "paged" else (120, 500)
-    engine = alone.engine(working + tokens * token_bytes, **sizes)
+    if storage == "paged" and alone.kv == "int8":
+        length, tokens = 245, 4 * 512
+    engine = alone.engine(working + tokens * alone.token_bytes, **sizes)
     requests = [
         EngineRequest(prompt(n, length), SamplingParameters(max_new_tokens=24, temperature=1.0, seed=n))
         for n in range(6)
@@ -154,6 +170,38 @@ def test_preempted_answers_go_on_as_if_nothing_had_been(alone: Alone, storage: s
         assert stream.result(0).ids == alone.ids(request)
     assert engine.metrics().memory.peak <= engine.metrics().memory.budget
     assert engine.metrics().preemptions > 0
+
+
+def test_guessed_tokens_change_no_event(alone: Alone, storage: str) -> None:
+    factory = ConstraintFactory(
+        alone.model.tokenizer, alone.model.package.architecture.vocab_size, alone.model.stop_ids
+    )
+    schema = {"type": "array", "items": {"enum": ["ab", "ba"]}, "minItems": 9, "maxItems": 9}
+    found = []
+    for speculate in (0, 7):
+        engine = alone.engine(1 << 30, max_batch=4, speculate=speculate)
+        streams = [
+            engine.submit(
+                EngineRequest(
+                    prompt(n, 5) * 4,
+                    replace(base, max_new_tokens=60, temperature=temperature, seed=n, logit_bias=bias),
+                    top_logprobs=n % 3,
+                    constraint=factory.json_schema(schema) if n % 4 == 3 else None,
+                )
+            )
+            for n, (base, temperature, bias) in enumerate(
+                [(GREEDY, 0.0, ()), (DRAWN, 0.3, ()), (GREEDY, 0.0, ((7, 100.0), (9, 99.5))), (GREEDY, 0.0, ())] * 2
+            )
+        ]
+        while engine.step():
+            pass
+        found.append([[event for event in stream if not isinstance(event, Finished)] for stream in streams])
+        if speculate:
+            assert engine.metrics().accepted_tokens > 20
+            assert engine.metrics().drafted_tokens > engine.metrics().accepted_tokens
+        engine.close()
+        assert engine.metrics().memory.by_owner.get("kv", 0) == 0
+    assert found[0] == found[1]
 
 
 def test_text_and_reasons_are_those_of_the_model(alone: Alone) -> None:

@@ -11,15 +11,19 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from bitnet_onnx.attention import Attended, AttentionAttributes, Rotary, group_query_attention
+from bitnet_onnx.attention import Attended, AttentionAttributes, CacheScales, Rotary, group_query_attention
 from bitnet_onnx.custom_ops import library_path
 
 OURS, MICROSOFT = "bitnet", "com.microsoft"
 OUTPUTS = ("output", "present_key", "present_value")
 _FIRST = ("query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length")
-_INTEGERS = ("seqlens_k", "total_sequence_length", "query_seqlens")
-#: Where each domain's operator has `query_seqlens`.
-_LAST = {OURS: 9, MICROSOFT: 16}
+#: Where each domain's operator has its optional inputs.
+_PLACES = {
+    OURS: {"query_seqlens": 9, "key_scale": 10, "value_scale": 11},
+    MICROSOFT: {"key_scale": 12, "value_scale": 13, "query_seqlens": 16},
+}
+#: What ONNX Runtime's operator has to be told of an int8 cache.
+_MICROSOFT_INT8 = {"kv_cache_bit_width": 8, "k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
 
 
 def node_attributes(attributes: AttentionAttributes) -> dict[str, Any]:
@@ -37,18 +41,21 @@ def node_attributes(attributes: AttentionAttributes) -> dict[str, Any]:
 
 def attention_model(feeds: Mapping[str, np.ndarray], attributes: Mapping[str, Any], domain: str = OURS) -> bytes:
     """A model of one node with those inputs that `feeds` names."""
-    names = [*_FIRST, "cos_cache", "sin_cache"]
-    names += [""] * (_LAST[domain] - len(names)) + ["query_seqlens"]
-    names = [name if name in feeds else "" for name in names]
-    while not names[-1]:
-        names.pop()
+    places = dict(zip((*_FIRST, "cos_cache", "sin_cache"), range(9), strict=True)) | _PLACES[domain]
+    names = [""] * (max(place for name, place in places.items() if name in feeds) + 1)
+    for name in feeds:
+        names[places[name]] = name
+    if domain == MICROSOFT and "key_scale" in feeds:
+        attributes = {**attributes, **_MICROSOFT_INT8}
     node = helper.make_node("GroupQueryAttention", names, OUTPUTS, name="the_node", domain=domain, **attributes)
     inputs = [
-        helper.make_tensor_value_info(name, TensorProto.INT32 if name in _INTEGERS else TensorProto.FLOAT, None)
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(feeds[name].dtype), None)
         for name in names
         if name
     ]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in OUTPUTS]
+    cache = helper.np_dtype_to_tensor_dtype(feeds["past_key"].dtype)
+    types = (TensorProto.FLOAT, cache, cache)
+    outputs = [helper.make_tensor_value_info(name, type_, None) for name, type_ in zip(OUTPUTS, types, strict=True)]
     graph = helper.make_graph([node], "one_node", inputs, outputs)
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(domain, 1)]
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
@@ -81,6 +88,7 @@ class AttentionCase:
         counts: query_seqlens, or None.
         separate: key and value are inputs of their own.
         rotary_dim: rotated part of a head, or 0 for the whole.
+        int8: keys and values are int8.
     """
 
     attributes: AttentionAttributes
@@ -91,6 +99,7 @@ class AttentionCase:
     counts: Sequence[int] | None = None
     separate: bool = False
     rotary_dim: int = 0
+    int8: bool = False
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,6 +113,12 @@ class AttentionCase:
             "past_value": (batch, at.kv_num_heads, self.past, dim),
         }
         self.tensors.update({name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()})
+        if self.int8:
+            for name in ("past_key", "past_value"):
+                self.tensors[name] = rng.integers(-128, 128, shapes[name]).astype(np.int8)
+            # Some values of a standard normal distribution lie beyond the codes.
+            scale = {f"{name}_scale": (at.kv_num_heads, dim) for name in ("key", "value")}
+            self.tensors.update({name: rng.uniform(0.01, 0.03, s).astype(np.float32) for name, s in scale.items()})
 
     @property
     def rotary(self) -> Rotary | None:
@@ -134,6 +149,20 @@ class AttentionCase:
     def run(self, domain: str = OURS, threads: int = 1) -> Attended:
         return Attended(*self.session(domain, threads).run(None, self.feeds()))
 
+    def run_in_place(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The output, and the caches that were both past and present."""
+        session = self.session(threads=2)
+        binding = session.io_binding()
+        values = {name: ort.OrtValue.ortvalue_from_numpy(array.copy()) for name, array in self.feeds().items()}
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output("output")
+        for name in ("key", "value"):
+            binding.bind_ortvalue_output(f"present_{name}", values[f"past_{name}"])
+        session.run_with_iobinding(binding)
+        caches = {name: values[f"past_{name}"].numpy().copy() for name in ("key", "value")}
+        return binding.get_outputs()[0].numpy().copy(), caches
+
     def expected(self) -> Attended:
         given, counts = self.tensors, self.counts
         return group_query_attention(
@@ -146,4 +175,5 @@ class AttentionCase:
             self.attributes,
             self.rotary,
             None if counts is None else np.array(counts, np.int32),
+            CacheScales(given["key_scale"], given["value_scale"]) if self.int8 else None,
         )

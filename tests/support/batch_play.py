@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from bitnet_onnx.runtime import Device, PackageInfo
 from bitnet_onnx.runtime.engine.batch_session import BatchSession, KvBlock, Sequence
+from bitnet_onnx.runtime.kv_scales import KvType, scales_for
 from bitnet_onnx.runtime.memory import HybridMemoryPool
 from bitnet_onnx.runtime.session import DecoderSession
 
@@ -22,15 +23,17 @@ SCHEDULES = st.lists(st.tuples(st.integers(0, 16), st.integers(0, 63), st.intege
 class Model:
     """A package, and what a session of its own answers to any text."""
 
-    def __init__(self, package: PackageInfo, device: Device) -> None:
+    def __init__(self, package: PackageInfo, device: Device, kv: KvType = "float32") -> None:
         self.package = package
         self.device = device
-        self._session = DecoderSession(package, device, threads=1)
+        self.scales = scales_for(package, device, kv, threads=1)
+        self._session = DecoderSession(package, device, threads=1, kv_scales=self.scales)
         self._known: dict[tuple[int, ...], npt.NDArray[np.float32]] = {}
 
     def open(self, memory: HybridMemoryPool | None = None, **options: Any) -> BatchSession:
         memory = HybridMemoryPool(2**30) if memory is None else memory
-        return BatchSession(self.package, self.device, memory, threads=1, **options)
+        options.setdefault("draft_tokens", 5)
+        return BatchSession(self.package, self.device, memory, threads=1, kv_scales=self.scales, **options)
 
     def logits(self, ids: list[int]) -> npt.NDArray[np.float32]:
         key = tuple(ids)
@@ -95,6 +98,22 @@ class Play:
             self.texts[sequence].append(new)
             np.testing.assert_array_equal(row, self.model.logits(self.texts[sequence]))
 
+    def verify(self, counts: list[int]) -> None:
+        """A token for each sequence and a draft of so many; part of what was read is forgotten again."""
+        chosen = [pair for pair in zip(self.texts, counts, strict=False) if pair[0].length < LONGEST]
+        if not chosen:
+            return
+        sequences = [sequence for sequence, _ in chosen]
+        drafts = [self.more(sequence, 1 + count) for sequence, count in chosen]
+        found = self.session.verify(sequences, [ids[0] for ids in drafts], [ids[1:] for ids in drafts])
+        for sequence, ids, logits in zip(sequences, drafts, found, strict=True):
+            assert 1 <= len(logits) <= len(ids)
+            for new, row in zip(ids, logits, strict=False):
+                self.texts[sequence].append(new)
+                np.testing.assert_array_equal(row, self.model.logits(self.texts[sequence]))
+            assert sequence.length == len(self.texts[sequence])
+            self.truncate(sequence, sequence.length - sum(counts) % len(logits))
+
     def truncate(self, sequence: Sequence, length: int) -> None:
         length %= sequence.length + 1
         self.session.truncate(sequence, length)
@@ -125,8 +144,10 @@ class Play:
             self.open(b)
         elif action < 5:
             self.prefill(sequence, 1 + b, logits=b % 2 == 0)
-        elif action < 11:
+        elif action < 8:
             self.decode(a)
+        elif action < 11:
+            self.verify([(a + b * index) % (1 + self.session._draft_tokens) for index in range(len(self.texts))])
         else:
             [
                 lambda: self.truncate(sequence, b),

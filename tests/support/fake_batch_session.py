@@ -51,6 +51,7 @@ class FakeBatchSession:
     Attributes:
         log: what was called, as tuples that begin with the method's name.
         poison: tokens behind which all logits are NaN.
+        repeats: logits are nearly a function of the last token alone, so that answers run in circles.
         before: called with the method's name and the sequences before each call; it may raise.
     """
 
@@ -62,10 +63,13 @@ class FakeBatchSession:
         context_length: int = 64,
         max_batch: int = 4,
         prefill_chunk: int = 8,
+        repeats: bool = False,
     ) -> None:
         self.pool = HybridMemoryPool(1 << 30) if pool is None else pool
         self.vocab_size, self.context_length = vocab_size, context_length
         self.max_batch, self.prefill_chunk = max_batch, prefill_chunk
+        self.repeats = repeats
+        self.exact = True
         self.opened: list[FakeSequence] = []
         self.log: list[tuple[object, ...]] = []
         self.poison: set[int] = set()
@@ -99,6 +103,29 @@ class FakeBatchSession:
             self._append(sequence, [token])
         return np.stack([self.logits(sequence.tokens) for sequence in sequences])
 
+    def verify(
+        self, sequences: Sequence[FakeSequence], ids: Sequence[int], drafts: Sequence[Sequence[int]]
+    ) -> list[npt.NDArray[np.float32]]:
+        self._called("verify", sequences)
+        assert len({id(sequence) for sequence in sequences}) == len(sequences) == len(ids) == len(drafts)
+        assert any(drafts), "a step without drafts"
+        self.log.append(("verify", len(ids), tuple(map(len, drafts))))
+        found = []
+        for sequence, token, draft in zip(sequences, ids, drafts, strict=True):
+            assert sequence.length + 1 + len(draft) <= self.context_length
+            self._append(sequence, [token])
+            rows = [self.logits(sequence.tokens)]
+            for guess in draft[: sequence.room - sequence.length]:
+                self._append(sequence, [guess])
+                rows.append(self.logits(sequence.tokens))
+            found.append(np.stack(rows))
+        return found
+
+    def truncate(self, sequence: FakeSequence, length: int) -> None:
+        self._called("truncate", [sequence])
+        assert 0 <= length <= sequence.length
+        del sequence.tokens[length:]
+
     def reserve(self, sequence: FakeSequence, length: int) -> bool:
         self._called("reserve", [sequence])
         assert length <= self.context_length
@@ -129,7 +156,10 @@ class FakeBatchSession:
         if tokens[-1] in self.poison:
             return np.full(self.vocab_size, np.nan, np.float32)
         generator = np.random.default_rng([len(tokens), *tokens])
-        return generator.standard_normal(self.vocab_size).astype(np.float32)
+        scores = generator.standard_normal(self.vocab_size)
+        if self.repeats:
+            scores = 0.05 * scores + np.random.default_rng([7, tokens[-1]]).standard_normal(self.vocab_size)
+        return scores.astype(np.float32)
 
     def answer(self, prompt: Sequence[int], most: int) -> list[int]:
         """The greedy answer to one prompt alone."""

@@ -18,14 +18,8 @@ from bitnet_onnx.runtime.engine.request import (
     TokenLogprobs,
 )
 from bitnet_onnx.runtime.engine.stream import AnswerStream
+from bitnet_onnx.runtime.memory import MemoryReport
 from bitnet_onnx.runtime.streaming import Detokenizer, StopStrings
-
-
-@dataclass(frozen=True)
-class FakeMemory:
-    budget: int = 1000
-    used: int = 10
-    peak: int = 20
 
 
 @dataclass
@@ -125,14 +119,19 @@ class FakeEngine:
             refused=counters.refused,
             finished=dict(counters.finished),
             prefilled_tokens=counters.prefilled_tokens,
+            prompt_tokens=counters.prompt_tokens,
             cached_tokens=counters.cached_tokens,
             generated_tokens=counters.generated_tokens,
             decode_steps=counters.decode_steps,
             decode_rows=counters.decode_rows,
+            drafted_tokens=counters.drafted_tokens,
+            accepted_tokens=counters.accepted_tokens,
             preemptions=counters.preemptions,
-            first_token=counters.first_token_histogram(),
+            queued=counters.queued.snapshot(),
+            first_token=counters.first_token.snapshot(),
+            token_gap=counters.token_gap.snapshot(),
             prompt_cache_bytes=0,
-            memory=FakeMemory(),
+            memory=MemoryReport(1000, 10, 20, {"kv": 10}, 0.25),
         )
 
     @property
@@ -166,7 +165,7 @@ class FakeEngine:
         run.given += 1
         self._counters.generated_tokens += 1
         if run.given == 1:
-            self._counters.first_token(0.02)
+            self._counters.first_token.add(0.02)
         text = "" if token in self._stop_ids else run.stop.push(run.detokenizer.push(token))
         reason: EndReason | None = None
         if token in self._stop_ids or run.stop.found is not None:

@@ -173,7 +173,7 @@ def write_package(
         location="model.onnx.data",
         size_threshold=64,
     )
-    tokenizer.save(str(directory / "tokenizer.json"))
+    tokenizer.save(str(directory / "tokenizer.json"), pretty=False)  # as conversion writes it
     write_json(directory / "config.json", {"model_type": "llama", "vocab_size": vocab})
     write_json(directory / "generation_config.json", {"eos_token_id": [tokenizer.token_to_id("<|im_end|>")]})
     write_json(

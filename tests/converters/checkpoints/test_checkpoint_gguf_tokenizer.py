@@ -149,10 +149,12 @@ def test_named_templates_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     assert not any(b"tools" in data for data in written.values())
 
 
-def test_missing_rule_is_taken_as_gpt_2_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert tokenizer(bpe_metadata(None)).encode("12").tokens == ["12"]
-    assert "tokenizer.ggml.pre is missing" in caplog.text
+def test_missing_rule_is_taken_as_gpt_2_with_a_warning() -> None:
+    assert tokenizer(bpe_metadata(None)).encode("12").tokens == ["12"]
+    found = tokenizer_files(Metadata(bpe_metadata(None), "x.gguf"))
+    assert found.warning == "x.gguf: tokenizer.ggml.pre is missing; words are cut as in GPT-2"
+    for metadata in (bpe_metadata(), sentencepiece_metadata()):
+        assert not tokenizer_files(Metadata(metadata, "x.gguf")).warning
 
 
 # --- SentencePiece -------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from ternary_gguf import LAYOUTS, Layout, Stored, floats, write_raw
 from tiny_checkpoints import HEAD_DIM, HEADS, bpe_metadata
 from tiny_gguf import metadata, to_pairs
 
+from bitnet_onnx.converters import convert
 from bitnet_onnx.converters.checkpoints import Checkpoint, open_checkpoint
 from bitnet_onnx.converters.checkpoints._gguf_quantized import collapse
 from bitnet_onnx.converters.checkpoints._gguf_ternary import block_codes
 from bitnet_onnx.converters.checkpoints._types import GGUF_TYPES
 from bitnet_onnx.converters.model import open_model
 from bitnet_onnx.errors import UnsupportedError
+from bitnet_onnx.inspection import inspect
+from bitnet_onnx.policy import Weights
 from bitnet_onnx.quantized import TERNARY, Grid, QuantizedTensor
 
 NAME = "model.embed_tokens.weight"
@@ -205,19 +208,15 @@ def test_i2_s_in_a_tensor_of_another_size_than_floats(tmp_path: Path) -> None:
         np.testing.assert_array_equal(checkpoint.read("model.norm.weight"), np.ones(128))
 
 
-def test_the_layout_reaches_a_model_that_is_opened_for_conversion(tmp_path: Path) -> None:
-    layout, width = LAYOUTS["I2_S"], 128
-    random = np.random.default_rng(0)
-    tokens = bpe_metadata()
+def write_model(path: Path, layout: Layout, codes: Mapping[str, Any]) -> Path:
+    """A whole model of one layer, whose linear layers are `codes` by their names."""
+    tokens, width = bpe_metadata(), 128
     rows = len(tokens["tokenizer.ggml.tokens"])
     pairs = (
         metadata("llama", embedding_length=width, feed_forward_length=width, vocab_size=rows, block_count=1) | tokens
     )
     pairs |= {"llama.rope.dimension_count": 32, "llama.attention.head_count_kv": 4}
-    codes = {
-        name: random.integers(0, 3, (width, width), dtype=np.uint8)
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-    }
+    scales = np.full(1 if layout.name == "I2_S" else width * width // layout.block, 0.5)
     stored = [
         floats("token_embd.weight", np.ones((rows, width))),
         *(
@@ -225,11 +224,20 @@ def test_the_layout_reaches_a_model_that_is_opened_for_conversion(tmp_path: Path
             for name in ("output_norm.weight", "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight")
         ),
         *(
-            Stored(f"blk.0.{name}.weight", (width, width), 36, layout.matrix(matrix, np.full(1, 0.5)))
+            Stored(f"blk.0.{name}.weight", (width, width), layout.type_id, layout.matrix(matrix, scales))
             for name, matrix in codes.items()
         ),
     ]
-    path = write_raw(tmp_path / "x.gguf", pairs, stored)
+    return write_raw(path, pairs, stored)
+
+
+LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
+def test_the_layout_reaches_a_model_that_is_opened_for_conversion(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    codes = {name: random.integers(0, 3, (128, 128), dtype=np.uint8) for name in LINEARS}
+    path = write_model(tmp_path / "x.gguf", LAYOUTS["I2_S"], codes)
     with pytest.raises(UnsupportedError, match="--i2s-layout x86"), open_model(path):
         pass
     with open_model(path, i2s_layout="x86") as model:
@@ -237,6 +245,23 @@ def test_the_layout_reaches_a_model_that_is_opened_for_conversion(tmp_path: Path
         assert found is not None
         np.testing.assert_array_equal(found.signed(), codes["attn_v"].astype(np.int16) - 1)
         assert model.tensors.quantized("embed_tokens") is None
+
+
+def test_a_matrix_of_four_values_is_not_called_ternary(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    codes = {name: random.integers(0, 3, (128, 128), dtype=np.uint8) for name in LINEARS}
+    codes["ffn_up"][3, 5] = 3
+    path = write_model(tmp_path / "x.gguf", LAYOUTS["Q2_0-64"], codes)
+    package = convert(path, tmp_path / "package")
+    stored = {layer.role: layer for layer in package.layers if layer.role.startswith("layers.")}
+    assert {role for role, layer in stored.items() if layer.weights is Weights.INT2} == {"layers.0.mlp.up_proj"}
+    assert {layer.relative_error for layer in stored.values()} == {0.0}
+    (again,) = (layer for layer in inspect(package.path).layers if layer.role == "layers.0.mlp.up_proj")
+    assert again.stored == "int2"
+    with open_model(package.path) as reopened:
+        found = reopened.tensors.quantized("layers.0.mlp.up_proj")
+        assert found is not None
+        np.testing.assert_array_equal(found.signed(), codes["ffn_up"].astype(np.int16) - 1)
 
 
 # --- rows, factors -------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from bitnet_onnx.converters.onnx._linears import quantize
 from bitnet_onnx.integer import quantize_integer
 from bitnet_onnx.metrics import relative_error
-from bitnet_onnx.policy import Policy, Precision, Weights
+from bitnet_onnx.policy import CHOICES, Policy, Precision, Weights
 from bitnet_onnx.quantized import TERNARY, FloatArray, Grid, QuantizedTensor
 from bitnet_onnx.ternary import quantize_absmean
 
@@ -19,6 +19,7 @@ FLOATS = RNG.standard_normal((48, 96), np.float32)
 STORED_TERNARY = QuantizedTensor(
     RNG.integers(1, 4, (48, 96), np.uint8), RNG.random((48, 3), np.float32), Grid(2, 2, group_size=32)
 )
+STORED_INT2 = QuantizedTensor(RNG.integers(0, 4, (48, 96), np.uint8), np.ones(1, np.float32), Grid(2, 1))
 STORED_INT4 = quantize_integer(FLOATS, 4, 32)
 
 
@@ -30,6 +31,7 @@ class OneMatrix:
     stored: QuantizedTensor | None = None
     master: bool = False
     reads: int = 0
+    rounded: int = 0
 
     def shape(self, role: str) -> tuple[int, ...]:
         assert role == "layers.0.mlp.up_proj.weight"
@@ -45,6 +47,7 @@ class OneMatrix:
 
     def quantized(self, role: str) -> QuantizedTensor | None:
         assert role == "layers.0.mlp.up_proj"
+        self.rounded += 1
         return self.stored
 
     def is_master(self, role: str) -> bool:
@@ -64,7 +67,7 @@ def result(tensors: OneMatrix, precision: Precision) -> QuantizedTensor | None:
     return tensor
 
 
-@pytest.mark.parametrize("stored", [STORED_TERNARY, STORED_INT4])
+@pytest.mark.parametrize("stored", [STORED_TERNARY, STORED_INT2, STORED_INT4])
 @pytest.mark.parametrize("weights", [Weights.AUTO, Weights.KEEP])
 def test_stored_codes_stay(stored: QuantizedTensor, weights: Weights) -> None:
     tensors = OneMatrix(stored.dequantize(), stored)
@@ -87,13 +90,42 @@ def test_another_precision_is_made_of_their_values(stored: QuantizedTensor, weig
     np.testing.assert_array_equal(tensor.scale, expected.scale)
 
 
-def test_ternary_keeps_codes_of_two_bits_and_no_others() -> None:
+@pytest.mark.parametrize(
+    ("stored", "name"),
+    [(STORED_TERNARY, Weights.TERNARY), (STORED_INT2, Weights.INT2), (STORED_INT4, Weights.INT4)],
+)
+def test_the_record_says_what_the_codes_are(stored: QuantizedTensor, name: Weights) -> None:
+    tensors = OneMatrix(stored.dequantize(), stored)
+    kept, record = quantize(tensors, "layers.0.mlp.up_proj", Precision(Weights.AUTO))
+    assert kept is stored
+    assert record.weights is name
+    assert Precision(name, stored.grid.group_size).keeps(stored.grid)
+
+
+def test_floats_are_not_rounded_to_four_values() -> None:
+    assert result(OneMatrix(FLOATS), Precision(Weights.INT2)) is None
+    assert Weights.INT2 not in CHOICES
+
+
+def test_ternary_keeps_ternary_codes_and_no_others() -> None:
     ternary = Precision(Weights.TERNARY)
     assert result(OneMatrix(STORED_TERNARY.dequantize(), STORED_TERNARY), ternary) is STORED_TERNARY
-    tensor = result(OneMatrix(STORED_INT4.dequantize(), STORED_INT4), ternary)
-    assert tensor is not None
-    assert tensor.grid == TERNARY
+    for stored in (STORED_INT2, STORED_INT4):
+        tensor = result(OneMatrix(stored.dequantize(), stored), ternary)
+        assert tensor is not None
+        assert tensor.grid == TERNARY
     assert result(OneMatrix(STORED_INT4.dequantize(), STORED_INT4), Precision(Weights.FLOAT32)) is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "asked"),
+    [(Weights.AUTO, 1), (Weights.KEEP, 1), (Weights.TERNARY, 1), (Weights.INT4, 0), (Weights.INT8, 0)],
+)
+def test_a_master_is_rounded_in_every_forward_only_where_that_is_kept(weights: Weights, asked: int) -> None:
+    master = OneMatrix(FLOATS, quantize_absmean(FLOATS), master=True)
+    tensor, _ = quantize(master, "layers.0.mlp.up_proj", Precision(weights, 0))
+    assert master.rounded == asked
+    assert (tensor is master.stored) is bool(asked)
 
 
 def test_masters_become_ternary_where_nothing_else_is_said() -> None:

@@ -110,5 +110,5 @@ def test_the_metrics_of_the_real_engine(package_dir: Path) -> None:
     assert f"bitnet_onnx_generated_tokens_total {float(generated)}\n" in text
     assert "bitnet_onnx_prefilled_tokens_total 3.0\n" in text
     assert 'bitnet_onnx_memory_bytes{owner="' in text
-    assert "bitnet_onnx_memory_fragmentation" in text
+    assert "bitnet_onnx_memory_fragmentation_ratio" in text
     assert "bitnet_onnx_first_token_seconds_count 1.0" in text

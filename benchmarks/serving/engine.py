@@ -1,6 +1,6 @@
 """What does the batching engine cost over a bare loop, and what does its prompt cache save?
 
-    python -P benchmarks/serving_engine.py PACKAGE --tokens 128 --out engine.json
+    python -P -m bitnet_onnx.benchmarks.serving.engine PACKAGE --tokens 128 --out engine.json
 
 `bitnet` is the engine with so many answers at a time; `bare loop` steps the same session with as many rows. A repeated
 prompt is read once without the prompt cache and once with what the first reading left in it.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bitnet_onnx.benchmarks import serving_step
+from bitnet_onnx.benchmarks.serving import step as serving_step
 from bitnet_onnx.errors import InputError
 
 

@@ -1,6 +1,6 @@
 """How many tokens a second does a full batch decode, and what is it beside the graph that takes time?
 
-    python -P benchmarks/serving_step.py PACKAGE --out benchmarks/results/serving_step.json
+    python -P -m bitnet_onnx.benchmarks.serving.step PACKAGE --out step.json
 
 Ours is a step of `BatchSession`. `bare graph` is ONNX Runtime alone on buffers of as many rows, with all inputs bound
 beforehand: what no loop around it can beat. `one sequence` is a step of `DecoderSession`, for one row.

@@ -1,0 +1,1 @@
+"""Of the engine, of its steps, and of a server under load."""
