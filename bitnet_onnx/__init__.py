@@ -6,9 +6,14 @@ The verbs are loaded on first use, so that importing the core costs no more than
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+# Read when onnxruntime is imported, which then writes a session file and may report how it is used. Whoever wants that
+# sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from bitnet_onnx.api import (

@@ -17,7 +17,10 @@ from bitnet_onnx.cli import _ray
 from bitnet_onnx.errors import BitnetOnnxError, InputError
 from bitnet_onnx.runtime.engine.engine import Engine, EngineSettings
 from bitnet_onnx.runtime.engine.request import EngineRequest
-from bitnet_onnx.runtime.offline import PromptLine, read_lines
+from bitnet_onnx.runtime.offline import PromptLine, read_lines, salt_of, write_answers
+from bitnet_onnx.runtime.package import PackageInfo
+from bitnet_onnx.runtime.prompts import PromptEncoder
+from bitnet_onnx.runtime.sampling import SamplingParameters
 from bitnet_onnx.runtime.server.auth import ApiKeys
 from bitnet_onnx.runtime.server.prometheus import ServerMetrics, labelled
 from bitnet_onnx.runtime.server.settings import ServerSettings
@@ -25,7 +28,7 @@ from bitnet_onnx.runtime.server.settings import ServerSettings
 if importlib.util.find_spec("ray") is None:
     pytest.skip("Ray is not installed: it has no wheels for this Python here", allow_module_level=True)
 
-from bitnet_onnx.runtime.cluster import batch, placement, serving, session
+from bitnet_onnx.runtime.cluster import batch, metrics, placement, serving, session
 
 
 @pytest.mark.parametrize(
@@ -144,6 +147,55 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
         source.write_bytes(changed)
         with pytest.raises(BitnetOnnxError, match="was changed while it was read"):
             batch._read_block(source, block)
+
+
+def test_an_engine_answers_blocks_as_it_answers_a_file(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    write_package(package)
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.write_text('{"prompt": "abc"}\n\n{"prompt": 5}\n{"id": 7, "prompt": [1, 2], "temperature": 1.5}\n')
+    parameters = SamplingParameters(max_new_tokens=9, seed=4)
+    settings = EngineSettings(max_batch=2)
+    with Engine.open(package, settings, threads=1) as engine:
+        prompts = PromptEncoder(PackageInfo.open(package))
+        report = write_answers(engine, prompts, source, out, parameters, salt=b"package")
+    share = placement.Share(1, 1, 1 << 28)
+    work = batch._Work(str(package), settings, share, parameters, salt_of(b"package", parameters))
+    actor = batch._EngineActor(work)
+    with source.open("rb") as file:
+        blocks = batch.find_blocks(file, 0, 2)
+    tables = [actor(table) for block in blocks for table in batch._read_block(source, block)]
+    actor._engine.close()
+    assert len(tables) == 2
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert b"".join(row["data"] for row in rows) == out.read_bytes()
+    assert [row["number"] for row in rows] == [1, 3, 4]
+    assert sum(row["failed"] for row in rows) == report.failed == 1
+    assert sum(row["generated"] for row in rows) == report.generated_tokens
+    tasks = batch._Lines(source, blocks)
+    assert tasks.estimate_inmemory_data_size() == len(source.read_bytes())
+    assert [table for task in tasks.get_read_tasks(1) for table in task()] == [
+        table for block in blocks for table in batch._read_block(source, block)
+    ]
+
+
+def test_a_board_forgets_who_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
+    board = metrics._Board()
+    board.tell("a", b"1")
+    now = 105.0
+    board.tell("b", b"2")
+    assert board.told() == {"a": b"1", "b": b"2"}
+    now = 112.0
+    assert board.told() == {"b": b"2"}
+
+
+def test_why_replicas_do_not_start_is_one_line() -> None:
+    message = "Traceback:\n  File x\nbitnet_onnx.errors.PackageError: /p: no such directory\n\nmore"
+    assert serving._reason(["The deployment failed", message]) == "/p: no such directory"
+    assert serving._reason(["", "out of\nmemory"]) == "out of memory"
 
 
 def test_errors_of_ours_come_out_of_rays() -> None:
