@@ -34,14 +34,16 @@ class MatrixRows:
     Args:
         shape: `(N, K)`.
         read: gives rows `start` to `stop` as finite float32; may be called by several threads at once.
-        part: floats of one part.
+        part: floats of one part; None: few.
     """
 
-    def __init__(self, shape: tuple[int, int], read: Callable[[int, int], FloatArray], *, part: int = _PART) -> None:
+    def __init__(
+        self, shape: tuple[int, int], read: Callable[[int, int], FloatArray], *, part: int | None = None
+    ) -> None:
         self.shape = shape
         self._read = read
         rows, columns = shape
-        self._step = max(1, part // max(columns, 1))
+        self._step = max(1, (part or _PART) // max(columns, 1))
         self._kept: dict[int, FloatArray] | None = {} if rows * columns <= _KEPT else None
 
     def coarser(self) -> MatrixRows:

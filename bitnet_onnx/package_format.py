@@ -17,6 +17,7 @@ MODEL_DATA: Final = "model.onnx.data"
 #: The graph of our own runtime over the same data, with one more input, `LOGITS_START`.
 ENGINE: Final = "engine.onnx"
 POLICY: Final = "policy.toml"
+SCALING: Final = "scaling.safetensors"
 LOGITS_START: Final = "logits_start"
 #: Scales of int8 keys and values: what our own runtime would otherwise measure when it opens the package.
 KV_SCALES: Final = "kv_scales.safetensors"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bitnet_onnx.converters._scaling import search_scaling
 from bitnet_onnx.converters.model import open_model
 from bitnet_onnx.converters.onnx._directory import new_directory
 from bitnet_onnx.converters.onnx._linears import LayerRecord
@@ -49,6 +50,7 @@ def convert(
     *,
     policy: Policy | None = None,
     calibration: Calibration | None = None,
+    scaling: bool = True,
     fallback: Fallback = Fallback.FAST,
     context_length: int | None = None,
     i2s_layout: str | None = None,
@@ -63,6 +65,8 @@ def convert(
         policy: the precision of each layer; the default keeps ternary matrices and makes others int4 (ternary
             by absmean where the family was trained for it), the head int8.
         calibration: what is known of the inputs of linear layers, for the methods that use it.
+        scaling: with a calibration, scale inputs of layers where that makes them easier to round; the float model stays
+            the same.
         fallback: the function bodies that runtimes without the operator library execute: `fast` or `exact`.
         context_length: positions that the package has room for instead of those that the checkpoint names.
         i2s_layout: `x86` where the I2_S matrices of a GGUF file are in blocks of 128; the file does not tell.
@@ -83,13 +87,13 @@ def convert(
         new_directory(Path(output), overwrite=overwrite) as work,
         open_model(Path(source), context_length=context_length, i2s_layout=i2s_layout) as model,
     ):
+        chosen = policy or Policy()
+        if calibration is not None and scaling:
+            found = search_scaling(model.spec, model.tensors, chosen, calibration)
+            found.save(work)
+            model, calibration = replace(model, tensors=found.tensors(model.tensors)), found.calibration(calibration)
         layers = write_package(
-            work,
-            model,
-            policy=policy or Policy(),
-            fallback=fallback,
-            calibration=calibration,
-            progress=progress,
+            work, model, policy=chosen, fallback=fallback, calibration=calibration, progress=progress
         )
         graph_bytes, data_bytes = ((work / name).stat().st_size for name in (MODEL, MODEL_DATA))
     return Conversion(Path(output), model.spec, layers, graph_bytes, data_bytes, model.trained_ternary)

@@ -34,6 +34,8 @@ def find_scaling(
     grid: Grid,
     method: Method | None = None,
     activation_bits: int = 8,
+    *,
+    shared: npt.NDArray[np.int64] | None = None,
 ) -> FloatArray:
     """Scales with which the layers that read one input lose the least.
 
@@ -43,6 +45,7 @@ def find_scaling(
         grid: that the matrices are going to be rounded to.
         method: how they are rounded; `Rtn` if None, which is quick and tells good scales from bad ones for others too.
         activation_bits: of the input: 8 or 16, or 0 for floats.
+        shared: `[K]`; features of one number get one scale. None: each has its own.
 
     Returns:
         `s`, float32 `[K]`, positive; all ones where nothing tried lowers the squared error of the outputs by a percent.
@@ -57,7 +60,7 @@ def find_scaling(
     chosen = np.ones(statistics.features, np.float32)
     trial = _Trial(weights, inputs, statistics, grid, method or Rtn(), activation_bits)
     least = _GAIN * trial.error(chosen)
-    for scale in _candidates(weights, statistics):
+    for scale in _candidates(weights, statistics, shared):
         error = trial.error(scale)
         if error < least:
             chosen, least = scale, error
@@ -111,7 +114,9 @@ def _spread(statistics: InputStatistics) -> FloatArray:
     return sample[:: -(-len(sample) // _TOKENS)]
 
 
-def _candidates(weights: Sequence[FloatArray], statistics: InputStatistics) -> Iterator[FloatArray]:
+def _candidates(
+    weights: Sequence[FloatArray], statistics: InputStatistics, shared: npt.NDArray[np.int64] | None
+) -> Iterator[FloatArray]:
     """Powers of what an input reaches or usually has, alone and over powers of what its weights reach."""
     energy = np.concatenate([block.diagonal() for block in statistics.moment]).astype(np.float64)
     usual = np.sqrt(np.maximum(energy, 0))
@@ -126,4 +131,8 @@ def _candidates(weights: Sequence[FloatArray], statistics: InputStatistics) -> I
                 logs = exponent * np.log(inputs[used]) - against * np.log(reach[used])
                 # What all features share means nothing: the middle becomes 1.
                 scale[used] = np.exp(np.clip(logs - logs.mean(), -np.log(_RANGE), np.log(_RANGE)))
+                if shared is not None:
+                    count = np.bincount(shared)
+                    middle = np.bincount(shared, np.log(scale)) / np.maximum(count, 1)
+                    scale = np.exp(middle)[shared]
                 yield scale.astype(np.float32)
