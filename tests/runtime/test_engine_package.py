@@ -16,6 +16,8 @@ from bitnet_onnx.runtime import Device, Model, PackageInfo, SamplingParameters
 from bitnet_onnx.runtime.engine import _kv_slots
 from bitnet_onnx.runtime.engine.engine import Engine, EngineSettings
 from bitnet_onnx.runtime.engine.request import EngineBusyError, EngineRequest
+from bitnet_onnx.runtime.kv_calibration import write_kv_scales
+from bitnet_onnx.runtime.kv_scales import KV_TYPES, KvType
 from bitnet_onnx.runtime.memory import HybridMemoryPool
 
 TIMEOUT = 60
@@ -26,10 +28,13 @@ DRAWN = SamplingParameters(max_new_tokens=24, temperature=1.2, top_p=0.9, repeti
 class Alone:
     """A package, and the answer of each request by itself."""
 
-    def __init__(self, path: Path, library: Path) -> None:
+    def __init__(self, path: Path, library: Path, kv: KvType) -> None:
         self.path = path
+        self.kv = kv
         self.device = Device(operator_library=library)
-        self.model = Model(PackageInfo.open(path), self.device, threads=1)
+        self.model = Model(PackageInfo.open(path), self.device, threads=1, kv=kv)
+        float_bytes = self.model.package.architecture.cache_bytes_per_token
+        self.token_bytes = float_bytes if kv == "float32" else float_bytes // 4
         self._known: dict[EngineRequest, tuple[int, ...]] = {}
 
     def ids(self, request: EngineRequest) -> tuple[int, ...]:
@@ -44,14 +49,22 @@ class Alone:
             memory=HybridMemoryPool(budget),
             threads=1,
             device=self.device,
+            kv=self.kv,
         )
 
 
-@pytest.fixture(scope="module")
-def alone(tiny_checkpoint: Callable[[str], Path], operator_library: Path, tmp_path_factory: pytest.TempPathFactory):
+@pytest.fixture(scope="module", params=KV_TYPES)
+def alone(
+    tiny_checkpoint: Callable[[str], Path],
+    operator_library: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Alone:
     path = tmp_path_factory.mktemp("engine") / "package"
     convert(tiny_checkpoint("untied_gqa"), path)
-    return Alone(path, operator_library)
+    if request.param == "int8":
+        write_kv_scales(path, device=Device(operator_library=operator_library), threads=1)
+    return Alone(path, operator_library, request.param)
 
 
 @pytest.fixture(params=["paged", "plain"])
@@ -105,8 +118,7 @@ def test_any_schedule_gives_the_ids_of_each_request_alone(
     sizes: dict[str, int] = {"max_batch": batch, "prefill_chunk": chunk}
     working = alone.engine(1 << 30, **sizes).metrics().memory.by_owner["onnxruntime"]
     # A sequence of these takes at most 64 tokens.
-    token_bytes = alone.model.package.architecture.cache_bytes_per_token
-    room = kv_sequences * 2 * 128 * token_bytes
+    room = kv_sequences * 2 * 128 * alone.token_bytes
     engine = alone.engine(working + room, prompt_cache_bytes=cache, prompt_cache_block=block, **sizes)
     streams = []
     for delay, request, _ in schedule:
@@ -139,10 +151,12 @@ def test_any_schedule_gives_the_ids_of_each_request_alone(
 def test_preempted_answers_go_on_as_if_nothing_had_been(alone: Alone, storage: str) -> None:
     sizes = {"max_batch": 6, "prefill_chunk": 32, "prompt_cache_bytes": 0}
     working = alone.engine(1 << 30, **sizes).metrics().memory.by_owner["onnxruntime"]
-    token_bytes = alone.model.package.architecture.cache_bytes_per_token
-    # What three prompts take before they are answered: pages of 64 tokens, or arrays that grow by 128 at first.
+    # What three prompts take before they are answered: pages of 64 tokens, or of 256 as int8, or arrays that grow by
+    # 128 at first.
     length, tokens = (50, 4 * 128) if storage == "paged" else (120, 500)
-    engine = alone.engine(working + tokens * token_bytes, **sizes)
+    if storage == "paged" and alone.kv == "int8":
+        length, tokens = 245, 4 * 512
+    engine = alone.engine(working + tokens * alone.token_bytes, **sizes)
     requests = [
         EngineRequest(prompt(n, length), SamplingParameters(max_new_tokens=24, temperature=1.0, seed=n))
         for n in range(6)
