@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+
+from bitnet_onnx.runtime.kv_calibration import write_kv_scales
 
 
 @pytest.fixture
@@ -33,6 +36,19 @@ def test_a_file_is_answered_and_continued(run, tiny_package: Path, lines: Path, 
     out.write_bytes(whole[:-30])
     assert "1 lines answered, 1 of them with an error, 2 kept" in run(*arguments).err
     assert out.read_bytes() == whole
+
+
+def test_keys_and_values_as_int8(run, refused, tiny_package: Path, lines: Path, tmp_path: Path) -> None:
+    package, out = tmp_path / "package", tmp_path / "answers.jsonl"
+    shutil.copytree(tiny_package, package)
+    write_kv_scales(package, tokens=64, threads=1)
+    arguments = ("infer", package, "--batch", lines, "--out", out, "--max-new-tokens", "8", "--threads", "1")
+    assert run(*arguments, "--kv", "int8").status == 0
+    alone = ("infer", package, "--prompt", "abc", "--json", "--threads", "1", "--max-new-tokens", "8")
+    expected = json.loads(run(*alone, "--kv", "int8").out)
+    assert json.loads(out.read_bytes().splitlines()[0])["text"] == expected["text"]
+    # A file of answers is of one type: those of the other one are others.
+    assert "with this package and these options" in refused(*arguments)
 
 
 @pytest.mark.parametrize(

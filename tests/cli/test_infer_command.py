@@ -12,6 +12,7 @@ from tiny_models import TINY, write_checkpoint
 
 from bitnet_onnx.cli import infer as command
 from bitnet_onnx.converters import convert
+from bitnet_onnx.package_format import KV_SCALES
 from bitnet_onnx.runtime import SamplingParameters, TokenStream, load
 
 TEMPLATE = "{% for message in messages %}{{ message['role'][0] }}:{{ message['content'] }} {% endfor %}a:"
@@ -54,6 +55,18 @@ def test_a_prompt(run, tiny_package: Path) -> None:
     shown = run(*arguments)
     assert shown.status == 0
     assert shown.out == found["text"] + "\n"
+
+
+def test_keys_and_values_as_int8(run, tiny_package: Path) -> None:
+    arguments = ("infer", tiny_package, "--prompt", "abc", "--max-new-tokens", "8", "--threads", "1", "--json", "--kv")
+    result = run(*arguments, "int8")
+    assert result.status == 0
+    assert "scales of int8 keys and values measured in" in " ".join(result.err.split())
+    assert (
+        answer(result.out)["timings"]["prefill_tokens"]
+        == answer(run(*arguments, "float32").out)["timings"]["prefill_tokens"]
+    )
+    assert not (tiny_package / KV_SCALES).exists()
 
 
 def test_a_seed_repeats(run, tiny_package: Path) -> None:
@@ -159,6 +172,7 @@ def test_on_a_terminal_prompts_and_timings_are_shown(run, chat_package: Path, mo
         (["--prompt", "a", "--stop", ""], "stop string"),
         (["--prompt", "a", "--threads", "0"], "0 is not in the range x>=1"),
         (["--prompt", "a", "--threads", "5000"], "threads is 5000"),
+        (["--prompt", "a", "--kv", "int4"], "'int4' is not one of 'float32', 'int8'"),
         (["--ids-file", "nowhere.json"], "nowhere.json: cannot be read: No such file"),
         (["--ids-file", "."], "cannot be read: Is a directory"),
     ],

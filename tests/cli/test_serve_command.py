@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from bounded_command import run_bounded
 from tiny_package import write_package
 
 from bitnet_onnx.cli import main
+from bitnet_onnx.runtime import Device
+from bitnet_onnx.runtime.kv_calibration import write_kv_scales
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
 
@@ -74,6 +78,22 @@ def test_a_server_from_beginning_to_end(package: Path, number: signal.Signals) -
         process.send_signal(number)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_keys_and_values_as_int8(package: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(package, own)
+    write_kv_scales(own, device=Device(), tokens=64, threads=1)
+    body = {"prompt": "abc" * 25, "max_tokens": 3, "temperature": 0}
+    held = []
+    for kv in ("float32", "int8"):
+        with serving(own, "--kv", kv) as (_, address):
+            wait_until_up(address)
+            assert httpx2.post(f"{address}/v1/completions", json=body).json()["usage"]["completion_tokens"] == 3
+            metrics = httpx2.get(f"{address}/metrics").text
+            held.append(float(re.findall(r'^bitnet_onnx_memory_bytes{owner="prompt cache"} (.*)$', metrics, re.M)[0]))
+    # A block of 64 tokens, two layers, two heads of 16 features.
+    assert held == [64 * 512, 64 * 128]
 
 
 def test_keys_and_name(package: Path, tmp_path: Path) -> None:

@@ -19,7 +19,12 @@ from bitnet_onnx.runtime.kv_scales import KV_TYPES, KvType
 from bitnet_onnx.runtime.memory import HybridMemoryPool
 
 FAMILIES = ("mistral_window", "mistral_mha", "gpt2", "gemma3_text", "llama_dynamic")
-FORMS = [*((name, "float32") for name in FAMILIES), ("mistral_window", "int8"), ("gpt2", "int8"), ("gemma3_text", "int8")]
+FORMS = [
+    *((name, "float32") for name in FAMILIES),
+    ("mistral_window", "int8"),
+    ("gpt2", "int8"),
+    ("gemma3_text", "int8"),
+]
 
 
 @pytest.mark.parametrize(("name", "kv"), FORMS)

@@ -138,9 +138,7 @@ def test_truncated_weights_are_refused(fresh_package: Path) -> None:
         DecoderSession(package, Device(), threads=1, kv_scales=one_step(package.architecture))
 
 
-def test_a_package_is_found_wherever_the_process_stands(
-    fresh_package: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_is_found_wherever_the_process_stands(fresh_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_kv_scales(fresh_package, device=Device(), tokens=64, threads=1)
     asked = SamplingParameters(max_new_tokens=5)
     monkeypatch.chdir(fresh_package)

@@ -126,9 +126,7 @@ def test_tiny_and_huge_values_have_scales(fresh_package: Path) -> None:
 
 
 @pytest.mark.parametrize("texts", [TEXTS, None])
-def test_a_model_that_computes_nonsense_is_one_line(
-    fresh_package: Path, texts: tuple[list[int], ...] | None
-) -> None:
+def test_a_model_that_computes_nonsense_is_one_line(fresh_package: Path, texts: tuple[list[int], ...] | None) -> None:
     package = spoil(fresh_package, "k.1", 20, np.nan)
     with pytest.raises(BitnetOnnxError, match=r"feature 4 of key head 1, layer 1 is not finite|no usable logits"):
         measure_kv_scales(package, DEVICE, texts=texts, threads=1)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def test_what_was_saved_is_read_again(tmp_path: Path) -> None:
     first = path.read_bytes()
     scales.save(path)
     assert path.read_bytes() == first
-    assert os.listdir(tmp_path) == [KV_SCALES]
+    assert [found.name for found in tmp_path.iterdir()] == [KV_SCALES]
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf, 1e-39])
@@ -122,9 +121,7 @@ def test_a_package_may_have_none(tmp_path: Path) -> None:
         (lambda path: path.symlink_to("absent"), "missing, or not a regular file"),
     ],
 )
-def test_what_is_no_file_of_the_package_is_refused(
-    tmp_path: Path, place: Callable[[Path], object], words: str
-) -> None:
+def test_what_is_no_file_of_the_package_is_refused(tmp_path: Path, place: Callable[[Path], object], words: str) -> None:
     place(tmp_path / KV_SCALES)
     with pytest.raises(PackageError, match=words):
         packaged_scales(tmp_path, SIZES)
@@ -134,7 +131,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / KV_SCALES).mkdir()
     with pytest.raises(BitnetOnnxError, match="cannot be written"):
         KvScales(ones(), ones()).save(tmp_path / KV_SCALES)
-    assert os.listdir(tmp_path) == [KV_SCALES]
+    assert [found.name for found in tmp_path.iterdir()] == [KV_SCALES]
     with pytest.raises(BitnetOnnxError, match="cannot be written"):
         KvScales(ones(), ones()).save(tmp_path / "absent" / KV_SCALES)
 
