@@ -70,7 +70,7 @@ def run(
     """
     package, device = PackageInfo.open(path), auto_select_device()
     context = package.architecture.context_length
-    if (needed := max(settings.long_window, *(size + settings.steps for size in settings.contexts))) > context:
+    if (needed := max(_WINDOW, settings.long_window, *(size + settings.steps for size in settings.contexts))) > context:
         raise InputError(f"{path}: its context is shorter than the {needed} tokens of the benchmark")
     read = {text.stem: _tokens(text, package, max(_WINDOW, settings.long_window)) for text in texts}
     progress("scales")
