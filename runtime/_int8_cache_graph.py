@@ -23,7 +23,7 @@ from bitnet_onnx.runtime.kv_scales import KvScales
 _OPERATOR: Final = "GroupQueryAttention"
 _MICROSOFT: Final = "com.microsoft"
 #: Weights lie in a file of their own; a graph of a thousand layers has 10 MB.
-_MAX_GRAPH_BYTES: Final = 1 << 28
+_MAX_GRAPH_BYTES: Final = 1 << 26
 _PAST: Final = re.compile(r"past_key_values\.(\d{1,4})\.(?:key|value)", re.ASCII)
 _PRESENT: Final = re.compile(r"present\.\d{1,4}\.(?:key|value)", re.ASCII)
 _PAST_KEY, _PAST_VALUE, _COSINE = 3, 4, 7

@@ -23,6 +23,7 @@ from bitnet_onnx.runtime.engine import _kv_slots
 from bitnet_onnx.runtime.engine._kv_slots import PlainSlots
 from bitnet_onnx.runtime.engine.batch_session import BatchSession, KvBlock
 from bitnet_onnx.runtime.engine.request import EngineBusyError
+from bitnet_onnx.runtime.kv_scales import KV_TYPES, KvType
 from bitnet_onnx.runtime.memory import HybridMemoryPool
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel which pages are there")
@@ -46,12 +47,13 @@ def resident_bytes(session: BatchSession) -> int:
 
 
 @linux
+@pytest.mark.parametrize("kv", KV_TYPES)
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedule=SCHEDULES, budget=st.integers(1, 40))
 def test_the_budget_holds_whatever_happens(
-    family: Callable[[str], Model], storage: str, schedule: list[tuple[int, int, int]], budget: int
+    family: Callable[..., Model], storage: str, kv: KvType, schedule: list[tuple[int, int, int]], budget: int
 ) -> None:
-    model = family("mistral_mha")
+    model = family("mistral_mha", kv)
     needed = model.open(max_batch=4, prefill_chunk=32)._working.nbytes
     memory = HybridMemoryPool(needed + budget * 32768)
     play = Play(model, model.open(memory, max_batch=4, prefill_chunk=32), limited=True)
