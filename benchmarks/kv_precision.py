@@ -5,7 +5,7 @@
 Perplexity is over windows of 256 tokens, spread evenly over each text behind its first 512 tokens, and over the last
 1024 tokens of one long window. Scales are measured from text that the model writes itself, and from the first 512
 tokens of each text. The same tokens are read with each cache, so that a change is told with the standard error of the
-mean difference.
+mean difference. Without a text only speed is measured, with --no-speed only perplexity.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def run(
         )
     results: list[dict[str, object]] = []
     exact: dict[tuple[str, str], npt.NDArray[np.float64]] = {}
-    for cache, chosen in scales.items():
+    for cache, chosen in scales.items() if read else ():
         session = DecoderSession(package, device, threads=settings.threads, kv_scales=chosen)
         for name, ids in read.items():
             for kind, windows in _windows(ids[TOKENS:], settings):
@@ -184,10 +184,13 @@ def _steps(session: DecoderSession, context: int, settings: KvSettings) -> Candi
 
 @click.command()
 @click.argument("package", type=click.Path(path_type=Path))
-@click.option("--text", "texts", type=click.Path(path_type=Path, exists=True), multiple=True, required=True)
+@click.option(
+    "--text", "texts", type=click.Path(path_type=Path, exists=True), multiple=True, help="UTF-8 text to read."
+)
 @click.option("--windows", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--long-window", type=click.IntRange(min=0), default=4096, show_default=True)
 @click.option("--contexts", type=int, multiple=True, default=(512, 2048, 8000), show_default=True)
+@click.option("--no-speed", is_flag=True, help="Leave the steps out.")
 @click.option("--rounds", type=click.IntRange(min=1), default=15, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
@@ -197,12 +200,14 @@ def main(
     windows: int,
     long_window: int,
     contexts: tuple[int, ...],
+    no_speed: bool,
     rounds: int,
     threads: int,
     out: Path,
 ) -> None:
     """Measure keys and values of PACKAGE as float32 and as int8."""
-    settings = KvSettings(windows, long_window, contexts, rounds=rounds, threads=threads)
+    chosen = () if no_speed else contexts
+    settings = KvSettings(windows, long_window, chosen, rounds=rounds, threads=threads)
     console = Console(stderr=True)
     report = run(package, texts, settings, lambda line: console.print(line, style="dim", markup=False))
     report.write(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def test_a_package(converted: Path, text: Path, tmp_path: Path) -> None:
         assert (entry["change_percent"] == 0) is (entry["cache"] == "float32")
         assert abs(entry["change_percent"]) < 20
     assert str(tmp_path) not in out.read_text()
+
+
+def test_either_part_alone(converted: Path, text: Path) -> None:
+    settings = kv_precision.KvSettings(windows=1, long_window=0, contexts=(10,), steps=1, rounds=1, threads=1)
+    report = kv_precision.run(converted, [], settings).as_dict()
+    assert (len(report["comparisons"]), report["perplexity"]) == (1, [])
+    report = kv_precision.run(converted, [text], replace(settings, contexts=())).as_dict()
+    assert (report["comparisons"], len(report["perplexity"])) == ([], 3)
 
 
 def test_what_is_too_short_is_refused(converted: Path, text: Path, tmp_path: Path) -> None:
