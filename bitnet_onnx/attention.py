@@ -159,7 +159,7 @@ def group_query_attention(
 
 def quantize_rows(x: FloatArray, step: FloatArray) -> npt.NDArray[np.int8]:
     """Codes of keys or values `[..., kv_num_heads, D]`: multiples of `step`, half to even; 127 for NaN."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         multiples = np.rint(x * (np.float32(1) / step))
     return np.clip(np.where(np.isnan(multiples), np.float32(127), multiples), -128, 127).astype(np.int8)
 

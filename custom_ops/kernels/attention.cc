@@ -253,11 +253,7 @@ struct Block {
     // Whole vectors from the chunk's beginning, so that a key's lane never depends on the window.
     const int64_t begin = std::max(chunk * kChunkKeys, first[0] / kHeadMultiple * kHeadMultiple);
     const int64_t end = std::min((chunk + 1) * kChunkKeys, last[operands.rows - 1]);
-    if constexpr (std::is_same_v<T, float>) {
-      work.kernels->attend(operands, begin, end, sums);
-    } else {
-      work.kernels->attend_int8(operands, begin, end, sums);
-    }
+    ChunkFunction<T> (*work.kernels)(operands, begin, end, sums);
   }
 
   // Sums into results.

@@ -14,9 +14,12 @@ namespace bitnet::BITNET_VEC_NAMESPACE {
 // Values of this many keys are read once for all rows, and stay in the first-level cache meanwhile.
 constexpr int64_t kValueTile = 16;
 
-// How many values ahead they are prefetched: the processor's own prefetching does not keep up.
+// How many floats ahead values are prefetched: the processor's own prefetching does not keep up.
 constexpr int64_t kValuesAhead = 2048;
 constexpr int64_t kLineBytes = 64;
+
+// With more rows than this, int8 keys and values are converted to floats in memory, once for all of them.
+constexpr int64_t kDirectRows = 4;
 
 // Int8 rows of the cache as floats: converted once for all rows of a block.
 BITNET_INLINE void Widen(const int8_t* from, int64_t count, float* to) {
@@ -25,41 +28,38 @@ BITNET_INLINE void Widen(const int8_t* from, int64_t count, float* to) {
   }
 }
 
-// Scores of Rows (1 or 2) queries with four keys, `apart` scores from each other. The first queries of a block
-// bring the values of as many keys, which lie at `values`, on their way for the next step.
-template <int Rows, bool Fetch, typename Key, typename T>
-BITNET_INLINE void ScoreTile(const float* q, int64_t head_dim, const Key* const (&key)[4], const T* values,
+// Scores of Rows queries with Keys keys, at most eight in all; those of a query lie `apart` from each other.
+// The first queries of a block bring the values of four keys, which lie at `values`, on their way for the next
+// step.
+template <int Rows, int Keys, bool Fetch, typename Key, typename T>
+BITNET_INLINE void ScoreTile(const float* q, int64_t head_dim, const Key* const* key, const T* values,
                              float* scores, int64_t apart) {
-  const float* second = Rows == 2 ? q + head_dim : q;
-  V a0 = Set(0.0f), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+  V sums[8];
+  for (V& sum : sums) {
+    sum = Set(0.0f);
+  }
   for (int64_t d = 0; d < head_dim; d += kLanes) {
     if constexpr (Fetch) {
       for (int64_t i = 0; i < 4 * kLanes; i += kLineBytes / static_cast<int64_t>(sizeof(T))) {
         Prefetch(values + 4 * d + i);
       }
     }
-    const V qa = Load(q + d), k0 = Load(key[0] + d);
-    a0 = Add(a0, Mul(qa, k0));
-    const V k1 = Load(key[1] + d);
-    a1 = Add(a1, Mul(qa, k1));
-    const V k2 = Load(key[2] + d);
-    a2 = Add(a2, Mul(qa, k2));
-    const V k3 = Load(key[3] + d);
-    a3 = Add(a3, Mul(qa, k3));
-    if constexpr (Rows == 2) {
-      const V qb = Load(second + d);
-      b0 = Add(b0, Mul(qb, k0));
-      b1 = Add(b1, Mul(qb, k1));
-      b2 = Add(b2, Mul(qb, k2));
-      b3 = Add(b3, Mul(qb, k3));
+    V k[Keys];
+    for (int j = 0; j < Keys; ++j) {
+      k[j] = Load(key[j] + d);
+    }
+    for (int r = 0; r < Rows; ++r) {
+      const V row = Load(q + r * head_dim + d);
+      for (int j = 0; j < Keys; ++j) {
+        sums[r * Keys + j] = Add(sums[r * Keys + j], Mul(row, k[j]));
+      }
     }
   }
-  float both[2][4];
-  Store4(both[0], both[1], Sum8(a0, a1, a2, a3, b0, b1, b2, b3));
-  for (int64_t j = 0; j < 4; ++j) {
-    scores[j * apart] = both[0][j];
-    if constexpr (Rows == 2) {
-      scores[kChunkKeys + j * apart] = both[1][j];
+  float folded[8];
+  Store4(folded, folded + 4, Sum8(sums[0], sums[1], sums[2], sums[3], sums[4], sums[5], sums[6], sums[7]));
+  for (int r = 0; r < Rows; ++r) {
+    for (int j = 0; j < Keys; ++j) {
+      scores[r * kChunkKeys + j * apart] = folded[r * Keys + j];
     }
   }
 }
@@ -68,23 +68,42 @@ BITNET_INLINE void ScoreTile(const float* q, int64_t head_dim, const Key* const 
 template <typename Key, typename T>
 BITNET_INLINE void ScoreRows(const AttentionBlock<T>& block, const Key* const (&key)[4], const T* values,
                              float* scores, int64_t apart) {
-  const auto tile = [&](auto rows, auto fetch, int64_t row) {
-    ScoreTile<rows(), fetch()>(block.query + row * block.head_dim, block.head_dim, key, values,
-                               scores + row * kChunkKeys, apart);
+  const auto tile = [&](auto rows, auto keys, auto fetch, int64_t row, int64_t first) {
+    ScoreTile<rows(), keys(), fetch()>(block.query + row * block.head_dim, block.head_dim, key + first, values,
+                                       scores + row * kChunkKeys + first * apart, apart);
   };
   constexpr std::integral_constant<int, 1> kOne;
   constexpr std::integral_constant<int, 2> kTwo;
+  constexpr std::integral_constant<int, 3> kThree;
+  constexpr std::integral_constant<int, 4> kFour;
+  constexpr std::true_type kFetch;
+  constexpr std::false_type kNoFetch;
+  if constexpr (std::is_same_v<Key, int8_t>) {
+    // A key is converted once for all rows.
+    if (block.rows > 2) {
+      const auto pair = [&](auto rows) {
+        tile(rows, kTwo, kFetch, 0, 0);
+        tile(rows, kTwo, kNoFetch, 0, 2);
+      };
+      if (block.rows == 3) {
+        pair(kThree);
+      } else {
+        pair(kFour);
+      }
+      return;
+    }
+  }
   if (block.rows == 1) {
-    tile(kOne, std::true_type(), 0);
+    tile(kOne, kFour, kFetch, 0, 0);
     return;
   }
-  tile(kTwo, std::true_type(), 0);
+  tile(kTwo, kFour, kFetch, 0, 0);
   int64_t row = 2;
   for (; row + 2 <= block.rows; row += 2) {
-    tile(kTwo, std::false_type(), row);
+    tile(kTwo, kFour, kNoFetch, row, 0);
   }
   if (row < block.rows) {
-    tile(kOne, std::false_type(), row);
+    tile(kOne, kFour, kNoFetch, row, 0);
   }
 }
 
@@ -101,7 +120,7 @@ void Scores(const AttentionBlock<T>& block, int64_t begin, int64_t end, float* s
     }
     const T* values = block.value + std::min(begin + 4 * i, end - 1) * block.head_dim;
     if constexpr (std::is_same_v<T, int8_t>) {
-      if (block.rows > 2) {
+      if (block.rows > kDirectRows) {
         alignas(64) float wide[4 * kMaxHeadDim];
         const float* wide_key[4];
         for (int64_t j = 0; j < 4; ++j) {
@@ -155,8 +174,8 @@ inline void Exponentials(float* scores, int64_t count, int64_t first, int64_t la
 }
 
 // values[r][d .. d + 8 * Vecs) += the sum over keys of p[r][key] * value[key][d ..), keys in ascending order.
-template <int Rows, int Vecs, bool Fetch>
-BITNET_INLINE void ValueTile(const float* p, const float* value, int64_t keys, int64_t head_dim, bool fresh,
+template <int Rows, int Vecs, bool Fetch, typename T>
+BITNET_INLINE void ValueTile(const float* p, const T* value, int64_t keys, int64_t head_dim, bool fresh,
                              float* values) {
   V sums[Rows][Vecs];
   for (int r = 0; r < Rows; ++r) {
@@ -165,7 +184,7 @@ BITNET_INLINE void ValueTile(const float* p, const float* value, int64_t keys, i
     }
   }
   for (int64_t k = 0; k < keys; ++k) {
-    const float* from = value + k * head_dim;
+    const T* from = value + k * head_dim;
     if constexpr (Fetch) {
       for (int v = 0; v < Vecs; v += 2) {
         Prefetch(from + kValuesAhead + v * kLanes);
@@ -190,8 +209,8 @@ BITNET_INLINE void ValueTile(const float* p, const float* value, int64_t keys, i
 }
 
 // Eight sums at a time are in flight, whatever the number of rows.
-template <int Rows, bool Fetch>
-void ValueRows(const float* p, const float* value, int64_t keys, int64_t head_dim, bool fresh, float* values) {
+template <int Rows, bool Fetch, typename T>
+void ValueRows(const float* p, const T* value, int64_t keys, int64_t head_dim, bool fresh, float* values) {
   constexpr int kVecs = Rows == 1 ? 8 : Rows == 2 ? 4 : 2;
   int64_t d = 0;
   for (; d + kVecs * kLanes <= head_dim; d += kVecs * kLanes) {
@@ -202,13 +221,17 @@ void ValueRows(const float* p, const float* value, int64_t keys, int64_t head_di
   }
 }
 
-using ValueFunction = void (*)(const float*, const float*, int64_t, int64_t, bool, float*);
+template <typename T>
+using ValueFunction = void (*)(const float*, const T*, int64_t, int64_t, bool, float*);
+
+// For 1 to 4 rows.
+template <bool Fetch, typename T>
+constexpr ValueFunction<T> kValueRows[] = {nullptr, ValueRows<1, Fetch, T>, ValueRows<2, Fetch, T>,
+                                           ValueRows<3, Fetch, T>, ValueRows<4, Fetch, T>};
 
 template <typename T>
 void Attend(const AttentionBlock<T>& block, int64_t begin, int64_t end, const Partial& sums) {
-  constexpr bool kFloats = std::is_same_v<T, float>;
   alignas(64) float scores[kMaxBlockRows * kChunkKeys];
-  alignas(64) float wide[kFloats ? 1 : kValueTile * kMaxHeadDim];
   const int64_t count = end - begin, dim = block.head_dim;
   Scores(block, begin, end, scores);
   for (int64_t r = 0; r < block.rows; ++r) {
@@ -217,34 +240,31 @@ void Attend(const AttentionBlock<T>& block, int64_t begin, int64_t end, const Pa
   }
   for (int64_t k = 0; k < count; k += kValueTile) {
     const int64_t keys = std::min(kValueTile, count - k);
-    const float* value;
-    if constexpr (kFloats) {
-      value = block.value + (begin + k) * dim;
-    } else {
-      const int8_t* from = block.value + (begin + k) * dim;
-      for (int64_t i = 0; i < keys * dim; i += kLineBytes) {
-        Prefetch(from + kValuesAhead + i);
-      }
-      Widen(from, keys * dim, wide);
-      value = wide;
-    }
-    const auto rows = [&](auto function, int64_t r) {
-      function(scores + r * kChunkKeys + k, value, keys, dim, k == 0, sums.values + r * dim);
+    const T* value = block.value + (begin + k) * dim;
+    const auto rows = [&](auto function, const auto* from, int64_t r) {
+      function(scores + r * kChunkKeys + k, from, keys, dim, k == 0, sums.values + r * dim);
     };
-    constexpr ValueFunction kFewer[][4] = {
-        {nullptr, ValueRows<1, false>, ValueRows<2, false>, ValueRows<3, false>},
-        {nullptr, ValueRows<1, kFloats>, ValueRows<2, kFloats>, ValueRows<3, kFloats>}};
-    if (block.rows < 4) {
-      rows(kFewer[1][block.rows], 0);
-      continue;
+    int64_t r = 0;
+    if constexpr (std::is_same_v<T, int8_t>) {
+      // The values were fetched beside the keys. While they are summed, the next chunk's keys come.
+      const int64_t next = begin + k + kChunkKeys;
+      const int64_t bytes = std::min(kValueTile, block.last[block.rows - 1] - next) * dim;
+      for (int64_t i = 0; i < bytes; i += kLineBytes) {
+        Prefetch(block.key + next * dim + i);
+      }
+      if (block.rows > kDirectRows) {
+        alignas(64) float wide[kValueTile * kMaxHeadDim];
+        Widen(value, keys * dim, wide);
+        for (; r < block.rows; r += 4) {
+          rows(kValueRows<false, float>[std::min<int64_t>(4, block.rows - r)], wide, r);
+        }
+      }
+    } else {
+      r = std::min<int64_t>(4, block.rows);
+      rows(kValueRows<true, T>[r], value, 0);
     }
-    rows(ValueRows<4, kFloats>, 0);
-    int64_t r = 4;
-    for (; r + 4 <= block.rows; r += 4) {
-      rows(ValueRows<4, false>, r);
-    }
-    if (r < block.rows) {
-      rows(kFewer[0][block.rows - r], r);
+    for (; r < block.rows; r += 4) {
+      rows(kValueRows<false, T>[std::min<int64_t>(4, block.rows - r)], value, r);
     }
   }
 }

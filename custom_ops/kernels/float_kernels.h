@@ -3,6 +3,7 @@
 #define BITNET_KERNELS_FLOAT_KERNELS_H_
 
 #include <string>
+#include <type_traits>
 
 #include "attention.h"
 #include "gated.h"
@@ -30,6 +31,16 @@ extern const FloatKernels kAvx2FloatKernels;
 #if defined(BITNET_HAVE_NEON)
 extern const FloatKernels kNeonFloatKernels;
 #endif
+
+// `attend` or `attend_int8`.
+template <typename T>
+auto ChunkFunction(const FloatKernels& kernels) {
+  if constexpr (std::is_same_v<T, float>) {
+    return kernels.attend;
+  } else {
+    return kernels.attend_int8;
+  }
+}
 
 // The kernels of the instruction set of `kernels`.
 const FloatKernels& FloatKernelsFor(const Kernels& kernels);

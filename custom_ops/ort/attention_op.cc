@@ -1,6 +1,7 @@
 // bitnet::GroupQueryAttention as an operator of ONNX Runtime.
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <memory>
 #include <type_traits>
@@ -289,8 +290,10 @@ class Reader {
     const float* found = std::find_if(scale, scale + count, wrong);
     if (found != scale + count) {
       const int64_t place = found - scale;
-      Fail(std::string(kNames[index]) + ToString({place / shape[1], place % shape[1]}) + " is " +
-           std::to_string(*found) + "; it must be a positive, finite and normal number");
+      char number[32];
+      std::snprintf(number, sizeof number, "%g", static_cast<double>(*found));
+      Fail(std::string(kNames[index]) + ToString({place / shape[1], place % shape[1]}) + " is " + number +
+           "; it must be a positive, finite and normal number");
     }
     return scale;
   }

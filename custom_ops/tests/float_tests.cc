@@ -8,6 +8,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/float_kernels.h"
@@ -127,12 +128,27 @@ struct Sums {
   std::vector<float> values, peak, sum;
 };
 
+// As they enter the cache with a step of 1/128.
+template <typename T>
+std::vector<T> CacheRows(const std::vector<float>& x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return x;
+  } else {
+    std::vector<T> codes(x.size());
+    const std::vector<float> inverse(x.size(), 128.0f);
+    kScalarFloatKernels.quantize(x.data(), inverse.data(), static_cast<int64_t>(x.size()), codes.data());
+    return codes;
+  }
+}
+
 // One chunk and its merging with an earlier one.
+template <typename T>
 void TestChunk(const FloatKernels& kernels, int64_t rows, int64_t head_dim, int64_t keys, float softcap,
                bool spoiled) {
   Random random;
   std::vector<float> query = random.Values(rows * head_dim);
-  const std::vector<float> key = random.Values(keys * head_dim), value = random.Values(keys * head_dim);
+  const std::vector<T> key = CacheRows<T>(random.Values(keys * head_dim));
+  const std::vector<T> value = CacheRows<T>(random.Values(keys * head_dim));
   if (spoiled) {
     query[0] = kNaN;
     query[query.size() - 1] = kInfinity;
@@ -142,35 +158,37 @@ void TestChunk(const FloatKernels& kernels, int64_t rows, int64_t head_dim, int6
     first.push_back(std::max<int64_t>(0, r - 2));
     last.push_back(std::max<int64_t>(0, keys - rows + 1 + r));  // the first rows may see nothing
   }
-  const AttentionBlock<float> block{query.data(), key.data(), value.data(), first.data(),
-                                    last.data(),  rows,       head_dim,     softcap};
+  const AttentionBlock<T> block{query.data(), key.data(), value.data(), first.data(),
+                                last.data(),  rows,       head_dim,     softcap};
   std::vector<Sums> results;
   for (const FloatKernels* tested : {&kernels, &kScalarFloatKernels}) {
     Sums sums(rows, head_dim), later(rows, head_dim);
     const int64_t middle = keys / 2 / kHeadMultiple * kHeadMultiple;
     if (middle > 0) {
-      tested->attend(block, 0, middle, sums.partial());
+      ChunkFunction<T> (*tested)(block, 0, middle, sums.partial());
     }
-    tested->attend(block, middle, keys, later.partial());
+    ChunkFunction<T> (*tested)(block, middle, keys, later.partial());
     tested->merge(sums.partial(), later.partial(), rows, head_dim);
     results.push_back(sums);
   }
-  Expect(results[0] == results[1], std::string(kernels.isa) + " attention differs from its twin: rows " +
-                                       std::to_string(rows) + " head_dim " + std::to_string(head_dim) +
-                                       " keys " + std::to_string(keys) + " softcap " + std::to_string(softcap));
+  Expect(results[0] == results[1], std::string(kernels.isa) + (sizeof(T) == 1 ? " int8" : "") +
+                                       " attention differs from its twin: rows " + std::to_string(rows) +
+                                       " head_dim " + std::to_string(head_dim) + " keys " +
+                                       std::to_string(keys) + " softcap " + std::to_string(softcap));
 }
 
+template <typename T>
 void TestChunks(const FloatKernels& kernels) {
   for (const int64_t head_dim : {8, 16, 64, 80, 96, 128, 512}) {
     for (const int64_t rows : {1, 2, 3, 4, 5, 7, 8}) {
       for (const int64_t keys : {1, 4, 13, 128}) {
-        TestChunk(kernels, rows, head_dim, keys, keys == 13 ? 2.0f : 0.0f, false);
+        TestChunk<T>(kernels, rows, head_dim, keys, keys == 13 ? 2.0f : 0.0f, false);
       }
     }
   }
-  TestChunk(kernels, kMaxBlockRows, 64, 128, 0.0f, false);
-  TestChunk(kernels, 6, 16, 30, 0.0f, true);
-  TestChunk(kernels, 6, 16, 30, 1.5f, true);
+  TestChunk<T>(kernels, kMaxBlockRows, 64, 128, 0.0f, false);
+  TestChunk<T>(kernels, 6, 16, 30, 0.0f, true);
+  TestChunk<T>(kernels, 6, 16, 30, 1.5f, true);
 }
 
 bool Backwards(void*, size_t n, void (*fn)(void*, size_t), void* arg) {
@@ -182,14 +200,36 @@ bool Backwards(void*, size_t n, void (*fn)(void*, size_t), void* arg) {
 
 bool Refuse(void*, size_t, void (*)(void*, size_t), void*) { return false; }
 
+void TestQuantize(const FloatKernels& kernels) {
+  const float x[] = {0.5f, 1.5f,    2.5f,    -0.5f,  -1.5f,     -2.5f,      126.5f, 127.4f, 127.5f,
+                     1e9f, -128.5f, -128.4f, -1e30f, kInfinity, -kInfinity, kNaN,   -kNaN,  -0.0f};
+  const int expected[] = {0, 2, 2, 0, -2, -2, 126, 127, 127, 127, -128, -128, -128, 127, -128, 127, 127, 0};
+  std::vector<float> values(std::begin(x), std::end(x)), inverse(values.size(), 1.0f);
+  values.resize(24);
+  inverse.resize(24, kInfinity);  // 0 times infinity is no number either
+  std::vector<int8_t> codes(values.size());
+  kernels.quantize(values.data(), inverse.data(), 24, codes.data());
+  for (size_t i = 0; i < values.size(); ++i) {
+    const int code = i < std::size(x) ? expected[i] : 127;
+    Expect(codes[i] == code, std::string(kernels.isa) + " code of " + std::to_string(values[i]) + " is " +
+                                 std::to_string(codes[i]));
+  }
+}
+
 // A sequence given to the operator in calls of different lengths, in one cache.
+template <typename T>
 class Sequence {
  public:
   Sequence(int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t length)
       : heads_(heads), kv_heads_(kv_heads), head_dim_(head_dim), length_(length) {
     Random random;
     tokens_ = random.Values(length * Width());
-    key_ = value_ = std::vector<float>(static_cast<size_t>(kv_heads * length * head_dim), kNaN);
+    const T stale = std::is_same_v<T, float> ? static_cast<T>(kNaN) : T{99};
+    key_ = value_ = std::vector<T>(static_cast<size_t>(kv_heads * length * head_dim), stale);
+    scale_ = random.Values(kv_heads * head_dim);
+    for (float& scale : scale_) {
+      scale = 0.01f + 0.005f * scale;
+    }
     cosine_ = random.Values(length * head_dim / 2);
     sine_ = random.Values(length * head_dim / 2);
   }
@@ -199,7 +239,7 @@ class Sequence {
     const auto total = static_cast<int32_t>(past + count), fresh = static_cast<int32_t>(count);
     std::vector<float> output(static_cast<size_t>(count * heads_ * head_dim_));
     const float* data = tokens_.data() + past * Width();
-    Attention<float> call{};
+    Attention<T> call{};
     call.attributes = {heads_, kv_heads_, true, interleaved, 0.25f, window, 0.0f};
     call.batch = 1;
     call.sequence = count;
@@ -210,6 +250,7 @@ class Sequence {
     call.value = {data + (heads_ + kv_heads_) * head_dim_, Width()};
     call.past_key = call.present_key = key_.data();
     call.past_value = call.present_value = value_.data();
+    call.key_scale = call.value_scale = scale_.data();
     call.total = &total;
     call.count = &fresh;
     call.cosine = cosine_.data();
@@ -228,16 +269,18 @@ class Sequence {
   int64_t Width() const { return (heads_ + 2 * kv_heads_) * head_dim_; }
 
   int64_t heads_, kv_heads_, head_dim_, length_;
-  std::vector<float> tokens_, key_, value_, cosine_, sine_;
+  std::vector<T> key_, value_;
+  std::vector<float> tokens_, scale_, cosine_, sine_;
 };
 
 // How a sequence is cut into calls does not change a bit.
+template <typename T>
 void TestCuts() {
   constexpr int64_t kLength = 300;
   for (const int64_t window : {-1, 1, 37}) {
     for (const int64_t kv_heads : {1, 2, 4}) {
       const bool interleaved = kv_heads == 2;
-      Sequence whole(4, kv_heads, 24, kLength), cut(4, kv_heads, 24, kLength);
+      Sequence<T> whole(4, kv_heads, 24, kLength), cut(4, kv_heads, 24, kLength);
       const std::vector<float> expected = whole.Run(0, kLength, window, interleaved);
       std::vector<float> got;
       int64_t past = 0;
@@ -263,6 +306,20 @@ void TestSelfTestSeesFloatFaults() {
   };
   Expect(SelfTest(broken).rfind("attention", 0) == 0, "a wrong value of one chunk is seen");
   broken = twin;
+  broken.attend_int8 = [](const AttentionBlock<int8_t>& block, int64_t begin, int64_t end,
+                          const Partial& sums) {
+    kScalarFloatKernels.attend_int8(block, begin, end, sums);
+    float& value = sums.values[block.rows * block.head_dim - 1];
+    value = std::nextafter(value, kInfinity);
+  };
+  Expect(SelfTest(broken).rfind("int8 attention", 0) == 0, "a wrong value of an int8 cache is seen");
+  broken = twin;
+  broken.quantize = [](const float* x, const float* inverse, int64_t count, int8_t* codes) {
+    kScalarFloatKernels.quantize(x, inverse, count, codes);
+    std::replace_if(codes, codes + count, [](int8_t code) { return code == -128; }, int8_t{-127});
+  };
+  Expect(SelfTest(broken) == "int8 keys and values", "a wrong code is seen: " + SelfTest(broken));
+  broken = twin;
   broken.merge = [](const Partial&, const Partial&, int64_t, int64_t) {};
   Expect(SelfTest(broken).rfind("attention", 0) == 0, "a chunk left out is seen");
   broken = twin;
@@ -284,8 +341,11 @@ int TestFloatKernels() {
   TestSelfTestSeesFloatFaults();
   TestFunctions();
   TestGate(kernels);
-  TestChunks(kernels);
-  TestCuts();
+  TestQuantize(kernels);
+  TestChunks<float>(kernels);
+  TestChunks<int8_t>(kernels);
+  TestCuts<float>();
+  TestCuts<int8_t>();
   std::printf("%s float kernels: %d failures\n", kernels.isa, failures);
   return failures;
 }

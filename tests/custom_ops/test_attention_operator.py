@@ -1,4 +1,7 @@
-"""`bitnet::GroupQueryAttention` against the numpy reference and ONNX Runtime's operator."""
+"""`bitnet::GroupQueryAttention` against the numpy reference and ONNX Runtime's operator.
+
+What int8 keys and values add is in `test_int8_attention.py`.
+"""
 
 from __future__ import annotations
 
@@ -88,17 +91,20 @@ def test_mixed_prefill_and_decode() -> None:
         assert not got.output[row, count:].any()
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("window", [-1, 20])
-def test_token_by_token_gives_the_same_bits(window: int) -> None:
+def test_token_by_token_gives_the_same_bits(window: int, int8: bool) -> None:
     """A padded chunk of several rows equals each row by itself, one token after the other."""
     attributes = AttentionAttributes(6, 2, True, local_window_size=window)
     counts, totals = [40, 9, 1], [170, 9, 131]
-    case = AttentionCase(attributes, 64, 40, totals, 180, counts=counts)
+    case = AttentionCase(attributes, 64, 40, totals, 180, counts=counts, int8=int8)
     whole = case.run()
+    scales = {name: array for name, array in case.tensors.items() if name.endswith("_scale")}
     for row, (total, count) in enumerate(zip(totals, counts, strict=True)):
         cache = [case.tensors[name][row : row + 1].copy() for name in ("past_key", "past_value")]
         for token in range(count):
-            step = AttentionCase(attributes, 64, 1, [total - count + token + 1], 180)
+            step = AttentionCase(attributes, 64, 1, [total - count + token + 1], 180, int8=int8)
+            step.tensors.update(scales)
             for name in ("query", "key", "value"):
                 step.tensors[name] = case.tensors[name][row : row + 1, token : token + 1]
             step.tensors["past_key"], step.tensors["past_value"] = cache
@@ -114,10 +120,12 @@ THREADED = [
     AttentionCase(AttentionAttributes(8, 8, True, local_window_size=200), 80, 40, [640], 600),
     # more chunks than are kept at a time
     AttentionCase(AttentionAttributes(2, 1, False), 8, 20, [64 * 128 * 2 + 50], 64 * 128 * 2 + 30),
+    AttentionCase(AttentionAttributes(20, 5, True), 64, 1, [700], 700, int8=True),
+    AttentionCase(AttentionAttributes(4, 1, True, softcap=3.0), 32, 90, [1100, 500], 1200, int8=True),
 ]
 
 
-@pytest.mark.parametrize("case", THREADED, ids=["decode", "ragged", "window", "long"])
+@pytest.mark.parametrize("case", THREADED, ids=["decode", "ragged", "window", "long", "int8 decode", "int8 ragged"])
 def test_threads_do_not_change_bits(case: AttentionCase) -> None:
     single = case.run()
     check(case, single, case.expected())
@@ -127,8 +135,9 @@ def test_threads_do_not_change_bits(case: AttentionCase) -> None:
             np.testing.assert_array_equal(getattr(other, name), getattr(single, name))
 
 
+@pytest.mark.parametrize("case", [THREADED[1], THREADED[5]], ids=["float", "int8"])
 @pytest.mark.parametrize("isa", ["scalar", ""])
-def test_forced_isa_gives_the_same_bits(tmp_path: Path, isa: str) -> None:
+def test_forced_isa_gives_the_same_bits(tmp_path: Path, isa: str, case: AttentionCase) -> None:
     script = (
         "import sys, numpy as np, onnxruntime as ort\n"
         "options = ort.SessionOptions()\n"
@@ -136,7 +145,6 @@ def test_forced_isa_gives_the_same_bits(tmp_path: Path, isa: str) -> None:
         "session = ort.InferenceSession(sys.argv[2], options, providers=['CPUExecutionProvider'])\n"
         "np.savez(sys.argv[4], *session.run(None, dict(np.load(sys.argv[3]))))\n"
     )
-    case = THREADED[1]
     (tmp_path / "model.onnx").write_bytes(attention_model(case.feeds(), node_attributes(case.attributes)))
     np.savez(tmp_path / "feeds.npz", **case.feeds())
     files = [str(tmp_path / name) for name in ("model.onnx", "feeds.npz", "outputs.npz")]
@@ -154,25 +162,12 @@ def test_forced_isa_gives_the_same_bits(tmp_path: Path, isa: str) -> None:
             np.testing.assert_array_equal(got, getattr(case.run(), name))
 
 
-def run_in_place(case: AttentionCase) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The output, and the caches that were both past and present."""
-    session = case.session(threads=2)
-    binding = session.io_binding()
-    values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in case.feeds().items()}
-    for name, value in values.items():
-        binding.bind_ortvalue_input(name, value)
-    binding.bind_output("output")
-    for name in ("key", "value"):
-        binding.bind_ortvalue_output(f"present_{name}", values[f"past_{name}"])
-    session.run_with_iobinding(binding)
-    return binding.get_outputs()[0].numpy(), {name: values[f"past_{name}"].numpy() for name in ("key", "value")}
-
-
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("sequence", [1, 30])
-def test_cache_in_place(sequence: int) -> None:
-    case = AttentionCase(AttentionAttributes(6, 2, True), 64, sequence, [200, 90], 256)
+def test_cache_in_place(sequence: int, int8: bool) -> None:
+    case = AttentionCase(AttentionAttributes(6, 2, True), 64, sequence, [200, 90], 256, int8=int8)
     copied = case.run()
-    output, caches = run_in_place(case)
+    output, caches = case.run_in_place()
     np.testing.assert_array_equal(output, copied.output)
     for name, cache in caches.items():
         present, past = getattr(copied, f"present_{name}"), case.tensors[f"past_{name}"]
@@ -187,7 +182,7 @@ def test_rows_beyond_the_tokens_are_not_read() -> None:
     for name in ("past_key", "past_value"):
         for row, total in enumerate(case.totals):
             case.tensors[name][row, :, total - 2 :] = np.nan
-    output, _ = run_in_place(case)
+    output, _ = case.run_in_place()
     assert np.isfinite(output).all()
     np.testing.assert_array_equal(output, case.run().output)
 
