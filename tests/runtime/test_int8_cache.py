@@ -83,6 +83,22 @@ def test_onnx_runtime_alone_reads_in_chunks_too(package: PackageInfo) -> None:
     assert 0 < difference(found, whole.forward(ids, whole.new_cache())) < 0.08
 
 
+def test_onnx_runtime_alone_decodes_in_batches(package: PackageInfo, storage: str) -> None:
+    model = Model(package, Device(), "int8")
+    session = model.open(max_batch=3, prefill_chunk=32)
+    texts = [[n % 259 for n in IDS[shift : shift + length]] for shift, length in ((0, 3), (10, 70), (20, 31))]
+    sequences = [session.open(90) for _ in texts]
+    for sequence, text in zip(sequences, texts, strict=True):
+        assert sequence is not None
+        for start in range(0, len(text), 32):
+            session.prefill(sequence, text[start : start + 32], logits=False)
+    for new in (5, 6, 7):
+        for text in texts:
+            text.append(new)
+        found = session.decode([sequence for sequence in sequences if sequence is not None], [new] * 3)
+        assert difference(found, np.stack([model.logits(text) for text in texts])) < 0.02
+
+
 def test_a_token_takes_a_quarter_of_the_memory(package: PackageInfo, storage: str) -> None:
     sizes = package.architecture
     caches, held, blocks = [], [], []
