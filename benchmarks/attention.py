@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 from rich.console import Console
 
 from bitnet_onnx.benchmarks import machine, tables
@@ -87,7 +87,8 @@ def graph(kind: Kind, heads: Heads, layers: int) -> bytes:
     types |= dict.fromkeys(("seqlens_k", "total_sequence_length"), TensorProto.INT32)
     if int8:
         types |= dict.fromkeys(("key_scale", "value_scale"), TensorProto.FLOAT)
-    nodes, outputs = [], []
+    nodes: list[NodeProto] = []
+    outputs: list[tuple[str, int]] = []
     for layer in range(layers):
         names = [f"{name}.{layer}" if name.startswith("past") else name for name in _INPUTS]
         if int8:
@@ -169,7 +170,7 @@ def compare(heads: Heads, context: int, device: Device, threads: int, rounds: in
     candidates = {}
     for kind in KINDS:
         session, bound = binding(kind, heads, context, held[kind.dtype], device, threads)
-        candidates[kind.name] = timed(lambda session=session, bound=bound: session.run_with_iobinding(bound))
+        candidates[kind.name] = timed(partial(session.run_with_iobinding, bound))
     samples = interleave(candidates, rounds=rounds, warm_up=2)
     return Comparison(
         f"{heads.model}, context {context}",

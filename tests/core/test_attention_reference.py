@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from bitnet_onnx.attention import AttentionAttributes, Rotary, group_query_attention
+from bitnet_onnx.attention import AttentionAttributes, CacheScales, Rotary, group_query_attention, quantize_rows
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.gated import gated_activation
 
@@ -46,6 +46,39 @@ def test_quarter_turn(interleaved: bool) -> None:
     pairs = key[0].reshape(2, 4, 2) if interleaved else key[0].reshape(2, 2, 4).swapaxes(1, 2)
     turned = np.stack([-pairs[..., 1], pairs[..., 0]], axis=-1 if interleaved else -2).reshape(2, 8)
     np.testing.assert_array_equal(result.present_key[0, 0, 4:6], turned)
+
+
+def test_codes_by_hand() -> None:
+    row = [0.5, 1.5, -2.5, 126.5, 500.0, -500.0, math.nan, -math.inf]
+    codes = quantize_rows(np.array(row, np.float32) * np.float32(0.25), np.full(8, 0.25, np.float32))
+    assert codes.dtype == np.int8
+    np.testing.assert_array_equal(codes, [0, 2, -2, 126, 127, -128, 127, -128])
+
+
+def test_an_int8_cache_counts_as_its_codes_times_the_scales() -> None:
+    rng = np.random.default_rng(4)
+    scales = CacheScales(*rng.uniform(0.01, 0.02, (2, 2, 8)).astype(np.float32))
+    codes = rng.integers(-128, 128, (2, 1, 2, 4, 8), np.int8)
+    query = rng.standard_normal((1, 1, 32), np.float32)
+    # A new row that lies on the grid loses nothing.
+    key, value = (step.reshape(1, 1, 16) * np.float32(7) for step in (scales.key, scales.value))
+    attributes = AttentionAttributes(4, 2, False)
+    lengths = np.array([4], np.int32)
+    int8 = group_query_attention(query, key, value, (codes[0], codes[1]), lengths, 5, attributes, scales=scales)
+    real = [part * step[:, None] for part, step in zip(codes, (scales.key, scales.value), strict=True)]
+    expected = group_query_attention(query, key, value, (real[0], real[1]), lengths, 5, attributes)
+    np.testing.assert_allclose(int8.output, expected.output, rtol=1e-5)
+    assert (int8.present_key[0, :, 4] == 7).all()
+    assert int8.present_value.dtype == np.int8
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf, 1e-39])
+def test_scales_are_checked(wrong: float) -> None:
+    scale = np.ones((2, 8), np.float32)
+    spoiled = scale.copy()
+    spoiled[1, 3] = wrong
+    with pytest.raises(InputError, match=r"value_scale\[1, 3\] is .*: it must be a positive, finite and normal number"):
+        CacheScales(scale, spoiled)
 
 
 @pytest.mark.parametrize(
