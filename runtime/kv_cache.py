@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnxruntime as ort
 
@@ -54,6 +56,11 @@ class KVCache:
     def bytes_used(self) -> int:
         """Size of the buffers."""
         return self._capacity * self._token_bytes
+
+    @property
+    def buffers(self) -> Sequence[CacheArray]:
+        """Keys and values of layer 0, of layer 1, ...; others after the next growth."""
+        return self._buffers
 
     def reserve(self, length: int) -> None:
         """Makes room for `length` tokens in all.

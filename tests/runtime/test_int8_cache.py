@@ -63,7 +63,7 @@ def test_a_prompt_gives_the_same_bits_however_it_is_read(family: Callable[..., M
         cache = session.new_cache()
         found = [session.forward(IDS[start : start + size], cache) for start in range(0, len(IDS), size)]
         np.testing.assert_array_equal(np.concatenate(found), expected)
-        for one, other in zip(whole._buffers, cache._buffers, strict=True):
+        for one, other in zip(whole.buffers, cache.buffers, strict=True):
             np.testing.assert_array_equal(one[:, :, : len(IDS)], other[:, :, : len(IDS)])
     cache.truncate(50)
     np.testing.assert_array_equal(session.step(IDS[50:80], cache), expected[79])

@@ -57,7 +57,7 @@ def cached(package: PackageInfo, texts: tuple[list[int], ...] = TEXTS) -> np.nda
     for text in texts:
         cache = session.new_cache()
         session.step(text, cache)
-        largest.append([np.abs(buffer[:, :, : cache.length]).max(axis=(0, 2)) for buffer in cache._buffers])
+        largest.append([np.abs(buffer[:, :, : cache.length]).max(axis=(0, 2)) for buffer in cache.buffers])
     return np.max(largest, axis=0)
 
 
