@@ -42,7 +42,8 @@ VARIANTS = {
 
 def check(case: AttentionCase, got: Attended, expected: Attended) -> None:
     """Both agree wherever the operators say what is there."""
-    largest = np.abs(expected.output).max()
+    # Of ours, because the padding of the runtime's output may hold anything.
+    largest = np.abs(got.output).max()
     for row, (total, count) in enumerate(zip(case.totals, case.new, strict=True)):
         np.testing.assert_allclose(got.output[row, :count], expected.output[row, :count], atol=TOLERANCE * largest)
         for mine, its in ((got.present_key, expected.present_key), (got.present_value, expected.present_value)):

@@ -37,7 +37,8 @@ VARIANTS = {
 
 def check(case: AttentionCase, got: Attended, expected: Attended) -> int:
     """Outputs agree, and codes but for one step; how many codes differ."""
-    largest = np.abs(expected.output).max()
+    # Of ours, because the padding of the runtime's output may hold anything.
+    largest = np.abs(got.output).max()
     differences = 0
     for row, (total, count) in enumerate(zip(case.totals, case.new, strict=True)):
         np.testing.assert_allclose(got.output[row, :count], expected.output[row, :count], atol=TOLERANCE * largest)
