@@ -50,6 +50,7 @@ class Alone:
             memory=HybridMemoryPool(budget),
             threads=1,
             device=self.device,
+            kv=self.kv,
         )
 
 
