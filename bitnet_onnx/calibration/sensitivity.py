@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from bitnet_onnx.calibration._taps import precision_units
 from bitnet_onnx.calibration.sensitivity_table import Measured, Unit
 from bitnet_onnx.calibration.windows import Sampling, read_windows
 from bitnet_onnx.converters.model import open_model
-from bitnet_onnx.errors import InputError
+from bitnet_onnx.metrics import weighted_error
 from bitnet_onnx.policy import HEAD_ACTIVATION_BITS, HEAD_ROLES, Precision, Weights
 from bitnet_onnx.quantization.method import MethodName
 from bitnet_onnx.quantization.statistics import Calibration, InputStatistics
@@ -29,23 +30,42 @@ Progress = Callable[[int, int, str], None]
 #: precisions need no run of their own.
 _QUADRATIC: Final = 2e-3
 
-#: What a layer of the blocks may become; scales of groups are float32, so groups of 64 cost half a bit.
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What a layer may become.
+
+    Attributes:
+        precision: that is measured.
+        others: of as many bits, whose losses follow from it by the squared error of the output.
+        method: by which it is quantized for the measurement; None: as in a conversion.
+    """
+
+    precision: Precision
+    others: tuple[Precision, ...] = ()
+    method: MethodName | None = None
+
+
+#: For layers of the blocks, coarse ones first. Scales of groups are float32: groups of 64 cost half a bit.
 CANDIDATES: Final = (
-    Precision(Weights.TERNARY, 64, method=MethodName.GPTQ),
-    Precision(Weights.INT2, 64),
-    Precision(Weights.INT4, 0),
-    Precision(Weights.INT4, 128),
-    Precision(Weights.INT4, 64),
-    Precision(Weights.INT4, 32),
-    Precision(Weights.INT6, 0),
-    Precision(Weights.INT8, 0),
+    Candidate(Precision(Weights.TERNARY, 64, method=MethodName.GPTQ), method=MethodName.LEAST_SQUARES),
+    Candidate(Precision(Weights.INT2, 64), (Precision(Weights.INT2, 128),)),
+    Candidate(
+        Precision(Weights.INT4, 64),
+        (Precision(Weights.INT4, 0), Precision(Weights.INT4, 128), Precision(Weights.INT4, 32)),
+    ),
+    Candidate(Precision(Weights.INT6, 0), method=MethodName.RTN),
+    Candidate(Precision(Weights.INT8, 0), method=MethodName.RTN),
 )
-#: What the head may become.
+#: For the head and the embedding.
 HEAD_CANDIDATES: Final = (
-    Precision(Weights.INT4, 64, HEAD_ACTIVATION_BITS),
-    Precision(Weights.INT4, 32, HEAD_ACTIVATION_BITS),
-    Precision(Weights.INT6, 0, HEAD_ACTIVATION_BITS),
-    Precision(Weights.INT8, 0, HEAD_ACTIVATION_BITS),
+    Candidate(
+        Precision(Weights.INT4, 64, HEAD_ACTIVATION_BITS),
+        (Precision(Weights.INT4, 32, HEAD_ACTIVATION_BITS),),
+        MethodName.RTN,
+    ),
+    Candidate(Precision(Weights.INT6, 0, HEAD_ACTIVATION_BITS), method=MethodName.RTN),
+    Candidate(Precision(Weights.INT8, 0, HEAD_ACTIVATION_BITS), method=MethodName.RTN),
 )
 
 
@@ -118,25 +138,29 @@ def _choices(
     seen: InputStatistics | None,
     loss: Callable[[Sequence[QuantizedTensor]], float],
 ) -> tuple[Measured, ...]:
-    """All candidates of a unit, the coarse ones measured, the fine ones scaled."""
-    made = []
-    for precision in HEAD_CANDIDATES if roles[0] in HEAD_ROLES else CANDIDATES:
-        try:
-            tensors = [precision.quantize(weight, seen) for weight in weights]
-        except InputError:  # a method that has nothing for this layer
-            continue
-        quantized = [tensor for tensor in tensors if tensor is not None]
-        bits = sum(round(tensor.bits_per_weight() * tensor.raw.size) for tensor in quantized)
-        made.append((_output_error(weights, quantized, seen), precision, bits, quantized))
-    made.sort(key=lambda one: -one[0])
+    """All candidates of a unit: measured where that tells more than the error of the output."""
     choices: list[Measured] = []
-    for error, precision, bits, quantized in made:
+
+    def rounded(precision: Precision, method: MethodName | None) -> tuple[list[QuantizedTensor], int, float]:
+        by = precision if method is None else replace(precision, method=method)
+        tensors = [tensor for weight in weights if (tensor := by.quantize(weight, seen)) is not None]
+        bits = sum(round(tensor.bits_per_weight() * tensor.raw.size) for tensor in tensors)
+        return tensors, bits, _output_error(weights, tensors, seen)
+
+    for candidate in HEAD_CANDIDATES if roles[0] in HEAD_ROLES else CANDIDATES:
+        tensors, bits, error = rounded(candidate.precision, candidate.method)
         last = choices[-1] if choices else None
         if last is not None and last.loss < _QUADRATIC and last.error > 0:
-            scaled = last.loss * (error / last.error) ** 2
-            choices.append(Measured(precision, bits, error, scaled, measured=False))
+            chosen = Measured(candidate.precision, bits, error, last.loss * (error / last.error) ** 2, measured=False)
         else:
-            choices.append(Measured(precision, bits, error, loss(quantized), measured=True))
+            chosen = Measured(candidate.precision, bits, error, loss(tensors), measured=True)
+        # Rounding is quick, and one precision against another by it as by better methods.
+        plain = rounded(candidate.precision, MethodName.RTN)[2] if candidate.others else 0.0
+        for precision in candidate.others:
+            _, size, other = rounded(precision, MethodName.RTN)
+            ratio = other / plain if plain > 0 else 1.0
+            choices.append(Measured(precision, size, error * ratio, chosen.loss * ratio**2, measured=False))
+        choices.append(chosen)
     return tuple(sorted(choices, key=lambda one: (one.bits, one.loss)))
 
 
@@ -144,17 +168,11 @@ def _output_error(
     weights: Sequence[FloatArray], quantized: Sequence[QuantizedTensor], seen: InputStatistics | None
 ) -> float:
     """Relative error of the output `W x` over the inputs that were seen, by their second moment."""
-    lost = total = 0.0
-    for weight, tensor in zip(weights, quantized, strict=True):
-        difference = tensor.dequantize() - weight
-        start = 0
-        for block in (np.eye(weight.shape[1], dtype=np.float32),) if seen is None else seen.moment:
-            stop = start + len(block)
-            for matrix, add in ((difference, True), (weight, False)):
-                part = matrix[:, start:stop]
-                value = float(np.einsum("nk,nk->", part @ block, part, dtype=np.float64))
-                lost, total = (lost + value, total) if add else (lost, total + value)
-            start = stop
+    moment = [np.eye(weights[0].shape[1], dtype=np.float32)] if seen is None else seen.moment
+    total = sum(weighted_error(weight, moment) for weight in weights)
+    lost = sum(
+        weighted_error(tensor.dequantize() - weight, moment) for weight, tensor in zip(weights, quantized, strict=True)
+    )
     return float(np.sqrt(max(lost, 0.0) / total)) if total > 0 else 0.0
 
 

@@ -13,7 +13,7 @@ import pytest
 from bitnet_onnx.calibration import CollectOptions, ModelStatistics, collect, open_statistics
 from bitnet_onnx.calibration import sensitivity as module
 from bitnet_onnx.calibration._float_session import FloatSession
-from bitnet_onnx.calibration.sensitivity import divergence, log_softmax, measure_sensitivity
+from bitnet_onnx.calibration.sensitivity import Candidate, divergence, log_softmax, measure_sensitivity
 from bitnet_onnx.calibration.sensitivity_table import (
     Measured,
     Unit,
@@ -29,7 +29,9 @@ from bitnet_onnx.quantized import FloatArray
 from bitnet_onnx.runtime import PackageInfo, auto_select_device
 
 FLOAT = Precision(Weights.FLOAT32)
-CANDIDATES = (Precision(Weights.INT2, 32, 0), Precision(Weights.INT4, 32, 0), Precision(Weights.INT8, 0, 0))
+CANDIDATES = tuple(
+    map(Candidate, (Precision(Weights.INT2, 32, 0), Precision(Weights.INT4, 32, 0), Precision(Weights.INT8, 0, 0)))
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def test_the_loss_is_that_of_a_package_with_that_one_unit_quantized(
             assert choice.measured
             policy = Policy(FLOAT, FLOAT, tuple((role, choice.precision) for role in unit.roles))
             package = tmp_path / f"{unit.roles[0]}-{number}"
-            conversion = convert(source, package, policy=policy, calibration=statistics)
+            conversion = convert(source, package, policy=policy, calibration=statistics, scaling=False)
             taken = [layer for layer in conversion.layers if layer.role in unit.roles]
             assert choice.bits == sum(round(layer.bits_per_weight * layer.shape[0] * layer.shape[1]) for layer in taken)
             session = PackageSession(PackageInfo.open(package), auto_select_device())

@@ -11,6 +11,7 @@ import pytest
 
 from bitnet_onnx.calibration import open_statistics
 from bitnet_onnx.calibration import sensitivity as module
+from bitnet_onnx.calibration.sensitivity import Candidate
 from bitnet_onnx.package_format import MANIFEST, POLICY
 from bitnet_onnx.policy import Precision, Weights
 from bitnet_onnx.policy_file import read_policy
@@ -31,8 +32,14 @@ def stats(tiny_checkpoint: Callable[[str], Path], text: Path, tmp_path_factory: 
 
     path = tmp_path_factory.mktemp("stats") / "stats.safetensors"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CANDIDATES", (Precision(Weights.INT4, 64), Precision(Weights.INT8, 0)))
-        patch.setattr(module, "HEAD_CANDIDATES", (Precision(Weights.INT6, 0, 16), Precision(Weights.INT8, 0, 16)))
+        patch.setattr(
+            module, "CANDIDATES", (Candidate(Precision(Weights.INT4, 64)), Candidate(Precision(Weights.INT8, 0)))
+        )
+        patch.setattr(
+            module,
+            "HEAD_CANDIDATES",
+            (Candidate(Precision(Weights.INT6, 0, 16)), Candidate(Precision(Weights.INT8, 0, 16))),
+        )
         api.calibrate(
             tiny_checkpoint("tied_mha"), [text], path, api.CollectOptions(tokens=128, window=32), sensitivity_tokens=32
         )

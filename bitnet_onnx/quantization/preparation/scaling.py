@@ -56,7 +56,10 @@ def find_scaling(
     inputs = _spread(statistics)
     for weight in weights:
         if weight.shape[1] != statistics.features:
-            raise InputError(f"a matrix of {weight.shape[1]} columns reads {statistics.features} features")
+            raise InputError(
+                f"statistics of {statistics.features} features for a matrix of {weight.shape[1]} columns: "
+                "they were collected on another layer or model"
+            )
     chosen = np.ones(statistics.features, np.float32)
     trial = _Trial(weights, inputs, statistics, grid, method or Rtn(), activation_bits)
     least = _GAIN * trial.error(chosen)
