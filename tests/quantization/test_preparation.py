@@ -72,7 +72,7 @@ def test_features_that_were_never_seen_keep_their_scale() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     statistics = statistics_of(correlated(5, 20, 64))
-    with pytest.raises(InputError, match="a matrix of 32 columns reads 64 features"):
+    with pytest.raises(InputError, match="statistics of 64 features for a matrix of 32 columns"):
         find_scaling([np.ones((2, 32), np.float32)], statistics, integer_grid(4))
     empty = InputStatistics(0, statistics.peak, statistics.mean, statistics.moment, np.zeros((0, 64), np.float32))
     with pytest.raises(InputError, match=r"statistics of 64 features: peak .63.*in blocks of .64."):
