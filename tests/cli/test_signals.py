@@ -138,10 +138,13 @@ def test_the_command_line_gives_the_signals_back() -> None:
     ("ended", "said"), [(KeyboardInterrupt(), ("interrupted", 130)), (Terminated(15), ("terminated", 143))]
 )
 def test_a_lock_that_complains_of_a_signal_does_not_hide_it(ended: BaseException, said: tuple[str, int]) -> None:
-    with pytest.raises(RuntimeError) as caught:
+    def complain() -> None:
         try:
             raise ended
         finally:
             raise RuntimeError("release unlocked lock")
+
+    with pytest.raises(RuntimeError) as caught:
+        complain()
     assert interruption(caught.value) == said
     assert interruption(RuntimeError("of its own")) is None
