@@ -90,7 +90,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = _fail(f"{where}{error.strerror or error}", 1)
     except MemoryError:
         status = _fail("out of memory: close other programs, or choose a smaller model", 1)
+    except RuntimeError as error:
+        # A signal that meets Python's own locks at work may come out as their complaint.
+        ended = interruption(error)
+        if ended is None:
+            raise
+        status = _fail(*ended)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def interruption(error: BaseException) -> tuple[str, int] | None:
+    """What is said of the signal in whose handling an error arose, and the exit status; None: there was none."""
+    cause = error.__context__
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            return "interrupted", _INTERRUPTED
+        if isinstance(cause, Terminated):
+            return "terminated", cause.exit_status
+        cause = cause.__context__
+    return None
 
 
 def _fail(message: str, status: int) -> int:

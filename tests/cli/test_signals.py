@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_onnx.cli import main
+from bitnet_onnx.cli import interruption, main
 from bitnet_onnx.cli._signals import Terminated, termination_raised
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals between processes")
@@ -21,7 +21,7 @@ import sys, time
 from pathlib import Path
 import onnx_ir
 from bitnet_onnx import by_rows
-from bitnet_onnx.cli import main
+from bitnet_onnx.cli import interruption, main
 from bitnet_onnx.converters.checkpoints import huggingface
 from bitnet_onnx.converters.onnx import package
 from bitnet_onnx.converters.onnx._data_file import DataFile
@@ -96,7 +96,7 @@ def test_impatience_leaves_nothing(tiny_checkpoint: Callable[[str], Path], tmp_p
     status, err = interrupted(
         "beside other threads", [signal.SIGINT, signal.SIGTERM, signal.SIGINT], source, tmp_path / "o"
     )
-    assert status in {130, 143}
+    assert status in {130, 143}, err
     assert err in {"error: interrupted", "error: terminated"}
     assert list(tmp_path.iterdir()) == []
 
@@ -132,3 +132,19 @@ def test_the_command_line_gives_the_signals_back() -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("ended", "said"), [(KeyboardInterrupt(), ("interrupted", 130)), (Terminated(15), ("terminated", 143))]
+)
+def test_a_lock_that_complains_of_a_signal_does_not_hide_it(ended: BaseException, said: tuple[str, int]) -> None:
+    def complain() -> None:
+        try:
+            raise ended
+        finally:
+            raise RuntimeError("release unlocked lock")
+
+    with pytest.raises(RuntimeError) as caught:
+        complain()
+    assert interruption(caught.value) == said
+    assert interruption(RuntimeError("of its own")) is None

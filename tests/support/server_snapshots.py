@@ -30,6 +30,8 @@ def snapshot(second: int, *, healthy: bool = True, errors: int = 0, model: str =
         prefilled_tokens=READ * second,
         prompt_tokens=2 * READ * second,
         cached_tokens=READ * second,
+        drafted_tokens=0,
+        accepted_tokens=0,
         generated_tokens=GENERATED * second,
         decode_steps=10 * second,
         decode_rows=40 * second,
