@@ -193,7 +193,7 @@ def search_scaling(
                     shared=np.array(place.sources) if place.sources else None,
                 )
             except InputError as error:
-                raise InputError(f"{place.name}: {error}: were the statistics collected on this model?") from None
+                raise InputError(f"{place.name}: {error}: collected on another layer or model") from None
             if (found != 1).any():
                 scales[place.name] = found
         if progress is not None:
