@@ -81,7 +81,7 @@ def find_scaling(
         for exponent in _FIRST:
             better(powers, exponent)
     if best is not None:
-        # The error has one valley along the exponents.
+        # The error mostly has one valley along the exponents.
         powers, start = best
         for step in (-1, 1):
             exponent = start + step
@@ -157,7 +157,7 @@ class _Powers:
 
     def scale(self, tenths: int) -> FloatArray:
         """The scales, float32 `[K]`, at an exponent in tenths."""
-        exponent = tenths / _LARGEST
+        exponent = tenths / 10
         logs = exponent * self.inputs - (1 - exponent) * self.reach * self.divided
         # What all features share means nothing.
         logs = np.where(self.used, logs - logs[self.used].mean(), 0)
