@@ -123,11 +123,13 @@ def convert(
     group_size: int | None = None,
     policy: Policy | None = None,
     calibration: Calibration | None = None,
+    scaling: bool = True,
     fallback: str = "fast",
     context_length: int | None = None,
     i2s_layout: str | None = None,
     overwrite: bool = False,
     progress: converters.Progress | None = None,
+    searched: Callable[[int, int], None] | None = None,
 ) -> converters.Conversion:
     """Convert a checkpoint into an ONNX package directory.
 
@@ -139,11 +141,13 @@ def convert(
         group_size: columns that share a scale, see `make_policy`.
         policy: instead of these three, see `read_policy` and `search_policy`.
         calibration: statistics of the layers' inputs, such as those that `calibrate` gives.
+        scaling: with a calibration, scale inputs of layers where that makes them easier to round.
         fallback: function bodies for runtimes without the operator library: `fast` or `exact`.
         context_length: positions that the package has room for instead of those that the checkpoint names.
         i2s_layout: `x86` where the I2_S matrices of a GGUF file are in blocks of 128; the file does not tell.
         overwrite: replace an existing package.
         progress: called after each matrix with how many weights are done, how many there are, and its record.
+        searched: called after each input whose scales were searched, with how many are done and how many there are.
 
     Raises:
         InputError: an argument is wrong; its subclasses tell of a broken or unsupported checkpoint, of an output that
@@ -156,11 +160,13 @@ def convert(
         output,
         policy=make_policy(weights, head, group_size) if policy is None else policy,
         calibration=calibration,
+        scaling=scaling,
         fallback=converters.Fallback(fallback),
         context_length=context_length,
         i2s_layout=i2s_layout,
         overwrite=overwrite,
         progress=progress,
+        searched=searched,
     )
 
 

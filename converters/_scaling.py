@@ -16,9 +16,10 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
+from bitnet_onnx.converters.checkpoints._files import read_small
 from bitnet_onnx.converters.model import Tensors
 from bitnet_onnx.decoder import ATTENTION_INPUTS, DecoderSpec, NormPlacement, Residual
-from bitnet_onnx.errors import PackageError
+from bitnet_onnx.errors import InputError, PackageError
 from bitnet_onnx.package_format import SCALING
 from bitnet_onnx.policy import Policy, Weights
 from bitnet_onnx.quantization.preparation.scaling import find_scaling
@@ -26,10 +27,14 @@ from bitnet_onnx.quantization.statistics import Calibration, InputStatistics
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 from bitnet_onnx.ternary import TernaryRows
 
-#: Rows of each matrix that the search looks at: more would tell the same.
-_ROWS: Final = 512
+#: Rows of each matrix that the search looks at: more tell the same.
+_ROWS: Final = 192
 _PROBE: Final = 4
+#: Floats read at once.
+_PART: Final = 1 << 24
 _MAX_FILE_BYTES: Final = 1 << 28
+#: The search stays within a thousand.
+_MAX_FACTOR: Final = 1e4
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,7 @@ class Scaling:
         scales: float32 `[K]` by the name of their place.
 
     Raises:
-        PackageError: a name is no place of this decoder, or its scales are of another size or not positive.
+        PackageError: a name is no place of this decoder, or its scales are of another size or out of range.
     """
 
     def __init__(self, spec: DecoderSpec, scales: Mapping[str, FloatArray]) -> None:
@@ -98,9 +103,13 @@ class Scaling:
             place = known.get(name)
             expected = None if place is None else (shapes[place.readers[0]][1],)
             if place is None or scale.shape != expected or scale.dtype != np.float32:
-                raise PackageError(f"{SCALING}: {name!r:.80} is {scale.dtype}{list(scale.shape)}, expected {expected}")
-            if not (np.isfinite(scale).all() and (scale > 0).all()):
-                raise PackageError(f"{SCALING}: {name!r:.80} has a scale that is not positive and finite")
+                known_as = "no input of this decoder" if expected is None else f"expected float32{list(expected)}"
+                raise PackageError(f"{SCALING}: {name!r:.80} is {scale.dtype}{list(scale.shape)}, {known_as}")
+            if not ((scale >= 1 / _MAX_FACTOR) & (scale <= _MAX_FACTOR)).all():
+                raise PackageError(
+                    f"{SCALING}: {name!r:.80} has scales from {scale.min()} to {scale.max()}, "
+                    f"expected {1 / _MAX_FACTOR:g} to {_MAX_FACTOR:g}"
+                )
             self._columns |= dict.fromkeys(place.readers, scale)
             if place.norm:
                 self._rows[place.norm] = scale
@@ -137,19 +146,16 @@ class Scaling:
 
         Raises:
             PackageError: the file is broken, or of another decoder.
+        CheckpointError: it is no file of the folder, or too large.
         """
         path = folder / SCALING
-        if not path.exists():
-            return cls(spec, {})
-        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
-            raise PackageError(f"{path}: not a file of the package")
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise PackageError(f"{path}: {path.stat().st_size} bytes, above the limit of {_MAX_FILE_BYTES}")
+        data = read_small(folder, SCALING, max_bytes=_MAX_FILE_BYTES)
         try:
-            scales = load(path.read_bytes())
-        except (SafetensorError, ValueError, KeyError) as error:
+            return cls(spec, {} if data is None else load(data))
+        except PackageError as error:
+            raise PackageError(f"{folder}: {error}") from None
+        except (SafetensorError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise PackageError(f"{path}: not a safetensors file: {' '.join(str(error).split()):.200}") from None
-        return cls(spec, scales)
 
 
 def search_scaling(
@@ -167,24 +173,27 @@ def search_scaling(
         policy: what they will be rounded to.
         calibration: what is known of their inputs.
         progress: called after each input: how many are done, and how many there are.
+
+    Raises:
+        CheckpointError: the weights cannot be read.
+        InputError: the statistics are of another model.
     """
     scales: dict[str, FloatArray] = {}
     all_places = list(places(spec))
     for index, place in enumerate(all_places):
         statistics = calibration.of(place.name)
-        precision = policy.precision(place.name)
         if statistics is not None and len(statistics.sample) and _all_rounded(tensors, policy, place):
-            weights = []
-            for role in place.readers:
-                rows = tensors.shape(f"{role}.weight")[0]
-                weights.append(tensors.read(f"{role}.weight")[:: -(-rows // _ROWS)])
-            found = find_scaling(
-                weights,
-                statistics,
-                precision.grid,
-                activation_bits=precision.activation_bits,
-                shared=np.array(place.sources) if place.sources else None,
-            )
+            precision = policy.precision(place.name)
+            try:
+                found = find_scaling(
+                    [_some_rows(tensors, f"{role}.weight") for role in place.readers],
+                    statistics,
+                    precision.grid,
+                    activation_bits=precision.activation_bits,
+                    shared=np.array(place.sources) if place.sources else None,
+                )
+            except InputError as error:
+                raise InputError(f"{place.name}: {error}") from None
             if (found != 1).any():
                 scales[place.name] = found
         if progress is not None:
@@ -192,12 +201,21 @@ def search_scaling(
     return Scaling(spec, scales)
 
 
+def _some_rows(tensors: Tensors, name: str) -> FloatArray:
+    """Rows of a matrix, spread evenly; the whole is never in memory."""
+    rows, columns = tensors.shape(name)
+    stride = -(-rows // _ROWS)
+    step = max(1, _PART // (stride * columns)) * stride
+    parts = [tensors.read_rows(name, start, min(start + step, rows))[::stride] for start in range(0, rows, step)]
+    return np.concatenate(parts)
+
+
 def _all_rounded(tensors: Tensors, policy: Policy, place: Place) -> bool:
-    """Whether all readers are floats that become integers of one grid, and the writer is not kept as it is."""
-    precisions = [policy.precision(role) for role in place.readers]
-    if any(precision.of_floats in {Weights.FLOAT32, Weights.TERNARY} for precision in precisions):
-        return False
+    """Whether all readers are floats that become integers, and the writer is neither ternary nor kept as it is."""
     roles = [*place.readers, *([place.writer] if place.writer else [])]
+    chosen = {role: policy.precision(role).of_floats for role in roles}
+    if Weights.TERNARY in chosen.values() or any(chosen[role] is Weights.FLOAT32 for role in place.readers):
+        return False
     return not any(_is_kept(tensors, role) for role in roles)
 
 
@@ -236,12 +254,17 @@ class _ScaledTensors:
     def _scaled(self, name: str, values: FloatArray, start: int, stop: int) -> FloatArray:
         role, kind = name.rsplit(".", 1)
         rows, columns = self._rows.get(role), self._columns.get(role)
+        if rows is None and columns is None:
+            return values
         result: npt.NDArray[np.float32] = values
-        if rows is not None:
-            part = rows[start:stop]
-            result = result / (part[:, None] if values.ndim == 2 else part)
-        if columns is not None and kind == "weight":
-            result = result * columns
+        with np.errstate(over="ignore"):
+            if rows is not None:
+                part = rows[start:stop]
+                result = result / (part[:, None] if values.ndim == 2 else part)
+            if columns is not None and kind == "weight":
+                result = result * columns
+        if not np.isfinite(result).all():
+            raise PackageError(f"{name}: scaled by the file {SCALING} it leaves the range of float32")
         return result
 
 

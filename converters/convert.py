@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Conversion:
         graph_bytes: size of `model.onnx`.
         data_bytes: size of `model.onnx.data`.
         trained_ternary: the model was trained with ternary weights.
+        scaled_inputs: inputs of layers that were scaled.
     """
 
     path: Path
@@ -37,6 +39,7 @@ class Conversion:
     graph_bytes: int
     data_bytes: int
     trained_ternary: bool
+    scaled_inputs: int = 0
 
     @property
     def bits_per_weight(self) -> float:
@@ -56,6 +59,7 @@ def convert(
     i2s_layout: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    searched: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Convert a checkpoint into an ONNX package directory.
 
@@ -72,6 +76,7 @@ def convert(
         i2s_layout: `x86` where the I2_S matrices of a GGUF file are in blocks of 128; the file does not tell.
         overwrite: replace an existing package.
         progress: called after each matrix.
+        searched: called after each input whose scales were searched: how many are done, and how many there are.
 
     Returns:
         What was written.
@@ -87,13 +92,20 @@ def convert(
         new_directory(Path(output), overwrite=overwrite) as work,
         open_model(Path(source), context_length=context_length, i2s_layout=i2s_layout) as model,
     ):
-        chosen = policy or Policy()
+        chosen, scaled = policy or Policy(), 0
         if calibration is not None and scaling:
-            found = search_scaling(model.spec, model.tensors, chosen, calibration)
+            found = search_scaling(model.spec, model.tensors, chosen, calibration, searched)
             found.save(work)
+            scaled = len(found.scales)
             model, calibration = replace(model, tensors=found.tensors(model.tensors)), found.calibration(calibration)
         layers = write_package(
-            work, model, policy=chosen, fallback=fallback, calibration=calibration, progress=progress
+            work,
+            model,
+            policy=chosen,
+            fallback=fallback,
+            calibration=calibration,
+            scaled_inputs=scaled,
+            progress=progress,
         )
         graph_bytes, data_bytes = ((work / name).stat().st_size for name in (MODEL, MODEL_DATA))
-    return Conversion(Path(output), model.spec, layers, graph_bytes, data_bytes, model.trained_ternary)
+    return Conversion(Path(output), model.spec, layers, graph_bytes, data_bytes, model.trained_ternary, scaled)

@@ -27,9 +27,7 @@ from bitnet_onnx.converters import (
     Layout,
     SafetensorsOptions,
     Target,
-    Written,
 )
-from bitnet_onnx.converters import Progress as Report
 from bitnet_onnx.converters.onnx._linears import LayerRecord
 from bitnet_onnx.policy import HEAD_ROLES, Weights
 from bitnet_onnx.quantization.method import MethodName
@@ -42,6 +40,7 @@ _TARGETS = {
     "group_size": ("onnx",),
     "head": ("onnx",),
     "calibration": ("onnx",),
+    "no_scaling": ("onnx",),
     "method": ("onnx",),
     "bits": ("onnx",),
     "max_loss": ("onnx",),
@@ -94,6 +93,11 @@ _TARGETS = {
     type=click.Path(path_type=Path),
     metavar="STATS",
     help="What `bitnet-onnx calibrate` wrote for this model: codes are then chosen for the least error of the output.",
+)
+@click.option(
+    "--no-scaling",
+    is_flag=True,
+    help="With --calibration: leave inputs of layers as they are, where scales would make them easier to round.",
 )
 @click.option(
     "--method",
@@ -175,6 +179,7 @@ def command(
     group_size: int | None,
     head: str,
     calibration: Path | None,
+    no_scaling: bool,
     method: str,
     bits: float | None,
     max_loss: float | None,
@@ -209,24 +214,28 @@ def command(
                 context_length=context,
                 i2s_layout=i2s_layout,
                 overwrite=overwrite,
-                written=bar,
+                written=None if bar is None else bar.weights,
             )
         _report_export(written, time.perf_counter() - started)
         return
+    if no_scaling and calibration is None:
+        raise click.UsageError("--no-scaling belongs to --calibration: without it nothing is scaled", click_context)
     given = PrecisionOptions(weights, head, group_size, method, policy, calibration, bits, max_loss)
     named = frozenset(name for name in ("weights", "head", "group_size") if _is_given(click_context, name))
     planned = plan(given, named=named)
-    with _progress() as progress:
+    with _bar() as bar:
         conversion = convert(
             source,
             output,
             policy=planned.policy,
             calibration=planned.statistics,
+            scaling=not no_scaling,
             fallback=fallback,
             context_length=context,
             i2s_layout=i2s_layout,
             overwrite=overwrite,
-            progress=progress,
+            progress=None if bar is None else bar.layer,
+            searched=None if bar is None else bar.searched,
         )
     _report(conversion, weights, time.perf_counter() - started)
     if planned.found is not None:
@@ -245,9 +254,33 @@ def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
+class _Bar:
+    """What is done, on a bar of one stage behind the other."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("reading", total=None, pace="")
+        self._started = time.perf_counter()
+
+    def searched(self, done: int, total: int) -> None:
+        """So many inputs have scales, of so many."""
+        # The pace of the weights counts from here on.
+        self._started = time.perf_counter()
+        self._bar.update(self._task, completed=done, total=total, description="scaling", pace=f"{done} of {total}")
+
+    def weights(self, done: int, total: int, last: str) -> None:
+        """So many weights are written, of so many; the last matrix."""
+        pace = _pace(done, total, time.perf_counter() - self._started)
+        self._bar.update(self._task, completed=done, total=total, description=escape(last), pace=pace)
+
+    def layer(self, done: int, total: int, layer: LayerRecord) -> None:
+        """The same, by the record of the last matrix."""
+        self.weights(done, total, layer.role)
+
+
 @contextmanager
-def _bar() -> Iterator[Written | None]:
-    """A progress bar on a terminal: a function that takes how many are done, how many there are, and the last."""
+def _bar() -> Iterator[_Bar | None]:
+    """A progress bar on a terminal, None elsewhere."""
     if not error_console().is_terminal:
         yield None
         return
@@ -257,24 +290,8 @@ def _bar() -> Iterator[Written | None]:
         TaskProgressColumn(),
         TextColumn("{task.fields[pace]}"),
     )
-    started = time.perf_counter()
     with Progress(*columns, console=error_console(), transient=True) as bar:
-        task = bar.add_task("reading", total=None, pace="")
-
-        def report(done: int, total: int, last: str) -> None:
-            pace = _pace(done, total, time.perf_counter() - started)
-            bar.update(task, completed=done, total=total, description=escape(last), pace=pace)
-
-        yield report
-
-
-@contextmanager
-def _progress() -> Iterator[Report | None]:
-    with _bar() as bar:
-        if bar is None:
-            yield None
-        else:
-            yield lambda done, total, layer: bar(done, total, layer.role)
+        yield _Bar(bar)
 
 
 def _report_export(written: Export, seconds: float) -> None:
@@ -310,6 +327,8 @@ def _report(conversion: Conversion, asked: str, seconds: float) -> None:
     console.print(f"  blocks: {blocks}")
     console.print(f"  head and embedding: {_summary(conversion, head=True)}")
     console.print(f"  {conversion.bits_per_weight:.2f} bits a weight over all, scales included")
+    if conversion.scaled_inputs:
+        console.print(f"  {conversion.scaled_inputs} inputs of layers were scaled to round better")
     if asked == "auto" and "int4" in blocks:
         click.echo(
             "  The checkpoint is not ternary, so auto chose int4: the smallest precision at which an ordinary model\n"

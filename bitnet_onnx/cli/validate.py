@@ -79,8 +79,9 @@ def command(
 ) -> None:
     """Compare PACKAGE with the checkpoint that it was made from.
 
-    Every tensor must be equal bit for bit to what the recorded precision makes of the source's, and logits must be
-    those of an independent forward pass in numpy. Exit status: 0 it holds, 1 it does not, 2 bad input.
+    Every tensor must be equal bit for bit to what the recorded precision makes of the source's, with its inputs scaled
+    as the package says, and logits must be those of an independent forward pass in numpy. Exit status: 0 it holds, 1 it
+    does not, 2 bad input.
     """
     options = Options(tokens=tokens, prompt=prompt, layers=layers, fallback=fallback, i2s_layout=i2s_layout)
     with _progress() as progress:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from bitnet_onnx.converters._package_graph import PackageGraph
 from bitnet_onnx.converters._package_tensors import PackageTensors
+from bitnet_onnx.converters._scaling import Scaling
 from bitnet_onnx.converters.model import SourceModel
 from bitnet_onnx.converters.onnx._linear_layers import module_path
 from bitnet_onnx.evaluation._linear import SourceRule
@@ -55,6 +57,7 @@ class Subject:
         fallback: which function bodies it has: `fast` or `exact`.
         device: where it runs.
         source: what it was made from.
+        scaling: of the inputs of the source's layers, before the package was made.
     """
 
     info: PackageInfo
@@ -65,6 +68,7 @@ class Subject:
     fallback: str
     device: Device
     source: SourceModel
+    scaling: Scaling
 
     @property
     def rounds(self) -> bool:
@@ -88,16 +92,7 @@ def check_logits(
     subject: Subject, prompts: Sequence[Ids], layers: Sequence[int], progress: Progress
 ) -> tuple[tuple[LogitCheck, ...], tuple[LayerCheck, ...]]:
     """Every prompt in every way, and the hidden states after `layers`."""
-    source = subject.source
-    own = forward(
-        source.spec,
-        source.tensors,
-        SourceRule(source),
-        [Prompt(ids) for ids in prompts],
-        progress=lambda done, total: progress("source", done, total),
-    )
-    origins = [result.logits for result in own]
-    checks: list[LogitCheck] = []
+    origins, checks = _origins(subject, prompts, progress)
     exact: Sequence[float] = ()
     if subject.rounds:
         reference = _reference(subject, prompts, layers, progress, floats=True)
@@ -119,6 +114,28 @@ def check_logits(
         LayerCheck(layer, errors[place].relative, movements[place].relative, exact[place] if exact else None)
         for place, layer in enumerate(layers)
     )
+
+
+def _origins(subject: Subject, prompts: Sequence[Ids], progress: Progress) -> tuple[list[FloatArray], list[LogitCheck]]:
+    """The logits of the source, and whether scales of its inputs leave them as they are."""
+    scaled = bool(subject.scaling.scales)
+
+    def run(name: str, source: SourceModel, noises: Sequence[int | None]) -> list[Forward]:
+        sequences = [Prompt(ids, noise) for noise in noises for ids in prompts]
+        report = partial(progress, name)
+        return forward(source.spec, source.tensors, SourceRule(source), sequences, progress=report)
+
+    source = subject.source
+    results = run("source", source, (None, _NOISE) if scaled else (None,))
+    own = results[: len(prompts)]
+    origins = [result.logits for result in own]
+    if not scaled:
+        return origins, []
+    # Scales that cancel move the logits as any rounding does.
+    tolerance = max(TOLERANCE, _Reference(own, results[len(prompts) :]).tolerance(Measure.DIFFERENCE))
+    twin = run("source, scaled", replace(source, tensors=subject.scaling.tensors(source.tensors)), (None,))
+    found = [result.logits for result in twin]
+    return origins, _compared(Way.SCALED, Measure.DIFFERENCE, tolerance, own, found, origins)
 
 
 def check_linear_layers(subject: Subject, ids: Ids) -> tuple[OperatorCheck, ...]:

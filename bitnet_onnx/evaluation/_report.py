@@ -41,6 +41,8 @@ class WeightCheck:
 class Way(enum.StrEnum):
     """How a prompt is read."""
 
+    #: by the source in numpy with the scales of the package's inputs, which must not change what it computes
+    SCALED = "scaled"
     #: all positions in one call of `model.onnx`, activations left as floats: where they are rounded to integers, a
     #: unit in the last place becomes one of an integer, and what follows can only be compared loosely
     FLOATS = "floats"

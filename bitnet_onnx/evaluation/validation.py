@@ -9,6 +9,7 @@ from typing import Final
 
 from bitnet_onnx.converters._package_graph import read_graph
 from bitnet_onnx.converters._package_tensors import PackageTensors
+from bitnet_onnx.converters._scaling import Scaling
 from bitnet_onnx.converters.checkpoints._files import BinaryFile
 from bitnet_onnx.converters.model import SourceModel, open_model
 from bitnet_onnx.converters.onnx._head_layout import head_size
@@ -19,7 +20,7 @@ from bitnet_onnx.evaluation._engine import engine_differences
 from bitnet_onnx.evaluation._logits import Ids, Progress, Subject, check_linear_layers, check_logits
 from bitnet_onnx.evaluation._report import LayerCheck, LogitCheck, OperatorCheck, Validation, WeightCheck
 from bitnet_onnx.evaluation._weights import check_weights, recorded_errors, recorded_precisions
-from bitnet_onnx.package_format import MANIFEST, MODEL, MODEL_DATA
+from bitnet_onnx.package_format import MANIFEST, MODEL, MODEL_DATA, SCALING
 from bitnet_onnx.runtime import Device, PackageInfo, auto_select_device
 from bitnet_onnx.runtime._json import read_object
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
@@ -85,6 +86,7 @@ def validate(
             fallback=_fallback(manifest),
             device=Device() if chosen.fallback else auto_select_device(),
             source=model,
+            scaling=_scaling(info.directory, model.spec, manifest),
         )
         prompts, layers = _prompts(chosen, info, model.spec), _layers(chosen, model.spec.num_hidden_layers)
         weights = _weights(subject, report)
@@ -120,7 +122,8 @@ def _weights(subject: Subject, report: Progress) -> tuple[WeightCheck, ...]:
     source = subject.source
     total = sum(1 for _ in source.spec.tensors())
     checks: list[WeightCheck] = []
-    for check in check_weights(source.spec, source.tensors, subject.tensors, subject.precisions, subject.errors):
+    tensors = subject.scaling.tensors(source.tensors)
+    for check in check_weights(source.spec, tensors, subject.tensors, subject.precisions, subject.errors):
         checks.append(check)
         report("weights", len(checks), total)
     return tuple(checks)
@@ -163,6 +166,18 @@ def _check_sizes(spec: DecoderSpec, manifest: Mapping[str, object], path: str) -
                 f"{path}: {name} is {recorded.get(name)!r:.40}, that of the source is {size}: "
                 f"the package was made from another model"
             )
+
+
+def _scaling(directory: Path, spec: DecoderSpec, manifest: Mapping[str, object]) -> Scaling:
+    """The scales of the package's inputs, as many as the manifest says."""
+    scaling = Scaling.open(directory, spec)
+    summary = manifest.get("summary")
+    recorded = summary.get("scaled_inputs", 0) if isinstance(summary, dict) else 0
+    if recorded != len(scaling.scales):
+        raise PackageError(
+            f"{directory / MANIFEST}: summary.scaled_inputs is {recorded!r:.40}, {SCALING} has {len(scaling.scales)}"
+        )
+    return scaling
 
 
 def _fallback(manifest: Mapping[str, object]) -> str:

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from bitnet_onnx.activations import quantize_activations
+from bitnet_onnx.converters._scaling import Scaling
 from bitnet_onnx.converters.model import Tensors
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.metrics import Error, cosine, max_error, sparsity
@@ -61,6 +62,7 @@ def measure_layers(
     package: Tensors,
     records: Mapping[str, Mapping[str, object]],
     inputs: Mapping[str, FloatArray],
+    scaling: Scaling,
     progress: Progress,
 ) -> Iterator[LayerQuality]:
     """Compare all matrices, one at a time, a few rows at a time.
@@ -70,14 +72,17 @@ def measure_layers(
         source: the floats.
         package: what became of them.
         records: of the manifest, by role.
-        inputs: float `[T, K]` of layers, by role.
+        inputs: float `[T, K]` of the source's layers, by role.
+        scaling: of the inputs before the package was made; both sides are compared behind it.
         progress: called after each.
     """
-    matrices = list(spec.matrices())
+    matrices, source = list(spec.matrices()), scaling.tensors(source)
     for index, (role, (rows, columns)) in enumerate(matrices):
         record = records.get(role, {})
         bits = int(str(record.get("activation_bits", 0)))
-        x = inputs.get(role)
+        x, scale = inputs.get(role), scaling.of(role)
+        if x is not None and scale is not None:
+            x = x / scale
         rounded = x
         if x is not None and bits and package.quantized(role) is not None:
             codes, scale = quantize_activations(x, bits)

@@ -14,6 +14,7 @@ from bitnet_onnx.calibration._taps import find_taps
 from bitnet_onnx.calibration.collection import float_package
 from bitnet_onnx.calibration.sensitivity_table import Unit, search_policy
 from bitnet_onnx.calibration.windows import Sampling, read_windows
+from bitnet_onnx.converters._scaling import Scaling
 from bitnet_onnx.converters.model import open_model
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.evaluation._context import context_to_open
@@ -139,7 +140,10 @@ def measure(
             if original.trained_ternary
             else _inside(info, Path(source), context, [Path(text) for text in texts], options, report)
         )
-        layers = tuple(measure_layers(spec, original.tensors, packaged.tensors, _records(manifest), inputs, report))
+        scaling = Scaling.open(info.directory, spec)
+        layers = tuple(
+            measure_layers(spec, original.tensors, packaged.tensors, _records(manifest), inputs, scaling, report)
+        )
         trained = original.trained_ternary
     parameters = sum(math.prod(layer.shape) for layer in layers)
     bits = sum(math.prod(layer.shape) * layer.bits_per_weight for layer in layers) / max(parameters, 1)

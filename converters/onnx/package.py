@@ -62,6 +62,7 @@ def write_package(
     policy: Policy,
     fallback: Fallback,
     calibration: Calibration | None = None,
+    scaled_inputs: int = 0,
     progress: Progress | None = None,
 ) -> tuple[LayerRecord, ...]:
     """Write every file of a package into an empty directory and return the records of its matrices.
@@ -98,7 +99,7 @@ def write_package(
         CONFIG: model.config,
         GENERATION_CONFIG: model.generation_config,
         GENAI_CONFIG: genai_config(spec, model.generation_config, max_length=max_length),
-        MANIFEST: _manifest(model, tuple(layers), fallback),
+        MANIFEST: _manifest(model, tuple(layers), fallback, scaled_inputs),
     }
     for name, document in documents.items():
         (work / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -120,7 +121,9 @@ def tool_version() -> str:
         return "0+unknown"
 
 
-def _manifest(model: SourceModel, layers: tuple[LayerRecord, ...], fallback: Fallback) -> dict[str, object]:
+def _manifest(
+    model: SourceModel, layers: tuple[LayerRecord, ...], fallback: Fallback, scaled_inputs: int
+) -> dict[str, object]:
     spec = model.spec
     return {
         "format_version": FORMAT_VERSION,
@@ -137,6 +140,7 @@ def _manifest(model: SourceModel, layers: tuple[LayerRecord, ...], fallback: Fal
         "summary": {
             "bits_per_weight": round(bits_per_weight(layers), 4),
             "parameters": sum(layer.shape[0] * layer.shape[1] for layer in layers),
+            "scaled_inputs": scaled_inputs,
         },
         "layers": [
             {

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
+from safetensors.numpy import load_file, save_file
 
 from bitnet_onnx.calibration import open_statistics
 from bitnet_onnx.calibration import sensitivity as module
 from bitnet_onnx.calibration.sensitivity import Candidate
-from bitnet_onnx.package_format import MANIFEST, POLICY
+from bitnet_onnx.cli import convert as convert_command
+from bitnet_onnx.package_format import MANIFEST, POLICY, SCALING
 from bitnet_onnx.policy import Precision, Weights
 from bitnet_onnx.policy_file import read_policy
 
@@ -75,6 +78,48 @@ def test_calibrated_conversion_says_how_and_is_valid(
     checked = run("validate", package, "--source", source, "--tokens", "1,9")
     assert checked.status == 0
     assert "15 as far from it as the manifest says" in checked.out or "as far from it" in checked.out
+
+
+def test_inputs_are_scaled_unless_told_not_to(
+    run, tiny_checkpoint: Callable[[str], Path], stats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, package = tiny_checkpoint("tied_mha"), tmp_path / "package"
+    console = Console(stderr=True, force_terminal=True, width=120)
+    monkeypatch.setattr(convert_command, "error_console", lambda: console)
+    arguments = ("convert", source, package, "--weights", "int8", "--calibration", stats, "--overwrite")
+    result = run(*arguments)
+    assert result.status == 0
+    scales = load_file(package / SCALING)
+    assert f"{len(scales)} inputs of layers were scaled to round better" in result.out
+    assert _manifest(package)["summary"]["scaled_inputs"] == len(scales) > 0  # type: ignore[index]
+    for part in ("layers.1.mlp.down_proj", "0:00 left"):
+        assert part in result.err
+    assert run("validate", package, "--source", source, "--tokens", "1,9").status == 0
+    scales["layers.0.attn.o_proj"] = np.ones(3, np.float32)
+    save_file(scales, package / SCALING)
+    result = run("validate", package, "--source", source, "--tokens", "1,9")
+    assert (result.status, result.out, len(result.err.splitlines())) == (2, "", 1)
+    result = run(*arguments, "--no-scaling")
+    assert (result.status, "were scaled" in result.out) == (0, False)
+    assert not (package / SCALING).exists()
+    assert _manifest(package)["summary"]["scaled_inputs"] == 0  # type: ignore[index]
+    assert run("validate", package, "--source", source, "--tokens", "1,9").status == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--no-scaling"], "--no-scaling belongs to --calibration"),
+        (["--no-scaling", "--to", "safetensors"], "--no-scaling belongs to --to onnx"),
+    ],
+)
+def test_no_scaling_where_nothing_is_scaled(
+    options: list[str], message: str, run, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    result = run("convert", tiny_checkpoint("tied_mha"), tmp_path / "package", *options)
+    assert result.status == 2
+    assert message in result.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_bits_choose_a_policy_that_can_be_given_back(

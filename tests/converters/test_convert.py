@@ -30,6 +30,7 @@ FILES = {
     "model.onnx",
     "model.onnx.data",
     "engine.onnx",
+    "policy.toml",
     "tokenizer.json",
     "tokenizer_config.json",
 }

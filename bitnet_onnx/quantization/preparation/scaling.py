@@ -8,6 +8,7 @@ outputs of the rounded layers on a sample of inputs decide which one is taken.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -20,10 +21,14 @@ from bitnet_onnx.quantization.rtn import Rtn
 from bitnet_onnx.quantization.statistics import InputStatistics
 from bitnet_onnx.quantized import FloatArray, Grid
 
-_EXPONENTS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+#: Exponents in tenths: those tried first, and the largest; the best of each input is then moved by one at a time.
+_FIRST: Final = (2, 6)
+_LARGEST: Final = 10
 #: Beyond this factor a feature would leave the range in which its norm computes well.
 _RANGE: Final = 1e3
 _TOKENS: Final = 256
+#: Bits of weights so fine that a search for their steps would decide nothing.
+_FINE: Final = 8
 #: The sample is small: a smaller gain may be chance.
 _GAIN: Final = 0.99
 
@@ -43,7 +48,8 @@ def find_scaling(
         weights: `[N_i, K]`, all matrices that read the input.
         statistics: of the input, with a sample.
         grid: that the matrices are going to be rounded to.
-        method: how they are rounded; `Rtn` if None, which is quick and tells good scales from bad ones for others too.
+        method: how they are rounded; `Rtn` if None, which is quick and tells good scales from bad ones for others too,
+            with 8 bits even without its search.
         activation_bits: of the input: 8 or 16, or 0 for floats.
         shared: `[K]`; features of one number get one scale. None: each has its own.
 
@@ -61,12 +67,29 @@ def find_scaling(
                 "they were collected on another layer or model"
             )
     chosen = np.ones(statistics.features, np.float32)
-    trial = _Trial(weights, inputs, statistics, grid, method or Rtn(), activation_bits)
+    trial = _Trial(weights, inputs, statistics, grid, method or Rtn(search=grid.bits < _FINE), activation_bits)
     least = _GAIN * trial.error(chosen)
-    for scale in _candidates(weights, statistics, shared):
+    best: tuple[_Powers, int] | None = None
+
+    def better(powers: _Powers, exponent: int) -> bool:
+        nonlocal chosen, least, best
+        scale = powers.scale(exponent)
         error = trial.error(scale)
-        if error < least:
-            chosen, least = scale, error
+        if error >= least:
+            return False
+        chosen, least, best = scale, error, (powers, exponent)
+        return True
+
+    for powers in _candidates(weights, statistics, shared):
+        for exponent in _FIRST:
+            better(powers, exponent)
+    if best is not None:
+        # The error mostly has one valley along the exponents.
+        powers, start = best
+        for step in (-1, 1):
+            exponent = start + step
+            while 1 <= exponent <= _LARGEST and better(powers, exponent):
+                exponent += step
     return chosen
 
 
@@ -117,25 +140,49 @@ def _spread(statistics: InputStatistics) -> FloatArray:
     return sample[:: -(-len(sample) // _TOKENS)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Powers:
+    """`inputs**exponent / reach**against`, the middle of all features being 1.
+
+    Attributes:
+        inputs: `[K]`, logarithms of what the inputs reach or usually are.
+        reach: `[K]`, logarithms of what the weights reach.
+        used: `[K]`, the features that have both; others keep 1.
+        divided: whether `against` is one less the exponent, or nothing.
+        shared: as `find_scaling` takes it.
+    """
+
+    inputs: npt.NDArray[np.float64]
+    reach: npt.NDArray[np.float64]
+    used: npt.NDArray[np.bool_]
+    divided: bool
+    shared: npt.NDArray[np.int64] | None
+
+    def scale(self, tenths: int) -> FloatArray:
+        """The scales, float32 `[K]`, at an exponent in tenths."""
+        exponent = tenths / 10
+        logs = exponent * self.inputs - (1 - exponent) * self.reach * self.divided
+        # What all features share means nothing.
+        logs = np.where(self.used, logs - logs[self.used].mean(), 0)
+        scale = np.exp(np.clip(logs, -np.log(_RANGE), np.log(_RANGE)))
+        if self.shared is not None:
+            count = np.bincount(self.shared)
+            middle = np.bincount(self.shared, np.log(scale)) / np.maximum(count, 1)
+            scale = np.exp(middle)[self.shared]
+        found: FloatArray = scale.astype(np.float32)
+        return found
+
+
 def _candidates(
     weights: Sequence[FloatArray], statistics: InputStatistics, shared: npt.NDArray[np.int64] | None
-) -> Iterator[FloatArray]:
+) -> Iterator[_Powers]:
     """Powers of what an input reaches or usually has, alone and over powers of what its weights reach."""
     energy = np.concatenate([block.diagonal() for block in statistics.moment]).astype(np.float64)
     usual = np.sqrt(np.maximum(energy, 0))
     reach = np.max([np.abs(weight).max(axis=0, initial=0) for weight in weights], axis=0).astype(np.float64)
     for inputs in (statistics.peak.astype(np.float64), usual):
         used = (inputs > 0) & (reach > 0)
-        if not used.any():
-            continue
-        for exponent in _EXPONENTS:
-            for against in (0.0, 1 - exponent):
-                scale = np.ones(len(inputs))
-                logs = exponent * np.log(inputs[used]) - against * np.log(reach[used])
-                # What all features share means nothing: the middle becomes 1.
-                scale[used] = np.exp(np.clip(logs - logs.mean(), -np.log(_RANGE), np.log(_RANGE)))
-                if shared is not None:
-                    count = np.bincount(shared)
-                    middle = np.bincount(shared, np.log(scale)) / np.maximum(count, 1)
-                    scale = np.exp(middle)[shared]
-                yield scale.astype(np.float32)
+        if used.any():
+            one, other = (np.log(values, out=np.zeros_like(values), where=used) for values in (inputs, reach))
+            for divided in (False, True):
+                yield _Powers(one, other, used, divided, shared)
