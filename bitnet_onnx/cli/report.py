@@ -12,7 +12,9 @@ from bitnet_onnx.calibration import open_statistics
 from bitnet_onnx.cli._console import error_console, printable
 from bitnet_onnx.cli._progress import progress_bar
 from bitnet_onnx.errors import InputError, UnsupportedError
+from bitnet_onnx.evaluation.quality import QualityOptions, WindowRule
 from bitnet_onnx.report import ReportOptions, judge, measure, render
+from bitnet_onnx.runtime import PackageInfo
 
 
 @click.command()
@@ -26,6 +28,9 @@ from bitnet_onnx.report import ReportOptions, judge, measure, render
     required=True,
     help="A UTF-8 text to score, which calibration has not seen; may be given several times.",
 )
+@click.option(
+    "--tokens", type=click.IntRange(min=2), default=8192, show_default=True, help="Tokens of each text that are scored."
+)
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="The HTML file to write.")
 @click.option(
     "--calibration",
@@ -35,7 +40,13 @@ from bitnet_onnx.report import ReportOptions, judge, measure, render
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(
-    package: Path, source: str, texts: tuple[Path, ...], output: Path | None, calibration: Path | None, as_json: bool
+    package: Path,
+    source: str,
+    texts: tuple[Path, ...],
+    tokens: int,
+    output: Path | None,
+    calibration: Path | None,
+    as_json: bool,
 ) -> None:
     """Measure what PACKAGE lost against its source, and write a page about it.
 
@@ -49,9 +60,8 @@ def command(
     if output is not None:
         _check_library()
     with progress_bar() as progress:
-        found = measure(
-            package, model_zoo.resolve(source), texts, ReportOptions(sensitivity=sensitivity), progress=progress
-        )
+        options = ReportOptions(_quality(package, tokens), sensitivity=sensitivity)
+        found = measure(package, model_zoo.resolve(source), texts, options, progress=progress)
     if output is not None:
         try:
             output.write_text(render(found), encoding="utf-8")
@@ -63,6 +73,12 @@ def command(
     verdict = judge(found)
     click.echo(f"{verdict.title}\n  {verdict.text}")
     error_console().print(f"written to {printable(str(output))}", highlight=False, soft_wrap=True)
+
+
+def _quality(package: Path, tokens: int) -> QualityOptions:
+    """So many tokens of each text, in windows that fit the model."""
+    size = min(WindowRule().size, PackageInfo.open(package).architecture.context_length, tokens)
+    return QualityOptions(WindowRule(size, tokens=tokens))
 
 
 def _check_library() -> None:

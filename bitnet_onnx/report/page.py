@@ -186,7 +186,7 @@ def _precision(layer: LayerQuality) -> str:
 
 def _rule(found: Measurement) -> str:
     quality = found.quality
-    rule = "" if quality.rule is None else f" {quality.rule.describe()}."
+    rule = "" if quality.rule is None else f" Texts: {quality.rule.describe()}."
     return f"Measured by bitnet-onnx {quality.tool_version} with the {quality.runtime}.{rule}"
 
 
