@@ -1,11 +1,12 @@
 """What each precision of the linear layers costs, ours and that of others, on text that nothing was fitted to.
 
-    python -P benchmarks/quality.py SOURCE --text FILE --text FILE --out benchmarks/results/quality.json
+    python -P benchmarks/quality.py SOURCE --text FILE --text FILE --calibration STATS --out quality.json
 
 The last fifth of each text is held out and scored, in windows of 256 tokens without a beginning token, spread evenly;
 the windows, and a float32 reference, are the same for all. Heads are float32 and linear layers round their inputs to 8
 bits, unless the name says otherwise. Ours is what `bitnet-onnx convert` writes; others' weights are rounded by their
-own code and put into the float32 package. A second call goes on where the first stopped.
+own code and put into the float32 package. With statistics of `bitnet-onnx calibrate --sensitivity`, from text that is
+not held out, calibrated conversions are measured too. A second call goes on where the first stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,12 +24,16 @@ import click
 
 import bitnet_onnx
 from bitnet_onnx.benchmarks._weight_peers import PEERS, Peer, write_peer
+from bitnet_onnx.calibration import ModelStatistics, open_statistics
+from bitnet_onnx.calibration.sensitivity_table import search_policy
+from bitnet_onnx.converters import Conversion
 from bitnet_onnx.evaluation.quality import TextQuality, WindowRule
 from bitnet_onnx.evaluation.quality._reader import WindowReader
 from bitnet_onnx.evaluation.quality._windows_measured import Sums
 from bitnet_onnx.evaluation.quality.perplexity import check_windows, score_text
 from bitnet_onnx.evaluation.quality.text import TokenText, read_text, tokenize
-from bitnet_onnx.policy import HEAD_ROLES
+from bitnet_onnx.policy import HEAD_ROLES, Policy, Precision, Weights
+from bitnet_onnx.quantization.method import MethodName
 from bitnet_onnx.runtime import PackageInfo, auto_select_device
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
 
@@ -56,6 +61,28 @@ SETTINGS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Calibrated:
+    """One conversion with statistics.
+
+    Attributes:
+        name: how the results call it.
+        precision: of all linear layers, or the most bits of one of their weights in the mean.
+    """
+
+    name: str
+    precision: Precision | float
+
+
+CALIBRATED = (
+    Calibrated("int8, calibrated", Precision(Weights.INT8, 0)),
+    Calibrated("int4, group 64, calibrated", Precision(Weights.INT4, 64)),
+    Calibrated("mixed, at most 4.5 bits", 4.5),
+    Calibrated("mixed, at most 3.5 bits", 3.5),
+    Calibrated("ternary, group 64, calibrated", Precision(Weights.TERNARY, 64, method=MethodName.GPTQ)),
+)
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """Something to measure.
 
@@ -70,10 +97,14 @@ class Candidate:
     write: Callable[[Path], float]
 
 
-def candidates(source: str, reference: Path) -> list[Candidate]:
+def candidates(source: str, reference: Path, statistics: ModelStatistics | None = None) -> list[Candidate]:
     """All that is measured, others' beginning with floats whose inputs are rounded."""
+    calibrated = []
+    if statistics is not None:
+        calibrated = [Candidate(one.name, True, partial(_calibrated, source, one, statistics)) for one in CALIBRATED]
     return [
         *(Candidate(setting.name, True, partial(_convert, source, setting)) for setting in SETTINGS),
+        *calibrated,
         *(Candidate(peer.name, False, partial(_write, reference, peer)) for peer in PEERS),
     ]
 
@@ -82,6 +113,22 @@ def _convert(source: str, setting: Setting, output: Path) -> float:
     made = bitnet_onnx.convert(
         source, output, weights=setting.weights, group_size=setting.group_size, head=setting.head
     )
+    return _bits(made)
+
+
+def _calibrated(source: str, setting: Calibrated, statistics: ModelStatistics, output: Path) -> float:
+    floats = Precision(Weights.FLOAT32)
+    if isinstance(setting.precision, Precision):
+        policy = Policy(setting.precision, floats)
+    else:
+        blocks = [unit for unit in statistics.sensitivity if unit.roles[0] not in HEAD_ROLES]
+        found = search_policy(blocks, bits_per_weight=setting.precision)
+        policy = replace(found.policy, head=floats)
+    return _bits(bitnet_onnx.convert(source, output, policy=policy, calibration=statistics))
+
+
+def _bits(made: Conversion) -> float:
+    """Of a weight of a linear layer of the blocks."""
     layers = [layer for layer in made.layers if layer.role not in HEAD_ROLES]
     weights = [layer.shape[0] * layer.shape[1] for layer in layers]
     return sum(layer.bits_per_weight * count for layer, count in zip(layers, weights, strict=True)) / sum(weights)
@@ -133,8 +180,9 @@ def measure(
 @click.option("--text", "paths", type=click.Path(path_type=Path, exists=True), multiple=True, required=True)
 @click.option("--tokens", default=16384, show_default=True, help="Tokens of each text.")
 @click.option("--together", default=7, show_default=True, help="Candidates in memory at a time.")
+@click.option("--calibration", type=click.Path(path_type=Path, exists=True), help="Statistics with sensitivities.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
-def main(source: str, paths: tuple[Path, ...], tokens: int, together: int, out: Path) -> None:
+def main(source: str, paths: tuple[Path, ...], tokens: int, together: int, calibration: Path | None, out: Path) -> None:
     """Measure every precision on SOURCE."""
     rule = WindowRule(tokens=tokens)
     with tempfile.TemporaryDirectory() as name:
@@ -154,7 +202,8 @@ def main(source: str, paths: tuple[Path, ...], tokens: int, together: int, out: 
         }
         results = _measured_before(out, head)
         done = {result["name"] for result in results}
-        todo = [candidate for candidate in candidates(source, reference) if candidate.name not in done]
+        statistics = None if calibration is None else open_statistics(calibration)
+        todo = [one for one in candidates(source, reference, statistics) if one.name not in done]
         for start in range(0, len(todo), together):
             found = measure(todo[start : start + together], folder, reference, texts, rule)
             results += found
