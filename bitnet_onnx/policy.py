@@ -153,9 +153,12 @@ class Precision:
         """What `auto` stands for."""
         if self.method is not MethodName.AUTO:
             return self.method
-        if statistics is not None and statistics.moment and self.of_floats is not Weights.TERNARY:
-            return MethodName.GPTQ
-        return MethodName.ABSMEAN if self.of_floats is Weights.TERNARY else MethodName.ROUND
+        if self.of_floats is Weights.TERNARY:
+            return MethodName.ABSMEAN
+        if statistics is None or not statistics.moment:
+            return MethodName.ROUND
+        # At 8 bits the error of activations hides that of weights, however they were rounded.
+        return MethodName.RTN if self.of_floats is Weights.INT8 else MethodName.GPTQ
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class Candidate:
 
     Attributes:
         precision: that is measured.
-        others: of as many bits, whose losses follow from it by the squared error of the output.
+        others: whose losses follow from it by the squared error of the output.
         method: by which it is quantized for the measurement; None: as in a conversion.
     """
 
@@ -52,9 +52,13 @@ CANDIDATES: Final = (
     Candidate(Precision(Weights.INT2, 64), (Precision(Weights.INT2, 128),)),
     Candidate(
         Precision(Weights.INT4, 64),
-        (Precision(Weights.INT4, 0), Precision(Weights.INT4, 128), Precision(Weights.INT4, 32)),
+        (
+            Precision(Weights.INT4, 0),
+            Precision(Weights.INT4, 128),
+            Precision(Weights.INT4, 32),
+            Precision(Weights.INT6, 0),
+        ),
     ),
-    Candidate(Precision(Weights.INT6, 0), method=MethodName.RTN),
     Candidate(Precision(Weights.INT8, 0), method=MethodName.RTN),
 )
 #: For the head and the embedding.

@@ -13,7 +13,7 @@ class MethodName(enum.StrEnum):
     """Names of the methods.
 
     `round` is plain rounding, in which the largest weight of a group sets the step; `rtn` chooses the step with the
-    smallest error. `auto` is gptq where statistics are at hand, otherwise absmean for ternary and round for integers.
+    smallest error. `auto` is absmean for ternary; for integers round, and with statistics gptq, or rtn at 8 bits.
     """
 
     AUTO = "auto"

@@ -128,6 +128,7 @@ def test_auto_depends_on_what_is_known() -> None:
     )
     assert Precision(Weights.INT4).chosen_method(None) is MethodName.ROUND
     assert Precision(Weights.INT4).chosen_method(known) is MethodName.GPTQ
+    assert Precision(Weights.INT8, 0).chosen_method(known) is MethodName.RTN
     assert Precision(Weights.TERNARY).chosen_method(None) is MethodName.ABSMEAN
     assert Precision(Weights.TERNARY).chosen_method(known) is MethodName.ABSMEAN
     assert Precision(Weights.INT4, method=MethodName.RTN).chosen_method(known) is MethodName.RTN

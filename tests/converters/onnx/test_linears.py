@@ -10,7 +10,7 @@ import pytest
 from bitnet_onnx.converters.onnx._linears import quantize
 from bitnet_onnx.integer import quantize_integer
 from bitnet_onnx.metrics import relative_error
-from bitnet_onnx.policy import CHOICES, Policy, Precision, Weights
+from bitnet_onnx.policy import Policy, Precision, Weights
 from bitnet_onnx.quantized import TERNARY, FloatArray, Grid, QuantizedTensor
 from bitnet_onnx.ternary import quantize_absmean
 
@@ -100,11 +100,6 @@ def test_the_record_says_what_the_codes_are(stored: QuantizedTensor, name: Weigh
     assert kept is stored
     assert record.weights is name
     assert Precision(name, stored.grid.group_size).keeps(stored.grid)
-
-
-def test_floats_are_not_rounded_to_four_values() -> None:
-    assert result(OneMatrix(FLOATS), Precision(Weights.INT2)) is None
-    assert Weights.INT2 not in CHOICES
 
 
 def test_ternary_keeps_ternary_codes_and_no_others() -> None:

@@ -13,7 +13,7 @@ from bitnet_onnx.converters.model import SourceModel, open_model
 from bitnet_onnx.converters.onnx import _space
 from bitnet_onnx.converters.onnx._space import check_space
 from bitnet_onnx.errors import PackageError
-from bitnet_onnx.policy import CHOICES, Policy, Precision, Weights
+from bitnet_onnx.policy import Policy, Precision, Weights
 from bitnet_onnx.quantized import TERNARY, QuantizedTensor
 
 
@@ -37,7 +37,7 @@ def test_the_refusal_is_one_line(tiny_checkpoint: Callable[[str], Path], monkeyp
 
 
 @pytest.mark.parametrize("name", ["untied_gqa", "tied_mha", "bitnet"])
-@pytest.mark.parametrize("weights", CHOICES)
+@pytest.mark.parametrize("weights", list(Weights))
 def test_the_estimate_is_what_the_matrices_take(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, weights: Weights
 ) -> None:
