@@ -50,7 +50,6 @@ class Alone:
             memory=HybridMemoryPool(budget),
             threads=1,
             device=self.device,
-            kv=self.kv,
         )
 
 
