@@ -216,13 +216,13 @@ def test_a_replica_whose_engine_has_died_is_not_healthy(tmp_path: Path, monkeypa
     replica = serving._Replica(str(write_package(tmp_path)), placement.Share(1, 1, 1 << 28), served, None)
     try:
         replica.check_health()
-        assert replica.__serve_build_asgi_app__() is replica._app
+        assert replica.__serve_build_asgi_app__() is replica._opened.app
 
         def step() -> bool:
             raise RuntimeError("the machine is on fire")
 
-        monkeypatch.setattr(replica._engine, "step", step)
-        assert "fire" in str(replica._engine.submit(EngineRequest((1,))).result(30).finished.error)
+        monkeypatch.setattr(replica._opened.engine, "step", step)
+        assert "fire" in str(replica._opened.engine.submit(EngineRequest((1,))).result(30).finished.error)
         with pytest.raises(BitnetOnnxError, match="the engine has failed"):
             replica.check_health()
     finally:
