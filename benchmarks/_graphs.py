@@ -161,8 +161,8 @@ def write_graph(folder: Path, kind: Kind, shapes: Sequence[Shape], repeat: int) 
     return folder / MODEL
 
 
-def open_graph(path: Path, device: Device, threads: int) -> ort.InferenceSession:
-    """Open a graph for timing beside others."""
+def timing_options(device: Device, threads: int) -> ort.SessionOptions:
+    """Options of a session that is timed beside others."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
@@ -170,4 +170,9 @@ def open_graph(path: Path, device: Device, threads: int) -> ort.InferenceSession
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if device.operator_library is not None:
         register_library(options, device.operator_library)
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return options
+
+
+def open_graph(path: Path, device: Device, threads: int) -> ort.InferenceSession:
+    """Open a graph for timing beside others."""
+    return ort.InferenceSession(str(path), timing_options(device, threads), providers=["CPUExecutionProvider"])

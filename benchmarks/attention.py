@@ -22,12 +22,13 @@ from onnx import NodeProto, TensorProto, helper
 from rich.console import Console
 
 from bitnet_onnx.benchmarks import machine, tables
+from bitnet_onnx.benchmarks._graphs import timing_options
 from bitnet_onnx.benchmarks.results import OURS, Comparison, Report
 from bitnet_onnx.benchmarks.timing import interleave, timed
 from bitnet_onnx.converters.onnx.bodies import MICROSOFT
 from bitnet_onnx.errors import OperatorError
 from bitnet_onnx.package_format import OPERATOR_DOMAIN
-from bitnet_onnx.runtime.devices import Device, auto_select_device, register_library
+from bitnet_onnx.runtime.devices import Device, auto_select_device
 
 CACHE_BYTES = 256 << 20
 _INPUTS = ("query", "", "", "past_key", "past_value", "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache")
@@ -141,13 +142,7 @@ def binding(
     kind: Kind, heads: Heads, context: int, held: list[ort.OrtValue], device: Device, threads: int
 ) -> tuple[ort.InferenceSession, ort.IOBinding]:
     """A session with everything bound, the caches in place."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    # Threads that go on spinning after their session's run would take the cores from the next candidate.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if device.operator_library is not None:
-        register_library(options, device.operator_library)
+    options = timing_options(device, threads)
     layers = len(held) // 2
     session = ort.InferenceSession(graph(kind, heads, layers), options, providers=["CPUExecutionProvider"])
     bound = session.io_binding()

@@ -51,8 +51,8 @@ def default_group_size(weights: Weights) -> int:
 
 def weights_of(grid: Grid) -> Weights:
     """The precision of codes on a grid."""
-    if grid.bits == TERNARY.bits:
-        return Weights.TERNARY if grid.zero_point == TERNARY.zero_point else Weights.INT2
+    if grid.is_ternary:
+        return Weights.TERNARY
     return {bits: name for name, bits in _BITS.items()}[grid.bits]
 
 

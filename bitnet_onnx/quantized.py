@@ -46,6 +46,11 @@ class Grid:
         """How many raw values there are."""
         return 1 << self.bits
 
+    @property
+    def is_ternary(self) -> bool:
+        """Whether the integers are -1, 0 and 1, which of two bits leaves the lowest raw value unused."""
+        return (self.bits, self.zero_point) == (TERNARY.bits, TERNARY.zero_point)
+
     def groups(self, in_features: int) -> int:
         """Number of scale columns for rows of `in_features`; the last group may be short."""
         return -(-in_features // self.group_size) if self.group_size else 1

@@ -135,15 +135,10 @@ class ServerProcess:
             time.sleep(0.1)
 
 
-class Sampler:
-    """Samples a server each second, in a thread, until the `with` block ends.
+class _Watcher:
+    """Looks at a server again and again, in a thread, until the `with` block ends."""
 
-    Attributes:
-        samples: so far.
-    """
-
-    def __init__(self, server: ServerProcess, every_s: float = 1.0) -> None:
-        self.samples: list[Sample] = []
+    def __init__(self, server: ServerProcess, every_s: float) -> None:
         self._server = server
         self._every_s = every_s
         self._ending = threading.Event()
@@ -158,13 +153,28 @@ class Sampler:
         self._thread.join()
 
     def _run(self) -> None:
+        raise NotImplementedError
+
+
+class Sampler(_Watcher):
+    """Samples a server each second, in a thread, until the `with` block ends.
+
+    Attributes:
+        samples: so far.
+    """
+
+    def __init__(self, server: ServerProcess, every_s: float = 1.0) -> None:
+        super().__init__(server, every_s)
+        self.samples: list[Sample] = []
+
+    def _run(self) -> None:
         while True:
             self.samples.append(self._server.sample())
             if self._ending.wait(self._every_s - time.time() % self._every_s):
                 return
 
 
-class HealthProbe:
+class HealthProbe(_Watcher):
     """Asks for `/health` over a connection of its own, in a thread, until the `with` block ends.
 
     Attributes:
@@ -173,20 +183,9 @@ class HealthProbe:
     """
 
     def __init__(self, server: ServerProcess, every_s: float = 0.05) -> None:
+        super().__init__(server, every_s)
         self.seconds: list[float] = []
         self.failures: list[str] = []
-        self._server = server
-        self._every_s = every_s
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ending.set()
-        self._thread.join()
 
     def _run(self) -> None:
         connection = self._server.connect()

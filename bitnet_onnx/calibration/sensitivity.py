@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from bitnet_onnx.calibration._float_session import FloatSession
 from bitnet_onnx.calibration._taps import precision_units
 from bitnet_onnx.calibration.sensitivity_table import Measured, Unit
 from bitnet_onnx.calibration.windows import Sampling, read_windows
 from bitnet_onnx.converters.model import open_model
+from bitnet_onnx.evaluation.quality._scores import Distribution
 from bitnet_onnx.metrics import weighted_error
 from bitnet_onnx.policy import HEAD_ACTIVATION_BITS, HEAD_ROLES, Precision, Weights
 from bitnet_onnx.quantization.method import MethodName
@@ -112,7 +112,7 @@ def measure_sensitivity(
                 seed=seed,
             )
         )
-        reference = [log_softmax(session.logits(ids)) for ids in windows]
+        reference = [Distribution.of(session.logits(ids)) for ids in windows]
         units = precision_units(spec)
         found = []
         for index, roles in enumerate(units):
@@ -124,8 +124,8 @@ def measure_sensitivity(
                 return float(
                     np.mean(
                         [
-                            divergence(ours, session.logits(ids, changed))
-                            for ids, ours in zip(windows, reference, strict=True)
+                            floats.divergence(Distribution.of(session.logits(ids, changed))).mean()
+                            for ids, floats in zip(windows, reference, strict=True)
                         ]
                     )
                 )
@@ -178,16 +178,3 @@ def _output_error(
         weighted_error(tensor.dequantize() - weight, moment) for weight, tensor in zip(weights, quantized, strict=True)
     )
     return float(np.sqrt(max(lost, 0.0) / total)) if total > 0 else 0.0
-
-
-def log_softmax(logits: FloatArray) -> npt.NDArray[np.float32]:
-    """Logarithms of the softmax along the last axis."""
-    shifted: npt.NDArray[np.float32] = logits - logits.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
-    return shifted
-
-
-def divergence(reference: npt.NDArray[np.float32], logits: FloatArray) -> float:
-    """Mean Kullback-Leibler divergence of rows `[T, vocab]`: from the reference, given by logarithms, to the logits."""
-    difference = reference - log_softmax(logits)
-    return float((np.exp(reference) * difference).sum(axis=-1, dtype=np.float64).mean())

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import click
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
 from bitnet_onnx.api import evaluate
-from bitnet_onnx.cli._activations import activations_option
-from bitnet_onnx.cli._console import error_console, printable
+from bitnet_onnx.cli._console import printable
+from bitnet_onnx.cli._progress import progress_bar
+from bitnet_onnx.cli._running import activations_option
 from bitnet_onnx.evaluation.quality import (
-    Progress,
     Quality,
     QualityOptions,
     Share,
@@ -77,7 +72,7 @@ def command(
     Windows are read one after the other without a beginning token; the first token of each is not scored.
     """
     rule = WindowRule(window, tokens=tokens, stride=stride, context=context, beginning=bos)
-    with _progress() as progress:
+    with progress_bar() as progress:
         found = evaluate(
             package,
             texts=texts,
@@ -90,26 +85,6 @@ def command(
         click.echo(json.dumps(found.as_dict(), indent=2))
     else:
         _print(found)
-
-
-@contextmanager
-def _progress() -> Iterator[Progress | None]:
-    if not error_console().is_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=error_console(), transient=True) as bar:
-        task = bar.add_task("reading", total=None)
-        last = ""
-
-        def report(name: str, done: int, total: int) -> None:
-            nonlocal last
-            if name != last:
-                bar.reset(task)
-                last = name
-            bar.update(task, completed=done, total=total, description=escape(printable(Path(name).name)))
-
-        yield report
 
 
 def _print(found: Quality) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import click
 
-from bitnet_onnx.cli._activations import activations_option
 from bitnet_onnx.cli._console import error_console, printable
 from bitnet_onnx.cli._ray import on_ray, ray_options
+from bitnet_onnx.cli._running import activations_option, kv_option, speculate_option
 from bitnet_onnx.errors import InputError, UnsupportedError
 from bitnet_onnx.runtime import Generation, Message, Model, SamplingParameters, TokenStream, load
-from bitnet_onnx.runtime.kv_scales import KV_TYPES, KvType
+from bitnet_onnx.runtime.kv_scales import KvType
 
 _IDS_LIMIT = 64 << 20
 _CONVERSATION_PENALTY = 1.1
@@ -37,23 +37,10 @@ _CHAT_HELP = "An empty line or Ctrl-D ends the chat, Ctrl-C the answer; /new sta
 )
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End at this text, which is not shown; repeatable.")
-@click.option(
-    "--speculate",
-    type=int,
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Most tokens guessed at a time from the text so far; 0: none. Answers stay the same.",
-)
+@speculate_option
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator.  [default: physical cores]")
 @activations_option
-@click.option(
-    "--kv",
-    type=click.Choice(KV_TYPES),
-    default="float32",
-    show_default=True,
-    help="Keys and values; int8 takes a quarter of the memory.",
-)
+@kv_option
 @click.option("--batch", type=click.Path(path_type=Path), help="Prompts to answer: a JSON object a line.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="With --batch: the answers, a line each; continued if there."

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitnet_onnx.cli._activations import activations_option
 from bitnet_onnx.cli._console import printable, size
 from bitnet_onnx.cli._ray import OnRay, on_ray, ray_options
+from bitnet_onnx.cli._running import activations_option, kv_option, speculate_option
 from bitnet_onnx.errors import UnsupportedError
-from bitnet_onnx.runtime.kv_scales import KV_TYPES, KvType
+from bitnet_onnx.runtime.kv_scales import KvType
 
 if TYPE_CHECKING:
     from bitnet_onnx.runtime.engine.engine import EngineSettings
@@ -37,21 +37,8 @@ _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "llguidance")
 @click.option("--max-batch", type=int, default=16, show_default=True, help="Most answers generated at a time.")
 @click.option("--max-queue", type=int, default=256, show_default=True, help="Most requests that wait; then 429.")
 @click.option("--prefill-chunk", type=int, default=256, show_default=True, help="Tokens of a prompt read at a time.")
-@click.option(
-    "--speculate",
-    type=int,
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Most tokens guessed at a time from the text so far; 0: none. Answers stay the same.",
-)
-@click.option(
-    "--kv",
-    type=click.Choice(KV_TYPES),
-    default="float32",
-    show_default=True,
-    help="Keys and values; int8 takes a quarter of the memory.",
-)
+@speculate_option
+@kv_option
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator.  [default: physical cores]")
 @activations_option
 @click.option(

@@ -88,13 +88,22 @@ def recorded_precisions(manifest: Mapping[str, object], spec: DecoderSpec, path:
     return found
 
 
-def recorded_errors(manifest: Mapping[str, object]) -> dict[str, float]:
-    """The relative error of every matrix as a manifest records it."""
+def recorded_layers(manifest: Mapping[str, object]) -> dict[str, Mapping[str, object]]:
+    """What a manifest records of every matrix, by role."""
     layers = manifest.get("layers")
     return {
-        str(layer.get("role")): float(error)
+        str(layer.get("role")): layer
         for layer in (layers if isinstance(layers, list) else [])
-        if isinstance(layer, dict) and isinstance(error := layer.get("relative_error"), int | float)
+        if isinstance(layer, dict)
+    }
+
+
+def recorded_errors(manifest: Mapping[str, object]) -> dict[str, float]:
+    """The relative error of every matrix as a manifest records it."""
+    return {
+        role: float(error)
+        for role, layer in recorded_layers(manifest).items()
+        if isinstance(error := layer.get("relative_error"), int | float)
     }
 
 

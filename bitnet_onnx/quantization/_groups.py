@@ -10,20 +10,15 @@ import numpy.typing as npt
 
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.quantization.statistics import InputStatistics
-from bitnet_onnx.quantized import TERNARY, ByteArray, FloatArray, Grid
+from bitnet_onnx.quantized import ByteArray, FloatArray, Grid
 
 _TINY: Final = np.finfo(np.float32).tiny
 _LARGEST: Final = float(np.finfo(np.float32).max)
 
 
-def is_ternary(grid: Grid) -> bool:
-    """Whether the codes are -1, 0 and 1."""
-    return (grid.bits, grid.zero_point) == (TERNARY.bits, TERNARY.zero_point)
-
-
 def limits(grid: Grid) -> tuple[int, int]:
     """The smallest and the largest code, zero being 0."""
-    return (-1, 1) if is_ternary(grid) else (-grid.zero_point, grid.levels - 1 - grid.zero_point)
+    return (-1, 1) if grid.is_ternary else (-grid.zero_point, grid.levels - 1 - grid.zero_point)
 
 
 def far_end(grid: Grid) -> int:

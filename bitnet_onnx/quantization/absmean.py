@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitnet_onnx.errors import InputError
-from bitnet_onnx.quantization._groups import check, cut, is_ternary, joined, nearest
+from bitnet_onnx.quantization._groups import check, cut, joined, nearest
 from bitnet_onnx.quantization.statistics import InputStatistics
 from bitnet_onnx.quantized import FloatArray, Grid, QuantizedTensor
 from bitnet_onnx.ternary import quantize_absmean
@@ -20,7 +20,7 @@ class Absmean:
     def __call__(self, weight: FloatArray, grid: Grid, statistics: InputStatistics | None = None) -> QuantizedTensor:
         """Quantize to {-1, 0, 1}; see `Method`."""
         check(weight, statistics)
-        if not is_ternary(grid):
+        if not grid.is_ternary:
             raise InputError(f"absmean makes ternary weights, not {grid.bits} bits: choose rtn, gptq or least_squares")
         if not grid.group_size:
             return quantize_absmean(weight)

@@ -16,7 +16,6 @@ from bitnet_onnx.quantization._groups import (
     cut,
     far_end,
     in_groups,
-    is_ternary,
     parts,
     peaks,
     shaped,
@@ -118,6 +117,6 @@ class Gptq:
 
 def plain_steps(blocks: FloatArray, columns: int, grid: Grid) -> FloatArray:
     """The steps that need no search: of the largest weight, or the mean magnitude where the grid is ternary."""
-    if is_ternary(grid):
+    if grid.is_ternary:
         return mean_magnitudes(blocks, columns)
     return peaks(blocks) / np.float32(far_end(grid))

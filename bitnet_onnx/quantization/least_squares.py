@@ -13,7 +13,6 @@ from bitnet_onnx.quantization._groups import (
     check,
     cut,
     energies,
-    is_ternary,
     joined,
     limits,
     nearest,
@@ -51,7 +50,7 @@ class LeastSquares:
         rows, columns = weight.shape
         energy = energies(statistics, grid, columns)
         if self.per_tensor:
-            if not is_ternary(grid) or grid.group_size:
+            if not grid.is_ternary or grid.group_size:
                 raise InputError("one scale for a whole matrix is for ternary weights without groups only")
             return _of_tensor(weight, grid, energy[0])
         raw = np.empty((rows, columns), np.uint8)
@@ -65,7 +64,7 @@ class LeastSquares:
 
 def least(blocks: FloatArray, energy: FloatArray, grid: Grid) -> FloatArray:
     """The step of each group, float32 `[N, groups]`, for `blocks` `[N, groups, width]`."""
-    return _thresholded(blocks, energy) if is_ternary(grid) else _alternated(blocks, energy, grid)
+    return _thresholded(blocks, energy) if grid.is_ternary else _alternated(blocks, energy, grid)
 
 
 def _thresholded(blocks: FloatArray, energy: FloatArray) -> FloatArray:

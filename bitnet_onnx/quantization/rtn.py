@@ -13,7 +13,6 @@ from bitnet_onnx.quantization._groups import (
     cut,
     energies,
     far_end,
-    is_ternary,
     joined,
     limits,
     nearest,
@@ -47,7 +46,7 @@ class Rtn:
     def __call__(self, weight: FloatArray, grid: Grid, statistics: InputStatistics | None = None) -> QuantizedTensor:
         """Round to nearest; see `Method`."""
         check(weight, statistics)
-        if is_ternary(grid):
+        if grid.is_ternary:
             raise InputError("rtn makes weights of 2, 4, 6 or 8 bits: choose least_squares or gptq for ternary ones")
         rows, columns = weight.shape
         raw = np.empty((rows, columns), np.uint8)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -19,16 +19,16 @@ from bitnet_onnx.converters.model import open_model
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.evaluation._context import context_to_open
 from bitnet_onnx.evaluation._session import PackageSession, hidden_name, load_graph
+from bitnet_onnx.evaluation._weights import recorded_layers
 from bitnet_onnx.evaluation.quality import Quality, QualityOptions, evaluate
-from bitnet_onnx.json_input import load_object
 from bitnet_onnx.metrics import Error
 from bitnet_onnx.package_format import MANIFEST
 from bitnet_onnx.quantized import FloatArray
 from bitnet_onnx.report.layers import LayerQuality, Progress, measure_layers
 from bitnet_onnx.runtime import PackageInfo, auto_select_device
+from bitnet_onnx.runtime._json import read_object
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
 
-_MAX_MANIFEST: Final = 1 << 24
 #: Points of the line of size against loss.
 _POINTS: Final = 40
 
@@ -123,13 +123,13 @@ def measure(
     if not texts:
         raise InputError("no text to read: name at least one file")
     info = PackageInfo.open(package)
-    manifest = load_object((info.directory / MANIFEST).read_bytes(), MANIFEST, max_bytes=_MAX_MANIFEST)
+    manifest = read_object(info.directory / MANIFEST)
     quality = evaluate(
         package,
         texts=texts,
         reference=source,
         options=options.quality,
-        progress=lambda what, done, total: report(what, done, total),
+        progress=report,
     )
     context = context_to_open(Path(source), None, info)
     with open_model(Path(source), context_length=context) as original, open_model(info.directory) as packaged:
@@ -142,7 +142,7 @@ def measure(
         )
         scaling = Scaling.open(info.directory, spec)
         layers = tuple(
-            measure_layers(spec, original.tensors, packaged.tensors, _records(manifest), inputs, scaling, report)
+            measure_layers(spec, original.tensors, packaged.tensors, recorded_layers(manifest), inputs, scaling, report)
         )
         trained = original.trained_ternary
     parameters = sum(math.prod(layer.shape) for layer in layers)
@@ -197,15 +197,6 @@ def _inside(
     joined = [np.concatenate(parts) for parts in zip(*seen, strict=True)]
     inputs = {role: x for tap, x in zip(taps, joined, strict=True) for role in tap.roles}
     return inputs, tuple(error.relative for error in errors)
-
-
-def _records(manifest: Mapping[str, Any]) -> dict[str, Mapping[str, object]]:
-    layers = manifest.get("layers")
-    return {
-        str(layer.get("role")): layer
-        for layer in (layers if isinstance(layers, list) else [])
-        if isinstance(layer, dict)
-    }
 
 
 def _frontier(units: Sequence[Unit]) -> tuple[tuple[float, float], ...]:

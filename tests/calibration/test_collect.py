@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from random_decoders import SPECS, source
+from texts import write_words
 from tiny_models import TINY
 
 from bitnet_onnx.calibration import CollectOptions, ModelStatistics, Sampling, collect, open_statistics
@@ -34,10 +35,8 @@ FLOAT = Policy(Precision(Weights.FLOAT32), Precision(Weights.FLOAT32))
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    words = np.random.default_rng(0).choice(["hello", "world", "the", "naïve", "low", "er", "日本"], 400)
-    path.write_text(" ".join(words), encoding="utf-8")
-    return path
+    words = ("hello", "world", "the", "naïve", "low", "er", "日本")
+    return write_words(tmp_path_factory.mktemp("text") / "text.txt", 400, words)
 
 
 def _seen(checkpoint: Path, windows: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> dict[str, FloatArray]:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from texts import write_words
 
 from bitnet_onnx.calibration import CollectOptions, ModelStatistics, collect, open_statistics
 from bitnet_onnx.calibration import sensitivity as module
 from bitnet_onnx.calibration._float_session import FloatSession
-from bitnet_onnx.calibration.sensitivity import Candidate, divergence, log_softmax, measure_sensitivity
+from bitnet_onnx.calibration.sensitivity import Candidate, measure_sensitivity
 from bitnet_onnx.calibration.sensitivity_table import (
     Measured,
     Unit,
@@ -24,6 +25,7 @@ from bitnet_onnx.calibration.sensitivity_table import (
 from bitnet_onnx.converters import convert
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.evaluation._session import PackageSession
+from bitnet_onnx.evaluation.quality._scores import Distribution
 from bitnet_onnx.policy import Policy, Precision, Weights
 from bitnet_onnx.quantized import FloatArray
 from bitnet_onnx.runtime import PackageInfo, auto_select_device
@@ -36,10 +38,7 @@ CANDIDATES = tuple(
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    words = np.random.default_rng(0).choice(["hello", "world", "the", "low", "er"], 400)
-    path.write_text(" ".join(words), encoding="utf-8")
-    return path
+    return write_words(tmp_path_factory.mktemp("text") / "text.txt", 400)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +85,8 @@ def test_the_loss_is_that_of_a_package_with_that_one_unit_quantized(
             taken = [layer for layer in conversion.layers if layer.role in unit.roles]
             assert choice.bits == sum(round(layer.bits_per_weight * layer.shape[0] * layer.shape[1]) for layer in taken)
             session = PackageSession(PackageInfo.open(package), auto_select_device())
-            loss = np.mean([divergence(log_softmax(reference.run(ids)[0]), session.run(ids)[0]) for ids in windows])
+            pairs = [[Distribution.of(one.run(ids)[0]) for one in (reference, session)] for ids in windows]
+            loss = np.mean([floats.divergence(ours).mean() for floats, ours in pairs])
             np.testing.assert_allclose(choice.loss, loss, rtol=0.02, atol=1e-6)
     # Finer is better, in error and in loss.
     for unit in units:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
+from texts import write_words
 
 from bitnet_onnx.calibration import open_statistics
 from bitnet_onnx.calibration import sensitivity as module
@@ -22,10 +23,7 @@ from bitnet_onnx.policy_file import read_policy
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    words = np.random.default_rng(0).choice(["hello", "world", "the", "low", "er"], 600)
-    path.write_text(" ".join(words), encoding="utf-8")
-    return path
+    return write_words(tmp_path_factory.mktemp("text") / "text.txt", 600)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import bitnet_onnx
-from bitnet_onnx.cli import evaluate as command
+from bitnet_onnx.cli import _progress
 from bitnet_onnx.runtime import load
 
 TEXT = "In the beginning God created the heaven and the earth.\n" * 3
@@ -132,7 +132,7 @@ def test_progress_on_a_terminal(
 ) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=100)
-    monkeypatch.setattr(command, "error_console", lambda: terminal)
+    monkeypatch.setattr(_progress, "error_console", lambda: terminal)
     result = run("evaluate", tiny_package, "--text", text, "--window", "32", "--tasks", tasks)
     assert result.status == 0
     assert "tasks.jsonl" in screen.getvalue()

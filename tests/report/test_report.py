@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from texts import write_words
 
 from bitnet_onnx.calibration.sensitivity_table import Measured, Unit
 from bitnet_onnx.converters import convert
@@ -38,10 +39,7 @@ SENSITIVITY = tuple(
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "held-out.txt"
-    words = np.random.default_rng(0).choice(["hello", "world", "the", "low", "er"], 900)
-    path.write_text(" ".join(words), encoding="utf-8")
-    return path
+    return write_words(tmp_path_factory.mktemp("text") / "held-out.txt", 900)
 
 
 @pytest.fixture(scope="module")

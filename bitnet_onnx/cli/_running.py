@@ -1,4 +1,4 @@
-"""The option `--activations` of the commands that run a package."""
+"""Options of several commands that run a package."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import click
+
+from bitnet_onnx.runtime.kv_scales import KV_TYPES
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _BITS: Final = {"float": 0, "8": 8, "16": 16}
@@ -23,4 +25,27 @@ def activations_option(function: _Command) -> _Command:
         type=click.Choice(list(_BITS)),
         callback=_bits,
         help="Bits of the linear layers' inputs; with 8 the head keeps its own.  [default: as the package says]",
+    )(function)
+
+
+def speculate_option(function: _Command) -> _Command:
+    """Adds `--speculate`."""
+    return click.option(
+        "--speculate",
+        type=int,
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Most tokens guessed at a time from the text so far; 0: none. Answers stay the same.",
+    )(function)
+
+
+def kv_option(function: _Command) -> _Command:
+    """Adds `--kv`."""
+    return click.option(
+        "--kv",
+        type=click.Choice(KV_TYPES),
+        default="float32",
+        show_default=True,
+        help="Keys and values; int8 takes a quarter of the memory.",
     )(function)
