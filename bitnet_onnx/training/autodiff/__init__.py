@@ -1,0 +1,1 @@
+"""Reverse-mode differentiation of plain ONNX graphs."""

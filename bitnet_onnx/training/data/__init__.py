@@ -1,0 +1,1 @@
+"""Texts and chats as packed windows of tokens."""

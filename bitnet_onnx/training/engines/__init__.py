@@ -1,0 +1,1 @@
+"""What computes gradients: ONNX Runtime as it is, or onnxruntime-training in an environment of its own."""

@@ -1,0 +1,1 @@
+"""The training graph of a decoder: the third emitter of a `DecoderSpec`."""
