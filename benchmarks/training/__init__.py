@@ -1,0 +1,1 @@
+"""Figures of training: what it gains, how fast it is."""
