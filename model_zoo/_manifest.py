@@ -32,6 +32,7 @@ class TensorForm(StrEnum):
     DENSE = "dense"  #: Float safetensors.
     MASTER = "master"  #: Float safetensors that the model itself makes ternary whenever it runs.
     PACKED = "packed"  #: Ternary codes, four to a byte, in uint8 safetensors.
+    PACKAGE = "package"  #: A package of ours, ready to run.
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,13 @@ class HubSource:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddedSource:
+    """A package that is part of the installation: the folder `packages/<folder>` beside the manifests."""
+
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """One model of the zoo.
 
@@ -80,20 +88,31 @@ class Manifest:
     licence: str
     tensor_form: TensorForm
     verified: bool
-    source: WheelSource | HubSource
+    source: WheelSource | HubSource | EmbeddedSource
     parameters: int | None = None
     tensor_bytes: int | None = None
 
     @property
     def origin(self) -> str:
         """Where the model comes from, in one word for a listing."""
-        source = self.source
-        return f"pypi:{source.requirement}" if isinstance(source, WheelSource) else f"hub:{source.repo}"
+        match self.source:
+            case WheelSource() as source:
+                return f"pypi:{source.requirement}"
+            case HubSource() as source:
+                return f"hub:{source.repo}"
+            case EmbeddedSource():
+                return "embedded"
 
     @property
     def download_bytes(self) -> int | None:
         """Bytes that a first pull moves, as far as they are known."""
-        return self.source.size if isinstance(self.source, WheelSource) else self.tensor_bytes
+        match self.source:
+            case WheelSource() as source:
+                return source.size
+            case HubSource():
+                return self.tensor_bytes
+            case EmbeddedSource():
+                return 0
 
 
 class _Fields:
@@ -140,8 +159,8 @@ class _Fields:
             raise self.error(f"unknown field {min(self._left)!r}")
 
 
-def _read_source(fields: _Fields) -> WheelSource | HubSource:
-    source: WheelSource | HubSource
+def _read_source(fields: _Fields) -> WheelSource | HubSource | EmbeddedSource:
+    source: WheelSource | HubSource | EmbeddedSource
     match fields.text("kind"):
         case "wheel":
             source = WheelSource(
@@ -155,8 +174,10 @@ def _read_source(fields: _Fields) -> WheelSource | HubSource:
             )
         case "hub":
             source = HubSource(repo=fields.text("repo", _REPO), revision=fields.text("revision", _REVISION))
+        case "embedded":
+            source = EmbeddedSource(folder=fields.text("folder", _NAME))
         case other:
-            raise fields.error(f"field 'kind' is {other!r}; known: wheel, hub")
+            raise fields.error(f"field 'kind' is {other!r}; known: wheel, hub, embedded")
     fields.end()
     return source
 

@@ -22,13 +22,14 @@ from bitnet_onnx.evaluation.quality import (
     TextQuality,
     WindowRule,
 )
+from bitnet_onnx.model_zoo import resolve_package
 
 #: Perplexities from here on are told by three digits.
 _LARGE: Final = 1000
 
 
 @click.command()
-@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("package", type=resolve_package)
 @click.option(
     "--text", "texts", type=click.Path(path_type=Path), multiple=True, help="UTF-8 text to score; repeatable."
 )

@@ -11,10 +11,11 @@ from rich.table import Table
 
 from bitnet_onnx.cli._console import printable, size
 from bitnet_onnx.inspection import Inspection, inspect
+from bitnet_onnx.model_zoo import resolve_package
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=resolve_package)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("--layers", is_flag=True, help="List every matrix.")
 def command(path: Path, as_json: bool, layers: bool) -> None:

@@ -13,12 +13,13 @@ from bitnet_onnx.cli._console import error_console, printable
 from bitnet_onnx.cli._progress import progress_bar
 from bitnet_onnx.errors import InputError, UnsupportedError
 from bitnet_onnx.evaluation.quality import QualityOptions, WindowRule
+from bitnet_onnx.model_zoo import resolve_package
 from bitnet_onnx.report import ReportOptions, judge, measure, render
 from bitnet_onnx.runtime import PackageInfo
 
 
 @click.command()
-@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("package", type=resolve_package)
 @click.option("--source", required=True, help="The checkpoint that the package was made from, or its name in the zoo.")
 @click.option(
     "--text",

@@ -16,6 +16,7 @@ from rich.table import Table
 from bitnet_onnx import model_zoo
 from bitnet_onnx.cli._console import error_console, printable
 from bitnet_onnx.evaluation import Measure, Options, Progress, Validation, WeightCheck, validate
+from bitnet_onnx.model_zoo import resolve_package
 
 #: Tensors that fail are listed up to this many.
 _LISTED = 20
@@ -39,7 +40,7 @@ def _integers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, .
 
 
 @click.command()
-@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("package", type=resolve_package)
 @click.option("--source", required=True, help="The checkpoint that the package was made from, or its name in the zoo.")
 @click.option(
     "--tokens",
