@@ -55,16 +55,17 @@ class OrtTrainingEngine:
             raise ValueError("onnxruntime-training runs in a process of its own: the parameters must lie in a file")
         check_traps(graph.model)
         self._inputs: Final = GraphInputs(graph.model, graph.parameters)
-        self._worker: Final = _Worker(prepare() if python is None else python)
+        losses = loss_names(graph.model, LOSS)
         header = {
             "command": "open",
             "file": os.fspath(store.path.absolute()),
             "size": store.size,
             "parameters": [[name, store.place(name).start, store.shapes[name]] for name in graph.parameters],
-            "losses": loss_names(graph.model, LOSS),
+            "losses": losses,
             "threads": settings.threads,
         }
         graphs = {"training": _serialized(as_sequence(graph.model)), "evaluation": _serialized(as_identity(graph.model))}
+        self._worker: Final = _Worker(prepare() if python is None else python)
         try:
             self._worker.ask(header, graphs)
         except BaseException:
