@@ -20,9 +20,12 @@ from bitnet_onnx.training.graph.options import (
     LABELS,
     NORMALIZER,
     POSITIONS,
+    RELATION_STATES,
     STRENGTH,
+    TEACHER_LOGITS,
     GraphOptions,
     Term,
+    teacher_state,
     weight_input,
 )
 from bitnet_onnx.training.parameters import ParameterStore
@@ -144,14 +147,20 @@ def by_hand(store: ParameterStore, inputs: dict[str, npt.NDArray[Any]]) -> tuple
     return loss, {"embed": embed_gradient, "weight": x.T @ behind, "unused": np.zeros(3)}
 
 
-def small_decoder(*, length: int = 32, **changes: object) -> TrainingGraph:
+def small_decoder(
+    *, length: int = 32, every_term: bool = False, activation_bits: int = 8, **changes: Any
+) -> TrainingGraph:
     """The training graph of a Llama with ternary weights, grouped queries and a tied head."""
     spec = replace(BASE, tie_word_embeddings=True, context_length=length)
     spec = replace(spec, **changes)
     if "hidden_size" in changes:
         spec = replace(spec, head_dim=spec.hidden_size // 4, intermediate_size=3 * spec.hidden_size)
         spec = replace(spec, attention=(Attention(Rotary(10000.0, spec.head_dim)),))
-    return training_graph(spec, GraphOptions(max_length=length))
+    options = GraphOptions(max_length=length, activation_bits=activation_bits)
+    if every_term:
+        relation = {"relation_layer": 1, "relation_heads": 2}
+        options = replace(options, terms=frozenset(Term), temperature=2.0, **relation)
+    return training_graph(spec, options)
 
 
 def decoder_store(graph: TrainingGraph, path: Path | None = None) -> ParameterStore:
@@ -167,7 +176,7 @@ def decoder_store(graph: TrainingGraph, path: Path | None = None) -> ParameterSt
 def decoder_inputs(
     graph: TrainingGraph, batch: int, length: int, *, strength: float = 1.0, seed: int = 0
 ) -> dict[str, npt.NDArray[Any]]:
-    """A batch of random tokens, and a weight of 1 for each term of the loss."""
+    """A batch of random tokens, what a teacher would say, and a weight of 1 for each term of the loss."""
     vocabulary = graph.parameters["embed_tokens.weight"][0]
     rng = np.random.default_rng(seed)
     inputs: dict[str, npt.NDArray[Any]] = {
@@ -177,4 +186,9 @@ def decoder_inputs(
         POSITIONS: np.array(batch * length, np.float32),
         STRENGTH: np.full(1, strength, np.float32),
     }
+    for name in graph.inputs:
+        if name == TEACHER_LOGITS or name in map(teacher_state, RELATION_STATES):
+            # A teacher's queries, keys and values may be of any width.
+            width = vocabulary if name == TEACHER_LOGITS else 48
+            inputs[name] = rng.normal(0, 1, (batch, length, width)).astype(np.float32)
     return inputs | {weight_input(term): np.array(1, np.float32) for term in Term}

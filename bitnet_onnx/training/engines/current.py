@@ -149,7 +149,7 @@ def session_options(threads: int) -> ort.SessionOptions:
 
 def serialized(model: ir.Model) -> bytes:
     """Its protobuf; parameters are inputs, so it is small."""
-    return ir.to_proto(model).SerializeToString()
+    return bytes(ir.to_proto(model).SerializeToString())
 
 
 def _bind(bind: Any, name: str, array: npt.NDArray[np.float32]) -> None:
