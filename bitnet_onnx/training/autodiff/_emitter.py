@@ -160,6 +160,11 @@ def constant_of(value: ir.Value | None) -> npt.NDArray[Any] | None:
     return tensor.numpy()
 
 
+def readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Nodes of the forward pass that read a value, and as which input: what is being written is in no graph yet."""
+    return [(use.node, use.idx) for use in value.uses() if use.node.graph is not None]
+
+
 def int_attribute(node: ir.Node, name: str, default: int) -> int:
     """An attribute that is an integer."""
     attribute = node.attributes.get(name)
