@@ -95,9 +95,11 @@ def _answer_end(
     same = _same(text, ended)
     if same < start:
         return None
-    turn = np.flatnonzero((ends > start) & (ends <= same) & control)
-    stop = int(ends[turn[-1]]) if turn.size else start
-    if turn.size and not text[stop:same].strip():
+    whole = ends[ends <= same]
+    turn = np.flatnonzero((whole > start) & control[: whole.size])
+    stop = int(whole[turn[-1]]) if turn.size else start
+    # What differs may begin like what follows, within a token.
+    if turn.size and not text[stop : int(whole[-1])].strip():
         rest = "" if same == len(ended) else ended[stop:].strip()
         tokens = tokenizer.text.encode(rest, parse_special=True, add_bos=False) if rest else []
         if all(token in tokenizer.text.control_ids for token in tokens):
