@@ -236,7 +236,7 @@ def chat_pieces(
     messages: Sequence[Message],
     tools: Sequence[Mapping[str, object]] | None = None,
 ) -> list[tuple[str, bool]]:
-    """The rendered conversation as it ended: pieces to be encoded one by one, and whether control tokens are parsed in each.
+    """The rendered conversation as it ended, in pieces to be encoded by themselves, and whether with control tokens.
 
     Raises:
         InputError: as `encode_chat`.

@@ -52,6 +52,12 @@ def encode_chat_with_answers(chat: Chat, tokenizer: DataTokenizer, *, answers_on
     answers = [index for index, message in enumerate(chat.messages) if message.role == _ASSISTANT]
     if answers_only and not answers:
         raise InputError(f"no message has the role {_ASSISTANT}: nothing to learn")
+    total = sum(len(message.content) + 1 for message in chat.messages) * len(answers)
+    if answers_only and total > _MAX_RENDERED:
+        raise InputError(
+            f"{len(answers)} answers in {len(chat.messages)} messages of {total // len(answers)} characters are too many "
+            f"for one chat; divide it, or learn all of it (answers_only = false)"
+        )
     ids: list[int] = []
     stops: list[int] = []
     text = ""
@@ -62,13 +68,8 @@ def encode_chat_with_answers(chat: Chat, tokenizer: DataTokenizer, *, answers_on
         text += piece
     if not answers_only:
         return EncodedChat(ids, np.ones(len(ids), np.bool_), len(text.encode()))
-    total = sum(len(message.content) + 1 for message in chat.messages) * len(answers)
-    if total > _MAX_RENDERED:
-        raise InputError(
-            f"{len(answers)} answers and {len(text)} characters are too many for one chat; divide it, or learn all of "
-            f"it (answers_only = false)"
-        )
     control = np.fromiter((token in tokenizer.text.control_ids for token in ids), np.bool_, len(ids))
+    ended_text = np.array(ids, np.int64) == (-1 if tokenizer.end is None else tokenizer.end)
     ends = np.maximum.accumulate(np.array(stops, np.int64)) if stops else np.zeros(0, np.int64)
     learned = np.zeros(len(ids), np.bool_)
     before = _rendered(template, chat, answers, generation_prompt=True)
@@ -76,7 +77,7 @@ def encode_chat_with_answers(chat: Chat, tokenizer: DataTokenizer, *, answers_on
     for index, opened, ended in zip(answers, before, after, strict=True):
         if not text.startswith(opened):
             raise _changed(index, "what stands before")
-        stop = _answer_end(text, len(opened), ended, ends, control, tokenizer)
+        stop = _answer_end(text, len(opened), ended, ends, control, ended_text, tokenizer)
         if stop is None:
             raise _changed(index, "")
         learned |= (ends > len(opened)) & (ends <= stop)
@@ -89,6 +90,7 @@ def _answer_end(
     ended: str,
     ends: npt.NDArray[np.int64],
     control: npt.NDArray[np.bool_],
+    ended_text: npt.NDArray[np.bool_],
     tokenizer: DataTokenizer,
 ) -> int | None:
     """Where in `text` the answer from `start` on ends; None where the chat up to it, `ended`, differs within it."""
@@ -97,6 +99,12 @@ def _answer_end(
         return None
     whole = ends[ends <= same]
     turn = np.flatnonzero((whole > start) & control[: whole.size])
+    if turn.size > 1 and ended_text[turn[-1]] and not text[int(whole[turn[-2]]) : int(whole[turn[-1] - 1])].strip():
+        # The conversation ends here, behind a turn that had ended.
+        turn = turn[:-1]
+        same = int(whole[turn[-1]])
+        whole = whole[: turn[-1] + 1]
+        ended = text[:same]
     stop = int(whole[turn[-1]]) if turn.size else start
     # What differs may begin like what follows, within a token.
     if turn.size and not text[stop : int(whole[-1])].strip():

@@ -78,11 +78,12 @@ def holdout_start(path: Path, share: float) -> int:
         return size
     reach = MAX_LINE_BYTES if is_jsonl(path) else _BLOCK
     with opened(path) as file:
-        file.seek(aim)
+        # From the byte before on: the share may begin with a line.
+        file.seek(aim - 1)
         after = file.read(reach)
         found = after.find(b"\n")
-        if found >= 0 and aim + found + 1 < size:
-            return aim + found + 1
+        if found >= 0 and aim + found < size:
+            return aim + found
         first = max(0, aim - reach)
         file.seek(first)
         before = file.read(aim - first).rstrip(b"\n") if aim == size else file.read(aim - first)
@@ -91,6 +92,7 @@ def holdout_start(path: Path, share: float) -> int:
         return first + found + 1
     if is_jsonl(path):
         raise InputError(f"{path}: one line cannot be divided for a holdout; name a validation file instead")
+    after = after[1:]
     if (found := after.find(b" ")) > 0:
         return aim + found
     while aim < size and after[:1] and after[0] & 0xC0 == 0x80:

@@ -23,7 +23,7 @@ from bitnet_onnx.training.data.cache import TokenFile, TokenWriter, written
 from bitnet_onnx.training.settings import DataSettings
 
 #: Some pieces long, with empty lines, indented ones and characters of two to four bytes.
-LONG = "".join(f"{n} Wörter für die \U0001f600 Zeile\n{'    tief' if n % 7 == 0 else ''}\n" for n in range(6000))
+LONG = "".join(f"{n} Wörter für die \U0001f600 Zeile\n{'    tief' if n % 7 == 0 else ''}\n" for n in range(8000))
 
 
 def tokens(path: Path, tokenizer: DataTokenizer, cache: Path, **settings: object) -> TokenFile:
@@ -155,9 +155,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(TokenWriter, "__init__", full)
     (tmp_path / "a.txt").write_text("a" * 10_000)
-    with pytest.raises(
-        InputError, match=r"\.tokens: cannot be written: No space left on device \(\d+ bytes free\); free"
-    ):
+    with pytest.raises(InputError, match=r"\.tokens: cannot be written: No space left on device \(\d+ bytes free\)"):
         tokens(tmp_path / "a.txt", data_tokenizer(), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -188,7 +186,7 @@ def test_progress_ends_with_all_bytes_and_never_goes_back(tmp_path: Path) -> Non
             data_tokenizer(),
             seed=0,
             cache=tmp_path / "cache",
-            progress=lambda done, of: seen.append((done, of)),
+            progress=lambda *both, seen=seen: seen.append(both),  # type: ignore[misc]
         )
         assert seen == sorted(seen)
         assert seen[-1] == (total, total)
