@@ -55,8 +55,8 @@ def encode_chat_with_answers(chat: Chat, tokenizer: DataTokenizer, *, answers_on
     total = sum(len(message.content) + 1 for message in chat.messages) * len(answers)
     if answers_only and total > _MAX_RENDERED:
         raise InputError(
-            f"{len(answers)} answers in {len(chat.messages)} messages of {total // len(answers)} characters are too many "
-            f"for one chat; divide it, or learn all of it (answers_only = false)"
+            f"{len(answers)} answers in {len(chat.messages)} messages of {total // len(answers)} characters are too "
+            f"many for one chat; divide it, or learn all of it (answers_only = false)"
         )
     ids: list[int] = []
     stops: list[int] = []

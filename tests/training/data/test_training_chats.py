@@ -112,8 +112,7 @@ def test_a_template_that_changes_what_stands_before_is_refused(tmp_path: Path) -
         ({"messages": [{"role": "user", "content": 1}]}, "content of the user message is a int"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "message 1: the text is not valid Unicode"),
         ({"messages": [{"role": "user", "content": "a"}], "tools": {}}, "tools is no list of objects"),
-        (chat(*["a"] * 10_001), "10001 messages of 10001 characters, above the limits"),
-        (chat(*["a" * 7_000] * 400), "are too many for one chat; divide it"),
+        (chat(*["a" * 7_000] * 400), "400 messages of 2800400 characters are too many for one chat"),
     ],
 )
 def test_wrong_chats(tmp_path: Path, line: object, said: str) -> None:
