@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from training_texts import CHATML, chat, data_tokenizer, write_lines
 
 from bitnet_onnx.errors import InputError
+from bitnet_onnx.runtime.chat import Message, encode_chat
 from bitnet_onnx.training.data import DataTokenizer, open_data
+from bitnet_onnx.training.data._chats import encode_chat_with_answers
+from bitnet_onnx.training.data._sources import Chat
 from bitnet_onnx.training.settings import DataSettings
 
 #: Ends the conversation with a token that is not there while it goes on, as Phi-3 does.
@@ -101,6 +105,17 @@ def test_a_template_that_changes_what_stands_before_is_refused(tmp_path: Path) -
     with pytest.raises(InputError, match=r"line 1: the chat template changes what stands before message 2"):
         read(tmp_path, data_tokenizer(COUNTS), chat("a", "b", "c", "d"))
     assert read(tmp_path, data_tokenizer(COUNTS), chat("a", "b"), answers_only=False)[0].startswith("2 <|im_start|>")
+
+
+def test_before_each_answer_stand_the_tokens_that_generation_would_have_had() -> None:
+    tokenizer = data_tokenizer()
+    assert tokenizer.template is not None
+    roles = ("system", "user", "assistant", "user", "assistant")
+    messages = tuple(Message(role, f"what the {role} says\n") for role in roles)
+    encoded = encode_chat_with_answers(Chat(messages, None, 1), tokenizer, answers_only=True)
+    begins = np.flatnonzero(encoded.learned & ~np.append(False, encoded.learned[:-1]))
+    prompts = [encode_chat(tokenizer.template, tokenizer.text, messages[:count]) for count in (2, 4)]
+    assert [encoded.ids[:begin] for begin in begins] == prompts
 
 
 @pytest.mark.parametrize(
