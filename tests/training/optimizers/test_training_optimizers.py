@@ -193,7 +193,7 @@ def test_the_name_chooses_the_rule() -> None:
 
 def _ternary_regression(damping: float, seed: int) -> tuple[float, float]:
     """Flips a step in the second half, and the loss over the last steps, of ternary regression on noisy batches."""
-    rows, columns, steps = 24, 48, 1000
+    rows, columns, steps = 16, 32, 600
     random = np.random.default_rng(seed)
     mix = np.eye(columns) + 0.15 * random.normal(size=(columns, columns))
     target = random.normal(size=(rows, columns))
