@@ -98,7 +98,7 @@ class _Run:
         saved = self._parts.checkpoints.settings()
         if saved is not None:
             check_same_run(saved, flat(self._settings), str(self._settings.output))
-        state = self._parts.checkpoints.restore(self._parts.store, self._parts.optimizer)
+        state = self._restored()
         if state is not None:
             self._parts.stream.restore(state.data)
             self._state = state
@@ -108,6 +108,17 @@ class _Run:
                 self._save(best=False)
             except _NotFiniteError as error:
                 raise TrainingError(f"before the first step {error}: what training starts from is broken") from None
+
+    def _restored(self) -> RunState | None:
+        """The latest checkpoint, which all processes must have read before one of them may write another."""
+        state = self._parts.checkpoints.restore(self._parts.store, self._parts.optimizer)
+        step = -1.0 if state is None else float(state.step)
+        processes = self._parts.processes
+        # Equal steps, and not only an equal sum: the mean of squares is the square of the mean.
+        total, squares = processes.sum_scalars([step, step * step])
+        if total != processes.size * step or squares != processes.size * step * step:
+            raise TrainingError(f"{self._settings.output}: not all processes find the same latest checkpoint there")
+        return state
 
     def _ended(self) -> End | None:
         if self._state.step >= self._loop.steps:
@@ -199,7 +210,7 @@ class _Run:
         advice = "lower optimizer.learning_rate or optimizer.clip"
         if done >= self._loop.rollbacks:
             raise TrainingError(f"step {step}: {reason}, after {done} times of going back; {advice}")
-        state = self._parts.checkpoints.restore(self._parts.store, self._parts.optimizer)
+        state = self._restored()
         if state is None:
             raise TrainingError(f"step {step}: {reason}, and there is no checkpoint to go back to; {advice}")
         self._state = replace(state, rollbacks=done + 1)

@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -202,3 +203,22 @@ def test_what_a_killed_run_left_is_put_in_order(trained: tuple[ParameterStore, A
     (files.folder / "step-00000005").rename(files.folder / ".step-00000005.replaced.partial")
     files.save(*trained, _state(7))
     assert sorted(path.name for path in files.folder.iterdir()) == ["step-00000005", "step-00000007"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limits of file sizes")
+def test_a_file_that_the_system_cuts_short(trained: tuple[ParameterStore, AdamW], tmp_path: Path) -> None:
+    import resource
+
+    files = Checkpoints(tmp_path, settings={})
+    files.save(*trained, _state(5))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
+    try:
+        with pytest.raises(
+            TrainingError, match=r"step-00000009: .*: File too large \(\d+ bytes needed, \d+ free\); free"
+        ):
+            files.save(*trained, _state(9))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in files.folder.iterdir()] == ["step-00000005"]
+    assert files.restore(*_empty()) == _state(5)

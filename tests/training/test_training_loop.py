@@ -272,6 +272,18 @@ def test_processes_share_losses_and_only_the_first_writes(tmp_path: Path) -> Non
     assert not (tmp_path / "c").exists()
 
 
+def test_processes_must_find_the_same_checkpoint(tmp_path: Path) -> None:
+    given = settings(tmp_path, LoopSettings(3, batch=4))
+    run(given, make_parts(given, Watch()))
+
+    class OtherIsBehind(_Both):
+        def sum_scalars(self, values: list[float]) -> list[float]:
+            return [value + other for value, other in zip(values, [-1.0, 1.0], strict=True)]
+
+    with pytest.raises(TrainingError, match="not all processes find the same latest checkpoint"):
+        run(given, make_parts(given, Watch(), processes=OtherIsBehind(0)))
+
+
 def test_the_teacher_is_asked_for_every_part(tmp_path: Path) -> None:
     asked: list[tuple[int, ...]] = []
 
