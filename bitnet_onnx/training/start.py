@@ -44,6 +44,19 @@ class InitialTensors(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The model that a start was made of, as it can teach.
+
+    Attributes:
+        spec: what it is, without sub-norms that were put in.
+        tensors: the values that it computes with.
+    """
+
+    spec: DecoderSpec
+    tensors: InitialTensors
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """A decoder before its training; open as long as the context that gave it.
 
@@ -54,7 +67,8 @@ class Start:
         generation_config: content of generation_config.json.
         tokenizer: the tokenizer's files by name.
         tensors: the values as floats.
-        ternary: matrices of the blocks that are ternary and will be trained as such are lifted to masters.
+        ternary: matrices that are ternary and will be trained as such are lifted to masters.
+        origin: what it was made of, or None where it is random.
     """
 
     name: str
@@ -64,6 +78,7 @@ class Start:
     tokenizer: Mapping[str, bytes]
     tensors: InitialTensors
     ternary: bool = False
+    origin: Origin | None = None
 
     @property
     def size(self) -> int:
@@ -90,7 +105,7 @@ class Start:
         for role in store:
             target = store.value(role)
             self.tensors.read_into(role, target)
-            if self.ternary and role.startswith("layers.") and role.endswith("_proj.weight"):
+            if self.ternary and is_linear(role.removesuffix(".weight")):
                 _lift(target)
 
 
@@ -175,6 +190,7 @@ def _of_source(settings: ModelSettings, source: SourceModel) -> Start:
         tensors=StoredTensors(source.tensors),
         # Masters that are rounded in every forward are what they are.
         ternary=ternary and not online,
+        origin=Origin(source.spec, StoredTensors(source.tensors, rounded=True)),
     )
     # transformers does not know the first reproduction of BitNet, which has sub-norms under other names.
     if settings.sub_norms or find(config) is bitnet.ORIGINAL:
@@ -243,6 +259,14 @@ class StoredTensors:
         step = max(1, _CHUNK // target.shape[1])
         for first in range(0, len(target), step):
             target[first : first + step] = self.tensors.read_rows(role, first, min(first + step, len(target)))
+
+
+def is_linear(role: str) -> bool:
+    """Whether a role without `.weight` is one of the matrices that `model.weights` is about.
+
+    Those that lead from and to a narrower embedding are among them.
+    """
+    return role in {"project_in", "project_out"} or (role.startswith("layers.") and role.endswith("_proj"))
 
 
 def _lift(matrix: FloatArray) -> None:

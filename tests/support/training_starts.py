@@ -26,7 +26,7 @@ LLAMA: Mapping[str, object] = {
 
 
 def trained_tokenizer(_: Sequence[Path], vocab_size: int) -> Mapping[str, bytes]:
-    described = {"bos_token": "<s>", "eos_token": {"content": "</s>", "special": True}, "pad_token": None}
+    described = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     return {
         "tokenizer.json": tokenizer(vocab_size).to_str().encode(),
         "tokenizer_config.json": json.dumps(described).encode(),
