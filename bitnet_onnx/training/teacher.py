@@ -9,8 +9,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
-import onnxruntime as ort
 
 from bitnet_onnx.converters.model import open_model
 from bitnet_onnx.decoder import DecoderSpec
@@ -18,22 +16,12 @@ from bitnet_onnx.errors import CheckpointError, InputError
 from bitnet_onnx.json_input import load_object
 from bitnet_onnx.model_zoo import resolve
 from bitnet_onnx.quantized import FloatArray
-from bitnet_onnx.training.graph.decoder import training_graph
-from bitnet_onnx.training.graph.options import (
-    INPUT_IDS,
-    RELATION_STATES,
-    TEACHER_LOGITS,
-    GraphOptions,
-    teacher_state,
-)
-from bitnet_onnx.training.graph.stop_gradient import as_identity
-from bitnet_onnx.training.settings import BlockWeights, HeadWeights, LossSettings
+from bitnet_onnx.training._float_session import LOGITS, FloatSession, float_graph, leave_out
+from bitnet_onnx.training.graph.options import RELATION_STATES, teacher_state
+from bitnet_onnx.training.settings import LossSettings
 from bitnet_onnx.training.start import InitialTensors, Origin, Start, StoredTensors
 
 _log = logging.getLogger(__name__)
-
-_LOGITS: Final = "logits"
-_ERRORS: Final = 3
 
 
 def relation_layer(settings: LossSettings, spec: DecoderSpec, whose: str = "the model") -> int:
@@ -92,47 +80,19 @@ class Teacher:
         threads: int = 0,
     ) -> None:
         self.spec: Final = spec
-        graph = training_graph(
-            spec,
-            GraphOptions(
-                max_length=max_length,
-                weights=BlockWeights.FLOAT,
-                activation_bits=0,
-                head=HeadWeights.FLOAT,
-                terms=frozenset(),
-                relation_layer=layer,
-            ),
-        )
-        model = as_identity(graph.model)
+        graph = float_graph(spec, max_length, layer)
         if not logits:
-            _leave_out(model.graph, _LOGITS)
-        options = ort.SessionOptions()
-        options.log_severity_level = _ERRORS
-        options.intra_op_num_threads = threads
-        self._session = ort.InferenceSession(
-            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        self._binding = self._session.io_binding()
-        self._weights: list[FloatArray] = []
-        needed = {value.name for value in self._session.get_inputs()}
-        for role, shape in graph.parameters.items():
-            if role not in needed:
-                continue
-            weight = np.empty(shape, np.float32)
-            tensors.read_into(role, weight)
-            # The session computes with this very memory.
-            self._weights.append(weight)
-            self._binding.bind_ortvalue_input(role, ort.OrtValue.ortvalue_from_numpy(weight))
-        self._outputs = {_LOGITS: (TEACHER_LOGITS, spec.vocab_size)} if logits else {}
+            leave_out(graph.model.graph, LOGITS)
+        self._session = FloatSession(graph, tensors, threads)
+        self._widths = {LOGITS: spec.vocab_size} if logits else {}
         if layer is not None:
-            for name in RELATION_STATES:
-                width = spec.attention_size if name == RELATION_STATES[0] else spec.key_value_size
-                self._outputs[name] = (teacher_state(name), width)
+            query, *others = RELATION_STATES
+            self._widths |= {query: spec.attention_size, **dict.fromkeys(others, spec.key_value_size)}
 
     @property
     def nbytes(self) -> int:
         """Of its weights."""
-        return sum(weight.nbytes for weight in self._weights)
+        return self._session.nbytes
 
     def __call__(self, input_ids: npt.NDArray[np.int64]) -> dict[str, FloatArray]:
         """The inputs of a student's graph that a teacher gives.
@@ -144,14 +104,8 @@ class Teacher:
             `teacher.logits`, `teacher.query`, `teacher.key`, `teacher.value`, those that are asked for: float32
             `[batch, length, width]`.
         """
-        binding = self._binding
-        binding.bind_cpu_input(INPUT_IDS, np.ascontiguousarray(input_ids, np.int64))
-        found: dict[str, FloatArray] = {}
-        for output, (name, width) in self._outputs.items():
-            found[name] = np.empty((*input_ids.shape, width), np.float32)
-            binding.bind_ortvalue_output(output, ort.OrtValue.ortvalue_from_numpy(found[name]))
-        self._session.run_with_iobinding(binding)
-        return found
+        shapes = {name: (*input_ids.shape, width) for name, width in self._widths.items()}
+        return {teacher_state(name): value for name, value in self._session(input_ids, shapes).items()}
 
 
 def open_teacher(settings: LossSettings, start: Start, *, max_length: int, threads: int = 0) -> Teacher | None:
@@ -197,16 +151,6 @@ def _teacher(settings: LossSettings, start: Start, name: str, origin: Origin, ma
         )
     except InputError as error:
         raise type(error)(f"{name}: {error}") from error
-
-
-def _leave_out(graph: ir.Graph, name: str) -> None:
-    """Take an output from a graph, and all that only it needs, weights included."""
-    graph.outputs[:] = [value for value in graph.outputs if value.name != name]
-    kept = {id(value) for value in graph.outputs}
-    for node in reversed(list(graph)):
-        if not any(output.uses() or id(output) in kept for output in node.outputs):
-            graph.remove(node, safe=True)
-    graph.inputs[:] = [value for value in graph.inputs if value.uses()]
 
 
 def _check_tokenizer(name: str, start: Start, spec: DecoderSpec, files: Mapping[str, bytes]) -> None:
