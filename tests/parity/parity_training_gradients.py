@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 from bitnet_onnx.decoder import Attention, DecoderSpec, Rotary
 from bitnet_onnx.quantized import FloatArray
