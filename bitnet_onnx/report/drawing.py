@@ -64,6 +64,16 @@ def plot(axes: Any, series: Mapping[str, Sequence[tuple[float, float]]]) -> None
     legend(axes)
 
 
+def logarithmic(axes: Any) -> None:
+    """Both axes, with numbers as they are read."""
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.grid(axis="y", which="minor", color=_GRID, linewidth=0.4)
+
+
 def legend(axes: Any) -> None:
     """Above the axes, in one row."""
     axes.legend(frameon=False, fontsize=8, ncols=7, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2)

@@ -39,6 +39,8 @@ th { font-weight: 600; color: var(--soft); }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
 code { font-family: ui-monospace, monospace; font-size: .95em; }
 svg { width: 100%; height: auto; background: var(--card); border: 1px solid var(--grid); border-radius: .5rem; }
+.switch { text-align: right; } .switch label { cursor: pointer; } .switch .second, .switch input:checked ~ .first
+  { display: none; } .switch input:checked ~ .second { display: block; }
 summary { cursor: pointer; color: var(--soft); margin: 2.5rem 0 .5rem; }
 """
 
@@ -69,6 +71,22 @@ def figures(cells: Iterable[tuple[str, str]]) -> str:
 def chart(title: str, svg: str, text: str) -> str:
     """A drawing with its title and a sentence about it."""
     return f"<h2>{escape(title)}</h2><p class='soft'>{escape(text)}</p>{svg}"
+
+
+def switch(identifier: str, label: str, first: str, second: str) -> str:
+    """One of two pieces of HTML, the second where the box is ticked.
+
+    Args:
+        identifier: of the box, unique in the page.
+        label: of the box, text.
+        first: what is shown at first.
+        second: what takes its place.
+    """
+    return (
+        f'<div class="switch"><input type="checkbox" id="{escape(identifier)}"> '
+        f'<label class="soft" for="{escape(identifier)}">{escape(label)}</label>'
+        f'<div class="first">{first}</div><div class="second">{second}</div></div>'
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: tuple[int, ...] = ()) -> str:
