@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Final
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.policy import Policy, Precision, Weights
 from bitnet_onnx.quantization.method import MethodName
+from bitnet_onnx.toml_input import load_toml, toml_string
 
 _MAX_BYTES: Final = 4 << 20
 _MAX_OVERRIDES: Final = 1 << 16
@@ -31,14 +31,7 @@ def read_policy(path: str | Path) -> Policy:
         InputError: the file cannot be read, is not TOML, or has a key or value that means nothing.
     """
     path = Path(path)
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path}: {path.stat().st_size} bytes, above the limit of {_MAX_BYTES}")
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not TOML: {' '.join(str(error).split()):.200}") from None
+    document = load_toml(path, max_bytes=_MAX_BYTES)
     if unknown := sorted(document.keys() - set(_TABLES)):
         raise InputError(f"{path}: unknown table {unknown[0]!r:.60}; known are {', '.join(_TABLES)}")
     blocks = _precision(path, "blocks", _table(path, document, "blocks"), Policy().default)
@@ -75,7 +68,7 @@ def policy_text(policy: Policy, comment: str = "") -> str:
         lines += ["", "[layers]"]
     for glob, precision in policy.overrides:
         changes = ", ".join(_changes(precision, policy.base(glob), always=("weights",)))
-        lines.append(f"{_string(glob)} = {{ {changes} }}")
+        lines.append(f"{toml_string(glob)} = {{ {changes} }}")
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
@@ -108,12 +101,5 @@ def _changes(precision: Precision, base: Precision, always: tuple[str, ...] = ()
     for key in _KEYS:
         value = getattr(precision, key)
         if key in always or value != getattr(base, key):
-            lines.append(f"{key} = {value if isinstance(value, int) else _string(str(value))}")
+            lines.append(f"{key} = {value if isinstance(value, int) else toml_string(str(value))}")
     return lines
-
-
-def _string(text: str) -> str:
-    escaped = "".join(
-        f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 else f"\\{c}" if c in '\\"' else c for c in text
-    )
-    return f'"{escaped}"'

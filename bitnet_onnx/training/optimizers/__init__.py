@@ -1,1 +1,1 @@
-"""Optimizers over one block of memory."""
+"""Rules that turn gradients into steps, in place on the flat arrays of a `ParameterStore`."""
