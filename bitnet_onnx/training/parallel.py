@@ -120,18 +120,6 @@ def open_collective(environment: Mapping[str, str] | None = None) -> Iterator[Co
         yield group
 
 
-def share(batch: int, size: int, rank: int) -> range:
-    """Which sequences of a step's batch a process takes: equal parts in the order of ranks.
-
-    Raises:
-        InputError: the parts would not be equal.
-    """
-    if batch % size:
-        raise InputError(f"loop.batch is {batch}: {size} processes cannot share it equally; take a multiple of {size}")
-    part = batch // size
-    return range(rank * part, (rank + 1) * part)
-
-
 def _count(variables: Mapping[str, str], name: str, most: int) -> int:
     text = variables[name]
     if not text.isascii() or not text.isdigit() or len(text) > 6 or int(text) > most:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bitnet_onnx.errors import InputError, UnsupportedError
-from bitnet_onnx.training.parallel import Alone, open_collective, share
+from bitnet_onnx.training.parallel import Alone, open_collective
 
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
@@ -47,9 +47,3 @@ def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         open_collective(TORCHRUN),
     ):
         pass
-
-
-def test_shares_cover_the_batch_in_order() -> None:
-    assert [list(share(6, 3, rank)) for rank in range(3)] == [[0, 1], [2, 3], [4, 5]]
-    with pytest.raises(InputError, match=r"loop.batch is 6: 4 processes"):
-        share(6, 4, 0)
