@@ -164,8 +164,13 @@ def parse_bytes(text: str) -> int:
 
 
 def default_budget() -> int:
-    """Half of the memory that this process may use: the machine's, or its control group's where that is less."""
-    return max(int(min(_machine_bytes(), *_cgroup_limits()) * _SHARE), 1)
+    """Half of the memory that this process may use."""
+    return max(int(usable_bytes() * _SHARE), 1)
+
+
+def usable_bytes() -> int:
+    """The memory that this process may use: the machine's, or its control group's where that is less."""
+    return min(_machine_bytes(), *_cgroup_limits())
 
 
 def _machine_bytes() -> int:

@@ -29,6 +29,7 @@ class ParameterStore:
     ) -> None:
         self.shapes: Final = dict(shapes)
         self.decayed: Final = decayed
+        self.path: Final = path
         self._slices: dict[str, slice] = {}
         #: Floats at the beginning of both blocks that have weight decay.
         self.decayed_size: Final = self._lay(name for name in shapes if name in decayed)

@@ -1,0 +1,157 @@
+"""Gradients by the ONNX Runtime of this process: the differentiated graph is plain ONNX."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+
+from bitnet_onnx.errors import BitnetOnnxError
+from bitnet_onnx.training.autodiff.differentiate import differentiate
+from bitnet_onnx.training.engines._inputs import GraphInputs, loss_names
+from bitnet_onnx.training.engines.engine import Inputs
+from bitnet_onnx.training.graph.options import LOSS, gradient_output
+from bitnet_onnx.training.graph.stop_gradient import as_identity
+
+if TYPE_CHECKING:
+    from bitnet_onnx.training.graph.decoder import TrainingGraph
+    from bitnet_onnx.training.parameters import ParameterStore
+    from bitnet_onnx.training.settings import EngineSettings
+
+_PROVIDERS: Final = ["CPUExecutionProvider"]
+
+
+class CurrentEngine:
+    """Sessions over a training graph, with parameters and gradients bound where the store has them.
+
+    Args:
+        graph: what is trained.
+        store: parameters and gradients; its blocks must stay where they are.
+        settings: threads, and whether to recompute.
+
+    Raises:
+        BitnetOnnxError: ONNX Runtime cannot open the graph.
+    """
+
+    def __init__(self, graph: TrainingGraph, store: ParameterStore, settings: EngineSettings) -> None:
+        self._graph = graph
+        self._store = store
+        self._threads = settings.threads
+        self._names: Final = list(graph.parameters)
+        self._losses: Final = loss_names(graph.model, LOSS)
+        self._inputs: Final = GraphInputs(graph.model, self._names)
+        self._training: ort.InferenceSession | None = self._session(
+            gradient_graph(graph, recompute=bool(settings.recompute))
+        )
+        self._evaluation: ort.InferenceSession | None = None
+
+    def accumulate(self, inputs: Inputs) -> dict[str, float]:
+        """Add the gradients of `loss` to the store's, and return all losses by output name.
+
+        Raises:
+            InputError: an input is missing or of another type.
+            BitnetOnnxError: ONNX Runtime failed; gradients may be added in part.
+        """
+        if self._training is None:
+            raise BitnetOnnxError("the engine is closed")
+        binding = self._bound(self._training, inputs)
+        for name in self._names:
+            gradient = self._store.gradient(name)
+            _bind(binding.bind_input, accumulated_input(name), gradient)
+            _bind(binding.bind_output, gradient_output(name), gradient)
+        return self._run(self._training, binding)
+
+    def evaluate(self, inputs: Inputs) -> dict[str, float]:
+        """The losses alone, of the values that the store holds now; it raises as `accumulate`."""
+        if self._evaluation is None:
+            if self._training is None:
+                raise BitnetOnnxError("the engine is closed")
+            self._evaluation = self._session(as_identity(self._graph.model))
+        return self._run(self._evaluation, self._bound(self._evaluation, inputs))
+
+    def close(self) -> None:
+        """Let go of the sessions; twice is fine."""
+        self._training = self._evaluation = None
+
+    def _session(self, model: ir.Model) -> ort.InferenceSession:
+        try:
+            return ort.InferenceSession(serialized(model), session_options(self._threads), providers=_PROVIDERS)
+        except Exception as error:  # ONNX Runtime's errors have no root of their own
+            raise BitnetOnnxError(f"ONNX Runtime cannot open the training graph: {_one_line(error)}") from error
+
+    def _bound(self, session: ort.InferenceSession, inputs: Inputs) -> Any:
+        binding = session.io_binding()
+        for name in self._names:
+            _bind(binding.bind_input, name, self._store.value(name))
+        for name, array in self._inputs.arrays(inputs).items():
+            binding.bind_cpu_input(name, array)
+        for name in self._losses:
+            binding.bind_output(name)
+        return binding
+
+    def _run(self, session: ort.InferenceSession, binding: Any) -> dict[str, float]:
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:
+            raise BitnetOnnxError(f"ONNX Runtime failed in a training step: {_one_line(error)}") from error
+        # Losses were bound first, and are all that is not in the store.
+        values = binding.get_outputs()[: len(self._losses)]
+        return {name: float(value.numpy()) for name, value in zip(self._losses, values, strict=True)}
+
+
+def accumulated_input(parameter: str) -> str:
+    """The input of the engine's graph that holds the gradient so far."""
+    return f"accumulated.{parameter}"
+
+
+def gradient_graph(graph: TrainingGraph, *, recompute: bool) -> ir.Model:
+    """The differentiated graph whose gradient outputs are sums with inputs, so that one buffer can be both.
+
+    An element-wise sum writes each element after it has read it, and nothing else reads the input.
+    """
+    boundaries = graph.boundaries if recompute else ()
+    model = as_identity(differentiate(graph.model, LOSS, list(graph.parameters), recompute=boundaries))
+    outputs = {value.name: index for index, value in enumerate(model.graph.outputs)}
+    for name, shape in graph.parameters.items():
+        index = outputs[gradient_output(name)]
+        gradient = model.graph.outputs[index]
+        before = ir.Value(name=accumulated_input(name), shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+        add = ir.node("Add", [gradient, before], name=f"accumulate.{name}")
+        gradient.name = f"new.{name}"
+        total = add.outputs[0]
+        total.name, total.shape, total.type = gradient_output(name), before.shape, before.type
+        model.graph.inputs.append(before)
+        producer = gradient.producer()
+        if producer is None:
+            model.graph.append(add)
+        else:
+            # As soon as it is there, so that its memory is free again.
+            model.graph.insert_after(producer, add)
+        model.graph.outputs[index] = total
+    return model
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """Of sessions that train."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Shapes of the first run would be laid out a second time as one block, beside what the first run took.
+    options.enable_mem_pattern = False
+    return options
+
+
+def serialized(model: ir.Model) -> bytes:
+    """Its protobuf; parameters are inputs, so it is small."""
+    return ir.to_proto(model).SerializeToString()
+
+
+def _bind(bind: Any, name: str, array: npt.NDArray[np.float32]) -> None:
+    bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
