@@ -34,3 +34,7 @@ class OperatorError(BitnetOnnxError):
 
 class ZooError(InputError):
     """A model-zoo entry is unknown, cannot be fetched, or does not match its checksum."""
+
+
+class TrainingError(BitnetOnnxError):
+    """A training run that was sound at its start cannot go on."""

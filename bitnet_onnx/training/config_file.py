@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,8 @@ _TABLES: Final[Mapping[str, type[Any]]] = {
     "losses": LossSettings,
     "engine": EngineSettings,
 }
+#: Where a path or a name of the zoo stands.
+_MODELS: Final = {("model", "source"), ("losses", "teacher")}
 _REQUIRED: Final = ("output", "model", "data", "data.train", "loop", "loop.steps")
 
 
@@ -82,13 +84,26 @@ def write_config(settings: TrainingSettings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def flat(settings: TrainingSettings) -> Iterator[tuple[str, str]]:
-    """Every field as `table.field` with its value as text, which is equal where the values are."""
-    yield "seed", str(settings.seed)
+def flat(settings: TrainingSettings) -> dict[str, str]:
+    """Every field as `table.field` with its value as text, equal where the values are; `output` is left out.
+
+    Of paths only the names are there: a run may be moved with its files.
+    """
+    found = {"seed": str(settings.seed)}
     for name in _TABLES:
         table = getattr(settings, name)
         for field in fields(table):
-            yield f"{name}.{field.name}", _toml(getattr(table, field.name))
+            value = getattr(table, field.name)
+            if (name, field.name) in _MODELS and value is not None:
+                value = Path(value).name
+            found[f"{name}.{field.name}"] = _toml(_names(value))
+    return found
+
+
+def _names(value: object) -> object:
+    if isinstance(value, Path):
+        return value.name
+    return tuple(map(_names, value)) if isinstance(value, tuple) else value
 
 
 def _model(values: Values, name: str | None) -> str | None:

@@ -53,9 +53,9 @@ def ramp_value(ramp: Ramp, step: int) -> float:
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
     """The learning rate of a step.
 
-    The warm-up's last step has the full rate. After it, `x` goes from 0 to 1 at the end of the run, and the share of the
-    rate above the minimum is `(1 + cos(pi x)) / 2` (cosine), `1 - x` (linear), 1 (constant), or 1 and in the last part
-    linear (WSD: Hu et al., "MiniCPM", 2024).
+    The warm-up's last step has the full rate. After it, `x` goes from 0 to 1 at the end of the run, and the share of
+    the rate above the minimum is `(1 + cos(pi x)) / 2` (cosine), `1 - x` (linear), 1 (constant), or 1 and linear in
+    the last part (WSD: Hu et al., "MiniCPM", 2024).
     """
     if step < settings.warmup:
         return settings.learning_rate * (step + 1) / settings.warmup

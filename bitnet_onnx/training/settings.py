@@ -109,7 +109,7 @@ class OptimizerName(enum.StrEnum):
 
     ADAMW = "adamw"
     SGD = "sgd"
-    #: AdamW that damps flips of ternary codes near their thresholds
+    #: AdamW that damps flips of ternary codes
     DAMPED_ADAMW = "damped_adamw"
 
 
@@ -139,7 +139,7 @@ class OptimizerSettings:
         epsilon: AdamW's.
         momentum: of SGD.
         clip: greatest norm of all gradients together; 0 is off.
-        damping: of `damped_adamw`, 0 to 1.
+        damping: of `damped_adamw`, 0 to 1: the pull toward the ternary grid at the end of the run.
     """
 
     name: OptimizerName = OptimizerName.ADAMW

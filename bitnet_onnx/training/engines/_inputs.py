@@ -57,6 +57,7 @@ def loss_names(model: ir.Model, loss: str) -> list[str]:
         ValueError: the graph has no scalar output of that name.
     """
     named = {value.name: value for value in model.graph.outputs if value.name}
-    if loss not in named or named[loss].shape is None or named[loss].shape.rank() != 0:
+    shape = named[loss].shape if loss in named else None
+    if shape is None or shape.rank() != 0:
         raise ValueError(f"the training graph has no output {loss} of shape []")
     return [loss, *(name for name in named if name.startswith(f"{loss}."))]

@@ -34,7 +34,7 @@ def write_message(pipe: IO[bytes], header: Mapping[str, object], arrays: Mapping
     pipe.write(LENGTH.pack(len(text)) + text)
     for array in laid.values():
         if array.size:
-            pipe.write(memoryview(array.reshape(-1)).cast("B"))
+            pipe.write(_bytes_of(array))
     pipe.flush()
 
 
@@ -50,9 +50,13 @@ def read_message(pipe: IO[bytes]) -> tuple[dict[str, Any], Arrays]:
     for name, kind, shape in header.pop("arrays"):
         array = np.empty(shape, np.dtype(kind))
         if array.size:
-            _fill(pipe, memoryview(array.reshape(-1)).cast("B"))
+            _fill(pipe, _bytes_of(array))
         arrays[name] = array
     return header, arrays
+
+
+def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
+    return memoryview(cast("Any", array.reshape(-1))).cast("B")
 
 
 def _read(pipe: IO[bytes], size: int) -> bytearray:
@@ -88,7 +92,7 @@ class _Graphs:
             self._gradients[name] = block[1, place].reshape(shape)
         self._losses: Sequence[str] = header["losses"]
         self._threads: int = header["threads"]
-        self._evaluation_graph: bytes | None = arrays["evaluation"].tobytes()
+        self._evaluation_graph = arrays["evaluation"].tobytes()
         self._evaluation: Any = None
         model, self._flags = differentiated(arrays["training"].tobytes(), list(self._values), self._losses)
         self._training = self._session(model)
@@ -110,9 +114,8 @@ class _Graphs:
     def evaluate(self, inputs: Arrays) -> dict[str, float]:
         """The losses alone."""
         if self._evaluation is None:
-            assert self._evaluation_graph is not None
             self._evaluation = self._session(self._evaluation_graph)
-            self._evaluation_graph = None
+            self._evaluation_graph = b""
         return self._run(self._evaluation, self._bound(self._evaluation, inputs))
 
     def _session(self, model: bytes) -> Any:

@@ -73,10 +73,9 @@ def prepare(progress: Progress | None = None, folder: Path | None = None) -> Pat
     if (python := available(folder)) is not None:
         _tell(progress, "done")
         return python
-    if (reason := possible()) is not None:
-        raise UnsupportedError(f"{reason}: {_ELSE}")
     chosen = _interpreter()
-    assert chosen is not None  # `possible` has said so
+    if (reason := possible()) is not None or chosen is None:
+        raise UnsupportedError(f"{reason}: {_ELSE}")
     interpreter, version = chosen
     place = _place(folder, version)
     log = place.with_name(f"{place.name}.log")
@@ -94,7 +93,7 @@ def _make(interpreter: Path, fresh: Path, log: Path, progress: Progress | None) 
             status = _logged([interpreter, "-I", "-m", "venv", fresh], output.fileno())
             if status == 0:
                 _tell(progress, "install")
-                pip = [_python_of(fresh), "-I", "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
+                pip: list[str | Path] = [_python_of(fresh), "-I", "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
                 status = _logged([*pip, "--only-binary", ":all:", *REQUIREMENTS], output.fileno())
     except OSError as error:
         raise BitnetOnnxError(
@@ -168,7 +167,9 @@ def _surroundings() -> dict[str, str]:
 
 
 def _logged(command: list[str | Path], output: int) -> int:
-    return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_surroundings()).returncode
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_surroundings()
+    ).returncode
 
 
 def _answer(command: list[str]) -> str:

@@ -64,7 +64,10 @@ class OrtTrainingEngine:
             "losses": losses,
             "threads": settings.threads,
         }
-        graphs = {"training": _serialized(as_sequence(graph.model)), "evaluation": _serialized(as_identity(graph.model))}
+        graphs = {
+            "training": _serialized(as_sequence(graph.model)),
+            "evaluation": _serialized(as_identity(graph.model)),
+        }
         self._worker: Final = _Worker(prepare() if python is None else python)
         try:
             self._worker.ask(header, graphs)

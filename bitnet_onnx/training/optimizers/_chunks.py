@@ -6,6 +6,7 @@ on the threads.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +23,7 @@ CHUNK: Final = 1 << 16
 #: Floats that are added up by themselves.
 BLOCK: Final = 1 << 16
 #: That a thread has.
-_ROOMS: Final = 2
+_ROOMS: Final = 3
 #: numpy computes outside of the interpreter's lock; more threads would wait for memory.
 _THREADS: Final = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
@@ -45,7 +46,7 @@ def pieces(size: int, cuts: Iterable[int] = (), *, chunk: int = CHUNK) -> list[P
     edges = sorted({0, size, *cuts})
     return [
         Piece(begin, min(begin + chunk, last))
-        for first, last in zip(edges, edges[1:], strict=False)
+        for first, last in itertools.pairwise(edges)
         for begin in range(first, last, chunk)
     ]
 

@@ -44,6 +44,7 @@ def make_optimizer(
     settings: OptimizerSettings,
     store: ParameterStore,
     *,
+    steps: int,
     ternary: frozenset[str] = frozenset(),
     threads: int | None = None,
 ) -> Optimizer:
@@ -52,6 +53,7 @@ def make_optimizer(
     Args:
         settings: which one.
         store: what it moves.
+        steps: of the run.
         ternary: names of the tensors whose values are rounded to ternary codes.
         threads: None is a few; results do not depend on it.
 
@@ -64,7 +66,7 @@ def make_optimizer(
         case OptimizerName.DAMPED_ADAMW:
             if not ternary:
                 raise InputError(f"optimizer.name is {settings.name}: no tensor is ternary; choose adamw")
-            return DampedAdamW(store, settings, ternary, threads=threads)
+            return DampedAdamW(store, settings, ternary, steps=steps, threads=threads)
         case _:
             return AdamW(store, settings, threads=threads)
 

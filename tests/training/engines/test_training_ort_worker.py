@@ -208,9 +208,7 @@ def test_a_loss_that_is_no_scalar_is_refused(tmp_path: Path) -> None:
 def test_scalars_become_arrays(training_python: Path, tmp_path: Path) -> None:
     """1.19.2 takes arrays only."""
     graph: HandMade = hand_made_graph()
-    engine = OrtTrainingEngine(
-        graph, hand_made_store(tmp_path / "store"), EngineSettings(threads=1), training_python
-    )
+    engine = OrtTrainingEngine(graph, hand_made_store(tmp_path / "store"), EngineSettings(threads=1), training_python)
     with contextlib.closing(engine):
         inputs = hand_made_inputs()
         assert engine.evaluate(inputs | {"normalizer": np.float32(13)}) == engine.evaluate(inputs)
@@ -225,6 +223,6 @@ def test_a_step_that_fails_leaves_the_engine_usable(training_python: Path, tmp_p
     with contextlib.closing(engine):
         inputs = hand_made_inputs()
         good = engine.evaluate(inputs)
-        with pytest.raises(BitnetOnnxError, match="failed to accumulate: .*indices element out of data bounds"):
+        with pytest.raises(BitnetOnnxError, match=r"failed to accumulate: .*indices element out of data bounds"):
             engine.accumulate(inputs | {"input_ids": inputs["input_ids"] + 100})
         assert engine.evaluate(inputs) == good
