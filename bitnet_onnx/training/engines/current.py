@@ -113,7 +113,7 @@ def gradient_graph(graph: TrainingGraph, *, recompute: bool) -> ir.Model:
     An element-wise sum writes each element after it has read it, and nothing else reads the input.
     """
     boundaries = graph.boundaries if recompute else ()
-    model = as_identity(differentiate(graph.model, LOSS, list(graph.parameters), recompute=boundaries))
+    model = differentiate(graph.model, LOSS, list(graph.parameters), recompute=boundaries)
     outputs = {value.name: index for index, value in enumerate(model.graph.outputs)}
     for name, shape in graph.parameters.items():
         index = outputs[gradient_output(name)]

@@ -42,7 +42,9 @@ class Builder:
         """An initializer; a name that exists already is given back as it is."""
         if name not in self._constants:
             tensor = ir.tensor(array, name=name)
-            value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+            value = ir.Value(
+                name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape)
+            )
             self._constants[name] = value
         return self._constants[name]
 

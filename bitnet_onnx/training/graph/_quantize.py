@@ -13,11 +13,12 @@ import numpy as np
 import onnx_ir as ir
 
 from bitnet_onnx.activations import PEAKS
-from bitnet_onnx.training.graph._builder import Builder
+from bitnet_onnx.training.graph._builder import Attributes, Builder
 from bitnet_onnx.training.graph.options import STRENGTH
 
 _FLOOR: Final = 1e-5
 _INT8: Final = 128
+_LAST: Final[Attributes] = {"axes": [-1], "keepdims": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +93,8 @@ class Quantizer:
             strength: of the rounding.
         """
         build = self._builder
-        last = {"axes": [-1], "keepdims": 1}
-        high = build.node(f"{path}/ReduceMax", [rows], last)
-        low = build.node(f"{path}/ReduceMin", [rows], last)
+        high = build.node(f"{path}/ReduceMax", [rows], _LAST)
+        low = build.node(f"{path}/ReduceMin", [rows], _LAST)
         above = build.node(f"{path}/Greater", [high, build.node(f"{path}/Neg", [low])])
         end = build.node(f"{path}/end/Where", [above, high, low])
         step = build.node(f"{path}/step/Mul", [end, build.scalar(-1 / _INT8)])
@@ -117,9 +117,8 @@ class Quantizer:
             strength: of the rounding.
         """
         build = self._builder
-        last = {"axes": [-1], "keepdims": 1}
-        high = build.node(f"{path}/ReduceMax", [x], last)
-        low = build.node(f"{path}/Neg", [build.node(f"{path}/ReduceMin", [x], last)])
+        high = build.node(f"{path}/ReduceMax", [x], _LAST)
+        low = build.node(f"{path}/Neg", [build.node(f"{path}/ReduceMin", [x], _LAST)])
         largest = build.node(f"{path}/Max", [high, low, build.scalar(_FLOOR)])
         peak = build.scalar(PEAKS[bits])
         steps = build.node(f"{path}/steps/Mul", [x, build.node(f"{path}/inverse/Div", [peak, largest])])

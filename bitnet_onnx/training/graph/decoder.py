@@ -160,7 +160,7 @@ class _Graph:
         if spec.placement in {NormPlacement.OUTPUT, NormPlacement.BOTH}:
             y = self._norms.apply(f"{branch}.output_norm", y, spec.hidden_size)
         if spec.residual_scale != 1:
-            y = build.node(f"{path}/scale/Mul", [y, build.scalar(spec.residual_scale)])
+            y = build.node(f"{path}/residual/Mul", [y, build.scalar(spec.residual_scale)])
         x = build.node(f"{path}/residual/Add", [x, y])
         if spec.placement is NormPlacement.RESIDUAL:
             x = self._norms.apply(f"{branch}.residual_norm", x, spec.hidden_size)

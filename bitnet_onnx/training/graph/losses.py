@@ -51,7 +51,7 @@ class Student:
 
 
 def relation_heads(student: DecoderSpec, teacher: DecoderSpec) -> int:
-    """Parts that the features of both can be cut into: as many as the student has attention heads, or the next fewer."""
+    """Into how many parts the features of both can be cut: as many as the student has heads, or the next fewer."""
     widths = [width for spec in (student, teacher) for width in (spec.attention_size, spec.key_value_size)]
     common = math.gcd(*widths)
     return max(count for count in range(1, student.num_attention_heads + 1) if common % count == 0)
@@ -182,9 +182,9 @@ class Losses:
     def _grid(self, ternary: Sequence[Rounded]) -> ir.Value:
         """The mean of `(w / m - q)^2` over all ternary weights: how far they lie from their codes, in steps.
 
-        `q` is the code that `w` is rounded to, -1, 0 or 1, and `m` the step; both are taken as constants. The gradient of
-        a weight is `2 (w / m - q) / m` over the number of weights. It counts for this micro-batch's share of the step's
-        tokens.
+        `q` is the code that `w` is rounded to, -1, 0 or 1, and `m` the step; both are taken as constants, so that the
+        gradient of a weight is `2 (w / m - q) / m` over the number of weights. The mean counts for this micro-batch's
+        share of the step's tokens.
         """
         build, path = self._builder, "/loss/grid"
         parts = []
