@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import signal
-from dataclasses import replace
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 
 from bitnet_onnx.cli._console import error_console, printable
 from bitnet_onnx.cli._progress import progress_bar
+from bitnet_onnx.errors import InputError
+from bitnet_onnx.training._config_checks import check as check_settings
 from bitnet_onnx.training.config_file import read_config
 from bitnet_onnx.training.records import End
 from bitnet_onnx.training.settings import TrainingSettings
@@ -44,8 +46,8 @@ def command(
 ) -> int:
     """Train the model that CONFIG.toml describes, quantized as it will be converted.
 
-    It begins, or goes on from the last checkpoint in the run's directory. Ctrl-C saves one and ends. The trained model is
-    in the run's directory as `model`, for `bitnet-onnx convert`; docs/training.md has all settings.
+    It begins, or goes on from the last checkpoint in the run's directory; Ctrl-C saves one and ends. The trained model
+    is OUTPUT/model, for `bitnet-onnx convert`. docs/training.md has all settings.
     """
     if resume and fresh:
         raise click.UsageError("--resume and --fresh contradict each other")
@@ -65,3 +67,53 @@ def command(
         return 0
     click.echo(json.dumps(result.as_dict()) if as_json else _text(result))
     return 0 if result.signal is None else 128 + result.signal
+
+
+def _prepare() -> None:
+    from bitnet_onnx.training.engines.environment import prepare
+
+    with progress_bar() as report:
+        python = prepare(report)
+    error_console().print(f"onnxruntime-training is ready: {printable(str(python))}", highlight=False, soft_wrap=True)
+
+
+def _overridden(
+    settings: TrainingSettings, output: Path | None, seed: int | None, steps: int | None
+) -> TrainingSettings:
+    """The settings with what the command line says; checked again, as they may contradict each other now."""
+    if output is not None:
+        settings = replace(settings, output=output)
+    if seed is not None:
+        settings = replace(settings, seed=seed)
+    if steps is not None:
+        settings = replace(settings, loop=replace(settings.loop, steps=steps))
+    check_settings(settings, InputError)
+    return settings
+
+
+def _show_check(settings: TrainingSettings, as_json: bool) -> None:
+    with check_run(settings) as prepared:
+        if not as_json:
+            click.echo("\n".join(printable(line) for line in prepared.describe()))
+            return
+        plan = prepared.plan
+        fields = {
+            "model": prepared.start.name,
+            "weights": sum(math.prod(shape) for shape in prepared.graph.parameters.values()),
+            "ternary": sum(math.prod(prepared.graph.parameters[name]) for name in prepared.ternary),
+            "engine": str(prepared.engine.name),
+            "micro_batch": plan.micro_batch,
+            "recompute": plan.recompute,
+            "memory": {**asdict(plan.estimate), "total": plan.estimate.total},
+        }
+        click.echo(json.dumps(fields))
+
+
+def _text(result: TrainingResult) -> str:
+    place = f"step {result.step} of {result.steps}"
+    if result.end is End.STOPPED:
+        return f"{place}: saved; the same command goes on from there"
+    early = ", where evaluations had got no better" if result.end is End.EARLY else ""
+    perplexity = result.perplexity
+    found = "" if perplexity is None else f"; perplexity {perplexity:.4g} at step {result.loss_step}"
+    return f"{place}{early}{found}\n{printable(str(result.model))}"

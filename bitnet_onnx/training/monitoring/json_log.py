@@ -73,8 +73,9 @@ class JsonLog:
         self._write("quantization", asdict(record))
 
     def result(self, figures: Mapping[str, object]) -> None:
-        """One line, the last: what came out."""
-        self._write("result", figures)
+        """One line, the last: what came out. The file may be closed already."""
+        with self._path.open("ab") as file:
+            file.write(_line("result", figures))
 
     def close(self) -> None:
         """Close the file."""
@@ -84,7 +85,7 @@ class JsonLog:
 
     def _write(self, kind: str, fields: Mapping[str, object]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(_finite({"kind": kind, **fields}), allow_nan=False).encode() + b"\n")
+            self._file.write(_line(kind, fields))
             self._file.flush()
 
 
@@ -114,6 +115,10 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
             if number > _MAX_LINES:
                 raise InputError(f"{path}: more than {_MAX_LINES} lines: not the log of a run")
             yield load_object(line, f"{path} line {number}", max_bytes=_MAX_LINE)
+
+
+def _line(kind: str, fields: Mapping[str, object]) -> bytes:
+    return json.dumps(_finite({"kind": kind, **fields}), allow_nan=False).encode() + b"\n"
 
 
 def _place(line: bytes) -> float:

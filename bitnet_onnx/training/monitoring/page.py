@@ -80,9 +80,8 @@ def render(history: History, name: str) -> str:
 
 def _state(history: History) -> str:
     step = int(history.loss[-1][0]) if history.loss else 0
-    loop = history.settings.get("loop")
-    steps = loop.get("steps") if isinstance(loop, Mapping) else None
-    return f"step {step:,} of {steps:,}" if isinstance(steps, int) else f"step {step:,}"
+    steps = str(history.settings.get("loop.steps", ""))
+    return f"step {step:,} of {int(steps):,}" if steps.isdecimal() and len(steps) < 16 else f"step {step:,}"
 
 
 def _figures(history: History) -> Iterator[tuple[str, str]]:
@@ -220,18 +219,10 @@ def _layers(history: History) -> Iterator[str]:
 
 
 def _settings(history: History) -> Iterator[str]:
-    rows = [[name, value] for name, value in _flat(history.settings, "")]
+    rows = [[name, str(value)] for name, value in history.settings.items() if value not in ("", None)]
     if rows:
         table = markup.table(("setting", "value"), rows, texts=(1,))
         yield f"<details><summary>Settings</summary>{table}</details>"
-
-
-def _flat(fields: Mapping[str, object], prefix: str) -> Iterator[tuple[str, str]]:
-    for name, value in fields.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            yield f"{prefix}{name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _chart(title: str, axis: str, series: Mapping[str, Series], text: str) -> str:

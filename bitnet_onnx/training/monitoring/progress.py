@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -14,6 +15,26 @@ from bitnet_onnx.training.records import CheckpointRecord, EvaluationRecord, Rol
 
 #: Of the mean that is shown: about the last 20 steps.
 _DECAY = 0.95
+
+
+#: Takes what is done now, how much of it, and of how much.
+Report = Callable[[str, int, int], None]
+
+
+@contextmanager
+def stage_bar(console: Console | None) -> Iterator[Report | None]:
+    """A bar of what comes before the first step; None where nobody looks at a terminal."""
+    if console is None or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def report(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield report
 
 
 class ProgressLine:
