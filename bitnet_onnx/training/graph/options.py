@@ -65,7 +65,7 @@ class GraphOptions:
     Attributes:
         max_length: most tokens of a window.
         weights: of the linear layers in the blocks.
-        activation_bits: of their inputs, 8 or 0, and of the head's where it is int8.
+        activation_bits: of their inputs where they are ternary, 8 or 0, and of the head's where it is int8.
         head: embedding and head.
         groups: for each layer the entry of `STRENGTH` that it follows; empty where all follow the first.
         terms: of the loss. Empty: a teacher's graph, whose outputs are `logits` and, with `relation_layer`,
