@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Final
@@ -26,8 +27,8 @@ _TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 _ACTIVATIONS: Final = {MlpActivation.GELU_TANH: "gelu_pytorch_tanh"}
 
 
-def bitnet_config(config: Mapping[str, object], spec: DecoderSpec, name: str) -> dict[str, object]:
-    """config.json of model_type `bitnet` for a decoder that, but for its sub-norms, is a Llama.
+def as_bitnet(config: Mapping[str, object], spec: DecoderSpec, name: str) -> tuple[dict[str, object], DecoderSpec]:
+    """config.json of model_type `bitnet` for a decoder that, but for its sub-norms, is a Llama; and what it says.
 
     Args:
         config: the content of its config.json.
@@ -57,23 +58,47 @@ def bitnet_config(config: Mapping[str, object], spec: DecoderSpec, name: str) ->
         **{field: config[field] for field in _KEPT if config.get(field) is not None},
         **{field: config.get(field) for field in _TOKENS},
     }
-    if spec.attention_size != spec.hidden_size:
-        raise _refused(name, "head_dim", spec.head_dim, f"{spec.num_attention_heads} heads as wide as hidden_size")
+    found = describe(Config(result)).spec
     # The quantization_config says whether norms stand inside linear layers.
-    found = replace(describe(Config(result)).spec, linear_norm_epsilon=spec.linear_norm_epsilon)
-    wanted = replace(spec, family="bitnet", attention_sub_norm=True, mlp_sub_norm=True)
+    found = replace(found, linear_norm_epsilon=spec.linear_norm_epsilon)
+    usual = spec.attention_scale is not None and math.isclose(spec.attention_scale, spec.head_dim**-0.5)
+    wanted = replace(
+        spec,
+        family="bitnet",
+        attention_sub_norm=True,
+        mlp_sub_norm=True,
+        attention_scale=None if usual else spec.attention_scale,
+    )
     for field in fields(DecoderSpec):
         value, other = getattr(wanted, field.name), getattr(found, field.name)
-        if value != other:
-            raise _refused(name, field.name, value, other)
-    return result
+        if field.name not in {"attention", "head_dim"} and value != other:
+            raise _refused(name, f"{field.name} is {_short(value)}", _short(other))
+    if spec.attention_size != spec.hidden_size:
+        raise _refused(
+            name, f"head_dim is {spec.head_dim}", f"heads that are hidden_size = {spec.hidden_size} together"
+        )
+    if {spec.layer(index) for index in range(spec.num_hidden_layers)} != set(found.attention):
+        raise _refused(name, f"layers attend with {_kinds(spec)}", "one full rotation and no window in all layers")
+    return result, found
 
 
-def _refused(name: str, field: str, value: object, other: object) -> UnsupportedError:
+def _refused(name: str, what: str, other: str) -> UnsupportedError:
     return UnsupportedError(
-        f"{name}: {field} is {_short(value)}: transformers' BitNet, as which a model with sub-norms is saved, "
-        f"has {_short(other)}; leave model.sub_norms out"
+        f"{name}: {what}: transformers' BitNet, as which a model with sub-norms is saved, has {other}; "
+        f"leave model.sub_norms out"
     )
+
+
+def _kinds(spec: DecoderSpec) -> str:
+    """What is unusual about the layers' attention."""
+    layers = [spec.layer(index) for index in range(spec.num_hidden_layers)]
+    windows = sorted({str(layer.window) for layer in layers if layer.window})
+    if windows:
+        return f"a window of {', '.join(windows)[:40]}"
+    if any(layer.rotary is None for layer in layers):
+        return "no rotary embedding in some of them"
+    dims = {layer.rotary.dim for layer in layers if layer.rotary is not None}
+    return f"a rotation of {max(dims)} of {spec.head_dim} features of their own kind"
 
 
 def _short(value: object) -> str:

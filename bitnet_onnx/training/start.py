@@ -21,7 +21,7 @@ from bitnet_onnx.errors import InputError, UnsupportedError
 from bitnet_onnx.model_zoo import resolve
 from bitnet_onnx.quantized import FloatArray
 from bitnet_onnx.ternary import detect
-from bitnet_onnx.training._bitnet_config import bitnet_config
+from bitnet_onnx.training._bitnet_config import as_bitnet
 from bitnet_onnx.training._random_start import RandomTensors, architecture, given_tokenizer, with_token_ids
 from bitnet_onnx.training.parameters import ParameterStore
 from bitnet_onnx.training.settings import BlockWeights, ModelSettings
@@ -188,12 +188,12 @@ def _as_bitnet(start: Start) -> Start:
     BitDistill (Wu et al., 2025) puts them in before it trains on. What they do to the size of what they stand behind
     is left to training.
     """
-    spec = replace(start.spec, family="bitnet", attention_sub_norm=True, mlp_sub_norm=True)
+    config, spec = as_bitnet(start.config, start.spec, start.name)
     added = frozenset(role for role, _ in spec.tensors()) - {role for role, _ in start.spec.tensors()}
     return replace(
         start,
         spec=spec,
-        config=bitnet_config(start.config, start.spec, start.name),
+        config=config,
         tensors=_WithOnes(start.tensors, added) if added else start.tensors,
     )
 
