@@ -21,10 +21,12 @@ class Emitter:
 
     Args:
         graph: whose values the nodes read. Constants become its initializers at once, nodes only by `nodes`.
+        prefix: of all names.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, prefix: str) -> None:
         self.graph: Final = graph
+        self.prefix: Final = prefix
         self.nodes: Final[list[ir.Node]] = []
         #: What a node reads instead of a value of the forward pass.
         self.replace: Callable[[ir.Value], ir.Value] = lambda value: value
@@ -44,7 +46,7 @@ class Emitter:
             tuple((name, tuple(a) if isinstance(a, list | tuple) else a) for name, a in sorted(attributes.items())),
         )
         if key not in self._equal:
-            name = f"backward/{len(self.nodes)}/{self.scope}/{op_type}"
+            name = f"{self.prefix}/{len(self.nodes)}/{self.scope}/{op_type}"
             output = ir.Value(name=name)
             self.nodes.append(ir.node(op_type, read, attributes, outputs=[output], name=name))
             self._equal[key] = (output,)
@@ -54,7 +56,7 @@ class Emitter:
         """An initializer."""
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            tensor = ir.tensor(np.ascontiguousarray(array), name=f"backward/constant/{len(self._constants)}")
+            tensor = ir.tensor(np.asarray(array, order="C"), name=f"{self.prefix}/constant/{len(self._constants)}")
             value = ir.Value(
                 name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
             )

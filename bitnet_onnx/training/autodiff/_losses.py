@@ -38,8 +38,9 @@ def _cross_entropy(tape: Tape, node: ir.Node) -> None:
 
 def lower_losses(graph: ir.Graph) -> None:
     """Write each SoftmaxCrossEntropyLoss as LogSoftmax and a look-up of the labels."""
-    for node in [node for node in graph if node.op_type == CROSS_ENTROPY and node.domain == ""]:
-        emitter = Emitter(graph)
+    losses_of = [node for node in graph if node.op_type == CROSS_ENTROPY and node.domain == ""]
+    for number, node in enumerate(losses_of):
+        emitter = Emitter(graph, f"loss/{number}")
         emitter.scope = node.name or ""
         x, (loss, log_prob) = operand(node, 0), node.outputs
         labels = _Labels(emitter, node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from bitnet_onnx.training.autodiff._broadcast import reduced
@@ -45,7 +46,7 @@ def _trilu(tape: Tape, node: ir.Node) -> None:
 
 @rule("Pad")
 def _pad(tape: Tape, node: ir.Node) -> None:
-    """Negative pads cut off what was put on."""
+    """What was put on is cut off: negative pads do it where not all are known to be positive."""
     mode = node.attributes.get("mode")
     if mode is not None and mode.as_string() != "constant":
         raise unsupported(node, f"its mode is '{mode.as_string()}', not 'constant'")
@@ -53,6 +54,13 @@ def _pad(tape: Tape, node: ir.Node) -> None:
         raise unsupported(node, "its padding depends on a parameter")
     x, gradient = first_input(node), tape.gradient(node.outputs[0])
     axes = node.inputs[3] if len(node.inputs) > 3 else None
+    known = constant_of(operand(node, 1))
+    if known is not None and (known >= 0).all():
+        starts = tape.ints(*known[: known.size // 2].tolist())
+        shape = tape.shape(x) if axes is None else tape.op("Gather", tape.shape(x), axes)
+        every = tape.ints(*range(known.size // 2)) if axes is None else axes
+        tape.give(x, tape.op("Slice", gradient, starts, tape.op("Add", starts, shape), every))
+        return
     pads = tape.op("Neg", operand(node, 1))
     tape.give(x, tape.op("Pad", gradient, pads, None, axes) if axes is not None else tape.op("Pad", gradient, pads))
 
@@ -168,4 +176,4 @@ def _optional(node: ir.Node, index: int) -> ir.Value | None:
 
 def _int(tape: Tape, number: int) -> ir.Value:
     """An int64 scalar."""
-    return tape.op("Reshape", tape.ints(number), tape.ints())
+    return tape.constant(np.array(number, np.int64))

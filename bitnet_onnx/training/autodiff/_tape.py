@@ -41,7 +41,7 @@ class Tape(Emitter):
     """
 
     def __init__(self, graph: ir.Graph, active: frozenset[ir.Value]) -> None:
-        super().__init__(graph)
+        super().__init__(graph, "backward")
         self.active: Final = active
         self._parts: dict[ir.Value, _Parts] = {}
 

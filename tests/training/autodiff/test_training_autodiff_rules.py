@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from gradient_checks import check_gradients
+from gradient_checks import check_gradients, differentiated, graph_of, run
 from onnx import helper
 
 RNG = np.random.default_rng(7)
@@ -73,9 +73,17 @@ def test_clip() -> None:
     check_gradients([helper.make_node("Clip", ["x", "", "high"], ["y"])], {"x": x}, ["y"], ["x"], constants=limits)
 
 
-def test_cast_through_integers_stops() -> None:
-    nodes = [node("Cast", "x", "i", to=7), node("Cast", "i", "f", to=11), node("Mul", "f x", "y")]
-    check_gradients(nodes, {"x": np.array([1.3, -2.4, 5.5])}, ["y"], ["x"])
+def test_cast_passes_floats_and_stops_at_integers() -> None:
+    nodes = [
+        node("Cast", "x", "i", to=7),
+        node("Cast", "i", "f", to=1),
+        node("Mul", "f x", "y"),
+        node("Cast", "y", "d", to=11),
+    ]
+    nodes.append(node("ReduceSum", "d", "loss", keepdims=0))
+    x = np.array([1.3, -2.4, 5.5], np.float32)
+    found = run(differentiated(graph_of(nodes, {"x": x}, ["loss"]), ["x"]), {"x": x})
+    np.testing.assert_array_equal(found["gradient.x"], np.array([1, -2, 5], np.float32))
 
 
 @pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul", "Div", "Max", "Min"])
@@ -132,8 +140,6 @@ def test_reductions(op_type: str, axes: tuple[int, ...] | None, keepdims: int) -
 
 def test_mean_over_axes_in_an_attribute() -> None:
     nodes = [node("ReduceMean", "x", "y", axes=[-1], keepdims=0)]
-    from gradient_checks import differentiated, graph_of, run
-
     x = floats(2, 4).astype(np.float32)
     nodes += [node("ReduceSum", "y", "loss", keepdims=0)]
     found = run(differentiated(graph_of(nodes, {"x": x}, ["loss"], opset=17), ["x"]), {"x": x})

@@ -83,7 +83,7 @@ def test_pad() -> None:
     nodes = [node("Exp", "x", "e"), node("Pad", "e p", "y")]
     check_gradients(nodes, {"x": floats(2, 3)}, ["y"], ["x"], constants={"p": ints(1, 0, 0, 2)})
     nodes = [node("Exp", "x", "e"), helper.make_node("Pad", ["e", "p", "", "a"], ["y"])]
-    check_gradients(nodes, {"x": floats(2, 3)}, ["y"], ["x"], constants={"p": ints(1, -1), "a": ints(1)})
+    check_gradients(nodes, {"x": floats(2, 3)}, ["y"], ["x"], constants={"p": ints(1, 1), "a": ints(1)})
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
