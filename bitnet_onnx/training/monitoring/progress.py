@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from bitnet_onnx.training.graph.options import Term
 from bitnet_onnx.training.records import CheckpointRecord, EvaluationRecord, RollbackRecord, StepRecord
 
-#: Of the mean that is shown: about the last 20 steps.
-_DECAY = 0.95
+#: Of the mean that is shown: about the last 10 steps.
+_DECAY = 0.9
 
 
 #: Takes what is done now, how much of it, and of how much.
