@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import onnx_ir as ir
 
 from bitnet_onnx.converters.model import open_model
 from bitnet_onnx.decoder import DecoderSpec
-from bitnet_onnx.errors import InputError
+from bitnet_onnx.errors import InputError, UnsupportedError
 from bitnet_onnx.model_zoo import resolve
 from bitnet_onnx.training._config_checks import has_strength
 from bitnet_onnx.training.data import DataTokenizer, check_settings, read_texts, train_tokenizer
@@ -23,6 +24,7 @@ from bitnet_onnx.training.engines.memory import MemoryModel, Plan, free_bytes
 from bitnet_onnx.training.graph.decoder import TrainingGraph, trained_parameters, training_graph
 from bitnet_onnx.training.graph.options import GraphOptions, Term
 from bitnet_onnx.training.graph.stop_gradient import as_identity
+from bitnet_onnx.training.monitoring.tensorboard import NO_TENSORBOARD
 from bitnet_onnx.training.schedules import Schedules, layer_groups
 from bitnet_onnx.training.settings import (
     BlockWeights,
@@ -97,8 +99,11 @@ def prepare_run(settings: TrainingSettings, *, processes: int = 1) -> Iterator[P
 
     Raises:
         InputError: the settings do not fit the model, the processes or the memory.
+        UnsupportedError: a library is not installed.
     """
     check_settings(settings.data)
+    if settings.loop.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise UnsupportedError(NO_TENSORBOARD)
     if settings.loop.batch % processes:
         raise InputError(
             f"loop.batch is {settings.loop.batch}: {processes} processes cannot share it equally; take a multiple"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from bitnet_onnx.errors import UnsupportedError
 from bitnet_onnx.training.monitoring.quantization import QuantizationRecord
 from bitnet_onnx.training.records import CheckpointRecord, EvaluationRecord, RollbackRecord, StepRecord
+
+NO_TENSORBOARD: Final = "loop.tensorboard = true needs tensorboardX: pip install 'bitnet-onnx[train]'"
 
 
 class TensorBoardLog:
@@ -25,9 +27,7 @@ class TensorBoardLog:
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
-            raise UnsupportedError(
-                "loop.tensorboard = true needs tensorboardX: pip install 'bitnet-onnx[train]'"
-            ) from None
+            raise UnsupportedError(NO_TENSORBOARD) from None
         self._open = SummaryWriter
         self._directory = directory
         self._every = every
