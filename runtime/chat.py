@@ -141,16 +141,21 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
-        self._variables = {"add_generation_prompt": True, "tools": None, "documents": None, **special_tokens}
+        self._variables = {"tools": None, "documents": None, **special_tokens}
         self._processes = ProcessPool(_WORKER, _LIMITS, _KEEPING)
 
     def render(
-        self, conversations: Sequence[Sequence[Message]], tools: Sequence[Mapping[str, object]] | None = None
+        self,
+        conversations: Sequence[Sequence[Message]],
+        tools: Sequence[Mapping[str, object]] | None = None,
+        *,
+        generation_prompt: bool = True,
     ) -> list[str]:
         """The text of each conversation, open for the assistant's answer.
 
         Args:
             conversations: each its messages.
+            generation_prompt: what `add_generation_prompt` is; false where the conversation is as it ended.
             tools: JSON values in OpenAI's form, `{"type": "function", "function": {...}}`, which transformers also
                 gives to templates.
 
@@ -158,9 +163,12 @@ class ChatTemplate:
             InputError: the template refuses the messages, in its words.
             PackageError: the template is wrong, or took too long or too much memory.
         """
+        variables: dict[str, object] = {"add_generation_prompt": generation_prompt, **self._variables}
+        if tools is not None:
+            variables["tools"] = list(tools)
         request = {
             "template": self.source,
-            "variables": self._variables if tools is None else {**self._variables, "tools": list(tools)},
+            "variables": variables,
             "conversations": [[message.for_template() for message in messages] for messages in conversations],
             "max_characters": _MAX_CHARACTERS,
         }
@@ -211,6 +219,40 @@ def encode_chat(
             the template changes contents so that they cannot be told apart from its own text; a tool or a call of
             one holds a control token.
     """
+    pieces, ids = _safe_pieces(template, tokenizer, messages, tools, generation_prompt=True)
+    if ids is not None:
+        return ids
+    logger.warning("a message holds the text of a control token; it is read as plain text")
+    return [
+        token
+        for text, parse_special in pieces
+        for token in tokenizer.encode(text, parse_special=parse_special, add_bos=False)
+    ]
+
+
+def chat_pieces(
+    template: ChatTemplate,
+    tokenizer: TextTokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, object]] | None = None,
+) -> list[tuple[str, bool]]:
+    """The rendered conversation as it ended, in pieces to be encoded by themselves, and whether with control tokens.
+
+    Raises:
+        InputError: as `encode_chat`.
+    """
+    return _safe_pieces(template, tokenizer, messages, tools, generation_prompt=False)[0]
+
+
+def _safe_pieces(
+    template: ChatTemplate,
+    tokenizer: TextTokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, object]] | None,
+    *,
+    generation_prompt: bool,
+) -> tuple[list[tuple[str, bool]], list[int] | None]:
+    """Pieces of the conversation as `chat_pieces`; where it is one, its ids too."""
     if not messages:
         raise InputError("no messages to answer")
     size = sum(len(message.content) for message in messages)
@@ -231,20 +273,18 @@ def encode_chat(
         replace(message, content=f"c{key}n{index}e" if message.content else "")
         for index, message in enumerate(messages)
     ]
-    text, mask = template.render([messages, masked], tools)
+    text, mask = template.render([messages, masked], tools, generation_prompt=generation_prompt)
     ids = tokenizer.encode(text, parse_special=True, add_bos=False)
     skeleton = tokenizer.encode(mask, parse_special=True, add_bos=False)
     control = tokenizer.control_ids
     if [token for token in ids if token in control] == [token for token in skeleton if token in control]:
-        return ids
+        return [(text, True)], ids
     parts = re.split(f"c{key}n([0-9]+)e", mask)
     contents = _contents(parts, text, messages)
-    logger.warning("a message holds the text of a control token; it is read as plain text")
-    ids = []
+    pieces: list[tuple[str, bool]] = []
     for part, content in zip(parts[::2], [*contents, ""], strict=True):
-        ids += tokenizer.encode(part, parse_special=True, add_bos=False)
-        ids += tokenizer.encode(content, parse_special=False, add_bos=False)
-    return ids
+        pieces += [(part, True), (content, False)]
+    return pieces, None
 
 
 def _check_structured(values: Sequence[object], tokenizer: TextTokenizer) -> None:

@@ -119,7 +119,7 @@ class PackageInfo:
             directory=directory,
             architecture=architecture,
             eos_token_ids=_read_eos_ids(directory / GENERATION_CONFIG, architecture.vocab_size),
-            special_tokens=_special_tokens(config, tokenizer_config),
+            special_tokens=special_tokens_of(config, tokenizer_config),
             add_bos_token=config.get("add_bos_token") is True,
             chat_template=_read_template(config, directory),
         )
@@ -190,7 +190,12 @@ def _read_eos_ids(path: Path, vocab_size: int) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _special_tokens(config: Mapping[str, Any], path: Path) -> dict[str, str]:
+def special_tokens_of(config: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """The named tokens (bos_token, ...) of a tokenizer_config.json.
+
+    Raises:
+        PackageError: one is no text; the message begins with `path`.
+    """
     tokens = {}
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
         value = config.get(name)
@@ -210,7 +215,15 @@ def _read_template(config: Mapping[str, Any], directory: Path) -> str | None:
         if not path.resolve().is_relative_to(directory.resolve()):
             raise PackageError(f"{path}: a link that leaves the package ({path.resolve()}); copy the file instead")
         return decode_utf8(read_bytes(path, _MAX_TEMPLATE_BYTES), path)
-    path = directory / TOKENIZER_CONFIG
+    return template_of(config, directory / TOKENIZER_CONFIG)
+
+
+def template_of(config: Mapping[str, Any], path: Path) -> str | None:
+    """The chat template in a tokenizer_config.json; None where there is none.
+
+    Raises:
+        PackageError: it is no text, or too long; the message begins with `path`.
+    """
     template = config.get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}

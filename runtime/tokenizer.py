@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from tokenizers import Tokenizer
 
@@ -28,8 +28,37 @@ class TextTokenizer:
 
     def __init__(self, package: PackageInfo) -> None:
         data = read_bytes(package.tokenizer_path, MAX_TOKENIZER_BYTES)
-        check_tokenizer_file(data, package.tokenizer_path)
-        self._tokenizer = parse_tokenizer(data, package.tokenizer_path)
+        self._open(
+            data,
+            package.tokenizer_path,
+            package.architecture.vocab_size,
+            package.special_tokens.get("bos_token"),
+            package.add_bos_token,
+        )
+
+    @classmethod
+    def from_bytes(
+        cls, data: bytes, source: Path, *, vocab_size: int, bos_token: str | None, add_bos_token: bool
+    ) -> Self:
+        """A tokenizer without a package.
+
+        Args:
+            data: the content of tokenizer.json.
+            source: what messages call it.
+            vocab_size: of the model.
+            bos_token: as tokenizer_config.json names it.
+            add_bos_token: as tokenizer_config.json says it.
+
+        Raises:
+            PackageError: it cannot be read.
+        """
+        tokenizer = cls.__new__(cls)
+        tokenizer._open(data, source, vocab_size, bos_token, add_bos_token)
+        return tokenizer
+
+    def _open(self, data: bytes, source: Path, vocab_size: int, bos_token: str | None, add_bos_token: bool) -> None:
+        check_tokenizer_file(data, source)
+        self._tokenizer = parse_tokenizer(data, source)
         del data
         # What parsing freed would otherwise stay, and count, beside the weights: tens of megabytes.
         return_free_memory()
@@ -37,10 +66,9 @@ class TextTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._lock = threading.Lock()
-        self._vocab_size = package.architecture.vocab_size
-        self._add_bos = package.add_bos_token
-        bos = package.special_tokens.get("bos_token")
-        self.bos_id: int | None = None if bos is None else self.token_id(bos)
+        self._vocab_size = vocab_size
+        self._add_bos = add_bos_token
+        self.bos_id: int | None = None if bos_token is None else self.token_id(bos_token)
         self.control_ids: frozenset[int] = frozenset(
             token for token, added in self._tokenizer.get_added_tokens_decoder().items() if added.special
         )
@@ -81,14 +109,32 @@ class TextTokenizer:
         self._check_ids(ids)
         return ids
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of plain text without a beginning token, and the characters `(start, stop)` that each stands for.
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of plain texts without a beginning token, on all cores.
+
+        Raises:
+            InputError: as `encode`; it does not say which text.
+        """
+        with self._lock:
+            self._tokenizer.encode_special_tokens = True
+            found = _guarded(lambda: self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False))
+        ids = [encoding.ids for encoding in found]
+        for one in ids:
+            self._check_ids(one)
+        return ids
+
+    def encode_with_offsets(self, text: str, *, parse_special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids without a beginning token, and the characters `(start, stop)` that each stands for.
+
+        Args:
+            text: any Unicode text.
+            parse_special: as of `encode`.
 
         Raises:
             InputError: as `encode`.
         """
         with self._lock:
-            self._tokenizer.encode_special_tokens = True
+            self._tokenizer.encode_special_tokens = not parse_special
             # It would trim white space off the offsets.
             processor = self._tokenizer.post_processor
             self._tokenizer.post_processor = None

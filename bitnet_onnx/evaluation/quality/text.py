@@ -71,7 +71,7 @@ def tokenize(text: str, tokenizer: TextTokenizer, name: str) -> TokenText:
     ends: list[npt.NDArray[np.int64]] = []
     before = start = 0
     while start < len(text):
-        stop = _cut(text, start)
+        stop = cut(text, start, _PIECE)
         piece = text[start:stop]
         tokens, offsets = tokenizer.encode_with_offsets(piece)
         sizes = _byte_offsets(piece)
@@ -85,16 +85,20 @@ def tokenize(text: str, tokenizer: TextTokenizer, name: str) -> TokenText:
     return TokenText(name, np.concatenate(ids), np.maximum.accumulate(np.concatenate(ends)))
 
 
-def _cut(text: str, start: int) -> int:
-    """Where the piece that begins at `start` ends: in front of a line, where tokens end too."""
-    stop = start + _PIECE
+def cut(text: str, start: int, size: int) -> int:
+    """Where a piece of at most `size` characters from `start` on ends: in front of a line, where tokens end too.
+
+    In a text without such lines it ends in front of a space, or anywhere.
+    """
+    stop = start + size
     if stop >= len(text):
         return len(text)
-    cut = stop
-    while (cut := text.rfind("\n", start, cut)) > start:
-        if not text[cut + 1].isspace():
-            return cut + 1
-    return stop
+    end = stop
+    while (end := text.rfind("\n", start, end)) > start:
+        if not text[end + 1].isspace():
+            return end + 1
+    space = text.rfind(" ", start + 1, stop)
+    return stop if space < 0 else space
 
 
 def _byte_offsets(text: str) -> npt.NDArray[np.int64]:
