@@ -23,7 +23,7 @@ from bitnet_onnx.policy import HEAD_ROLES
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 from bitnet_onnx.ternary import quantize_absmean
 from bitnet_onnx.training.settings import BlockWeights, HeadWeights
-from bitnet_onnx.training.start import Start
+from bitnet_onnx.training.start import Start, is_linear
 
 #: A directory that may be replaced.
 DIRECTORY: Final = Kind("directory of weights", is_export, "its weights were written by something else")
@@ -145,14 +145,14 @@ class TrainedTensors:
 
     def read(self, role: str) -> FloatArray:
         """A whole tensor."""
-        matrix = self.quantized(role.removesuffix(".weight")) if self.stored is Stored.VALUES else None
+        matrix = self.quantized(role.removesuffix(".weight")) if self._as_values(role) else None
         if matrix is not None:
             return matrix.dequantize()
         return self._rounded_head(role, self.value(role))
 
     def read_rows(self, role: str, start: int, stop: int) -> FloatArray:
         """Some rows of a matrix."""
-        if self.stored is Stored.VALUES and self._is_ternary(role.removesuffix(".weight")):
+        if self._as_values(role):
             # One scale for all rows: it needs them all.
             return self.read(role)[start:stop]
         return self._rounded_head(role, self.value(role)[start:stop])
@@ -166,17 +166,17 @@ class TrainedTensors:
         return self._is_ternary(role)
 
     def _is_ternary(self, role: str) -> bool:
-        return self.trained.weights is BlockWeights.TERNARY and is_block_matrix(role)
+        return self.trained.weights is BlockWeights.TERNARY and is_linear(role)
+
+    def _as_values(self, role: str) -> bool:
+        """Whether a tensor is stored as what it is rounded to: outside of blocks nothing says that it is a master."""
+        name = role.removesuffix(".weight")
+        return self._is_ternary(name) and (self.stored is Stored.VALUES or not name.startswith("layers."))
 
     def _rounded_head(self, role: str, values: FloatArray) -> FloatArray:
         if self.trained.head is not HeadWeights.INT8 or role.removesuffix(".weight") not in HEAD_ROLES:
             return values
         return quantize_integer(values, _HEAD_BITS).dequantize() if values.ndim == 2 else values
-
-
-def is_block_matrix(role: str) -> bool:
-    """Whether a role without `.weight` is a linear layer of a block."""
-    return role.startswith("layers.") and role.endswith("_proj")
 
 
 def _chosen(stored: Stored, start: Start, forms: list[StoredForm], trained: Trained) -> Stored:

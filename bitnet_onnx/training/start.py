@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,8 +28,8 @@ from bitnet_onnx.training.settings import BlockWeights, ModelSettings
 
 logger = logging.getLogger(__name__)
 
-#: Makes a tokenizer of so many entries out of texts: its files by name.
-TrainTokenizer = Callable[[Sequence[Path], int], Mapping[str, bytes]]
+#: Makes a tokenizer of at most so many entries out of texts: its files by name.
+TrainTokenizer = Callable[[Iterable[str], int], Mapping[str, bytes]]
 
 #: Floats that are read at once where a matrix can be read in parts.
 _CHUNK: Final = 1 << 22
@@ -44,6 +44,19 @@ class InitialTensors(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The model that a start was made of, as it can teach.
+
+    Attributes:
+        spec: what it is, without sub-norms that were put in.
+        tensors: the values that it computes with.
+    """
+
+    spec: DecoderSpec
+    tensors: InitialTensors
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """A decoder before its training; open as long as the context that gave it.
 
@@ -54,7 +67,9 @@ class Start:
         generation_config: content of generation_config.json.
         tokenizer: the tokenizer's files by name.
         tensors: the values as floats.
-        ternary: matrices of the blocks that are ternary and will be trained as such are lifted to masters.
+        ternary: matrices that are ternary and will be trained as such are lifted to masters.
+        origin: what it was made of, or None where it is random.
+        put_in: weights of the sub-norms that were put in; 1, until `with_norms` says otherwise.
     """
 
     name: str
@@ -64,6 +79,8 @@ class Start:
     tokenizer: Mapping[str, bytes]
     tensors: InitialTensors
     ternary: bool = False
+    origin: Origin | None = None
+    put_in: frozenset[str] = frozenset()
 
     @property
     def size(self) -> int:
@@ -81,6 +98,10 @@ class Start:
         self.tensors.read_into(role, target)
         return target
 
+    def with_norms(self, sizes: Mapping[str, float]) -> Start:
+        """The same with other weights for norms: one number for all features of each."""
+        return replace(self, tensors=_WithNorms(self.tensors, sizes))
+
     def fill(self, store: ParameterStore) -> None:
         """Write the start of the training to every tensor of a store, one after the other.
 
@@ -90,20 +111,24 @@ class Start:
         for role in store:
             target = store.value(role)
             self.tensors.read_into(role, target)
-            if self.ternary and role.startswith("layers.") and role.endswith("_proj.weight"):
+            if self.ternary and is_linear(role.removesuffix(".weight")):
                 _lift(target)
 
 
 @contextmanager
 def open_start(
-    settings: ModelSettings, *, seed: int = 0, texts: Sequence[Path] = (), train_tokenizer: TrainTokenizer | None = None
+    settings: ModelSettings,
+    *,
+    seed: int = 0,
+    texts: Iterable[str] | None = None,
+    train_tokenizer: TrainTokenizer | None = None,
 ) -> Iterator[Start]:
     """Open what a training run starts from.
 
     Args:
         settings: say what it is.
         seed: of a random start.
-        texts: on which a tokenizer is trained, where a random start has none.
+        texts: on which a tokenizer is trained, where a random start has none; read then only.
         train_tokenizer: does that.
 
     Raises:
@@ -127,7 +152,7 @@ def _random(
     settings: ModelSettings,
     fields: Mapping[str, object],
     seed: int,
-    texts: Sequence[Path],
+    texts: Iterable[str] | None,
     train_tokenizer: TrainTokenizer | None,
 ) -> Start:
     if seed < 0:
@@ -136,7 +161,7 @@ def _random(
     spec = describe(config).spec
     if settings.tokenizer is not None:
         tokenizer = given_tokenizer(settings.tokenizer, spec.vocab_size)
-    elif train_tokenizer is not None and texts:
+    elif train_tokenizer is not None and texts is not None:
         tokenizer = train_tokenizer(texts, spec.vocab_size)
     else:
         raise InputError("model.tokenizer is missing, and there is no text to train one on")
@@ -151,7 +176,6 @@ def _random(
     start = _as_bitnet(start) if settings.sub_norms else start
     return replace(
         start,
-        tensors=replace(RandomTensors.of(config, spec, seed), spec=start.spec),
         generation_config=generation_config_of(Path("model.architecture"), start.config, {}, start.spec),
     )
 
@@ -175,6 +199,7 @@ def _of_source(settings: ModelSettings, source: SourceModel) -> Start:
         tensors=StoredTensors(source.tensors),
         # Masters that are rounded in every forward are what they are.
         ternary=ternary and not online,
+        origin=Origin(source.spec, StoredTensors(source.tensors, rounded=True)),
     )
     # transformers does not know the first reproduction of BitNet, which has sub-norms under other names.
     if settings.sub_norms or find(config) is bitnet.ORIGINAL:
@@ -185,37 +210,32 @@ def _of_source(settings: ModelSettings, source: SourceModel) -> Start:
 def _as_bitnet(start: Start) -> Start:
     """The same with sub-norms, whose weights are 1 where there were none.
 
-    BitDistill (Wu et al., 2025) puts them in before it trains on. What they do to the size of what they stand behind
-    is left to training.
+    BitDistill (Wu et al., 2025) puts them in before it trains on; `sub_norms.fit_sub_norms` finds better weights.
     """
     config, spec = as_bitnet(start.config, start.spec, start.name)
     added = frozenset(role for role, _ in spec.tensors()) - {role for role, _ in start.spec.tensors()}
-    return replace(
-        start,
-        spec=spec,
-        config=config,
-        tensors=_WithOnes(start.tensors, added) if added else start.tensors,
-    )
+    return replace(start, spec=spec, config=config, put_in=added).with_norms(dict.fromkeys(added, 1.0))
 
 
 @dataclass(frozen=True, slots=True)
-class _WithOnes:
+class _WithNorms:
     """Tensors, and norms beside them.
 
     Attributes:
         tensors: the others.
-        added: roles that are 1.
+        sizes: the one value of each norm's weights.
     """
 
     tensors: InitialTensors
-    added: frozenset[str]
+    sizes: Mapping[str, float]
 
     def read_into(self, role: str, target: FloatArray) -> None:
         """Write a tensor."""
-        if role in self.added:
-            target.fill(1)
-        else:
+        size = self.sizes.get(role)
+        if size is None:
             self.tensors.read_into(role, target)
+        else:
+            target.fill(size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +263,14 @@ class StoredTensors:
         step = max(1, _CHUNK // target.shape[1])
         for first in range(0, len(target), step):
             target[first : first + step] = self.tensors.read_rows(role, first, min(first + step, len(target)))
+
+
+def is_linear(role: str) -> bool:
+    """Whether a role without `.weight` is one of the matrices that `model.weights` is about.
+
+    Those that lead from and to a narrower embedding are among them.
+    """
+    return role in {"project_in", "project_out"} or (role.startswith("layers.") and role.endswith("_proj"))
 
 
 def _lift(matrix: FloatArray) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from bitnet_reference import find_prompt, logits
 from exports import write_source
 from package_logits import PackageLogits
 from tiny_models import TOLERANCE, prompts
@@ -30,10 +31,11 @@ from bitnet_onnx.training.start import Start, open_start
 torch.set_num_threads(1)  # the models are tiny
 
 FLOAT = Precision(Weights.FLOAT32)
-POLICY = Policy(head=FLOAT)
+#: transformers leaves the projections of a narrower embedding alone, whose weights are ternary all the same.
+POLICY = Policy(head=FLOAT, overrides=(("project_*", Precision(Weights.AUTO, activation_bits=0)),))
 FLOAT_ACTIVATIONS = Policy(Precision(Weights.AUTO, activation_bits=0), FLOAT)
-#: In units of the logits' deviation; an activation on the border between two codes goes either way.
-ROUNDING, FLIPPED = 1e-5, 5e-2
+#: In units of the logits' deviation, on prompts where no activation lies on the border between two codes.
+ROUNDING = 1e-4
 
 #: Source, whether sub-norms are put in, and what transformers takes it for.
 STARTS = [
@@ -70,20 +72,15 @@ def load(directory: Path) -> transformers.PreTrainedModel:
     return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
-def logits(model: transformers.PreTrainedModel, ids: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        found: np.ndarray = model(torch.from_numpy(ids)[None]).logits[0].numpy()
-    return found
-
-
 def compare(what: str, model: transformers.PreTrainedModel, package: Path) -> None:
-    run = PackageLogits(package)
-    for ids in prompts(model.config.vocab_size, (1, 7, 60)):
-        expected, found = logits(model, ids), run(ids)
-        rows = np.abs(found - expected).max(axis=1) / expected.std()
-        sys.stdout.write(f"{what}, {len(ids)} tokens: |dlogit| {np.median(rows):.1e} .. {rows.max():.1e}\n")
-        assert np.median(rows) <= ROUNDING
-        assert rows.max() <= FLIPPED
+    run, rng = PackageLogits(package), np.random.default_rng(5)
+    vocabulary = model.config.vocab_size
+    for length in (1, 7, 40):
+        ids = find_prompt(model, lambda n=length: rng.integers(0, vocabulary, n), stable=True)
+        expected = logits(model, ids)
+        found = float(np.abs(run(ids) - expected).max() / expected.std())
+        sys.stdout.write(f"{what}, {length} tokens: |dlogit| {found:.1e}\n")
+        assert found <= ROUNDING
 
 
 @pytest.mark.parametrize("stored", [Stored.MASTERS, Stored.PACKED])
@@ -96,16 +93,14 @@ def test_ternary(name: str, sub_norms: bool, kind: str, stored: Stored, tmp_path
         model = load(tmp_path / "out")
         assert type(model).__name__ == kind
         layers = [module for module in model.modules() if isinstance(module, AutoBitLinear)]
-        assert len(layers) == sum("_proj" in role for role, _ in start.spec.matrices())
+        assert len(layers) == sum(role.startswith("layers.") for role, _ in start.spec.matrices())
         assert all(layer.online_quant is (stored is Stored.MASTERS) for layer in layers)
         compare(f"{name}, {stored}", model, tmp_path / "package")
         if stored is Stored.MASTERS:
-            quantized = [
-                quantize_absmean(store.value(f"{role}.weight")) for role, _ in start.spec.matrices() if "_proj" in role
-            ]
-            theirs = [np.sign(WeightQuant.apply(layer.weight).detach().numpy()) for layer in layers]
-            expected = sorted(float(np.abs(codes).sum()) for codes in theirs)
-            assert sorted(float(np.abs(tensor.signed()).sum()) for tensor in quantized) == expected
+            blocks = (role for role, _ in start.spec.matrices() if role.startswith("layers."))
+            ours = [np.abs(quantize_absmean(store.value(f"{role}.weight")).signed()).sum() for role in blocks]
+            theirs = [(WeightQuant.apply(layer.weight) != 0).sum().item() for layer in layers]
+            assert sorted(theirs) == sorted(ours)
 
 
 @pytest.mark.parametrize("name", ["phi3", "gpt2", "gpt_neox", "untied_gqa"])

@@ -1,129 +1,100 @@
-"""A training graph small enough to be differentiated by hand, and that in numpy."""
+"""Training graphs of random decoders on the current ONNX Runtime, and their inputs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
-import onnx
 import onnx_ir as ir
-from onnx import TensorProto, helper, numpy_helper
+import onnxruntime
+from random_decoders import SPECS, RandomDecoder
 
-from bitnet_onnx.training.parameters import ParameterStore
+from bitnet_onnx.decoder import DecoderSpec
+from bitnet_onnx.training.graph.decoder import TrainingGraph, training_graph
+from bitnet_onnx.training.graph.options import (
+    INPUT_IDS,
+    LABELS,
+    NORMALIZER,
+    POSITIONS,
+    STRENGTH,
+    TEACHER_LOGITS,
+    GraphOptions,
+    Term,
+    teacher_state,
+    weight_input,
+)
+from bitnet_onnx.training.graph.stop_gradient import as_identity
 from bitnet_onnx.training.settings import IGNORED
 
-VOCABULARY = 11
-WIDTH = 8
-SHAPES = {"embed": (VOCABULARY, WIDTH), "weight": (WIDTH, WIDTH), "unused": (3,)}
+Inputs = dict[str, np.ndarray]
+
+#: Which features rotate is a matter of tables: two of the many sizes of heads stand for all.
+NAMES = [name for name in SPECS if "features rotated" not in name or name.startswith(("20 of 80", "40 of 40"))]
 
 
-@dataclass(frozen=True)
-class HandMade:
-    """What `TrainingGraph` is, of a graph that no decoder has."""
+def tokens(spec: DecoderSpec, batch: int, length: int, seed: int = 0) -> Inputs:
+    """Ids and labels, of which every fifth is ignored."""
+    generator = np.random.default_rng(seed)
+    ids, labels = generator.integers(0, spec.vocab_size, (2, batch, length))
+    labels.reshape(-1)[::5] = IGNORED
+    return {INPUT_IDS: ids, LABELS: labels}
 
-    model: ir.Model
-    parameters: dict[str, tuple[int, ...]] = field(default_factory=lambda: dict(SHAPES))
-    boundaries: tuple[str, ...] = ()
 
-
-def hand_made_graph() -> HandMade:
-    """Embedding, a ternary linear layer, a tied head and a cross entropy."""
-    node = helper.make_node
-    nodes = [
-        node("Gather", ["embed", "input_ids"], ["x"]),
-        node("Abs", ["weight"], ["magnitude"]),
-        node("ReduceMean", ["magnitude"], ["mean"], keepdims=0),
-        node("Max", ["mean", "least"], ["scale"]),
-        node("Div", ["weight", "scale"], ["scaled"]),
-        node("Round", ["scaled"], ["rounded"]),
-        node("Clip", ["rounded", "low", "high"], ["codes"]),
-        node("Mul", ["codes", "scale"], ["quantized"]),
-        node("Sub", ["quantized", "weight"], ["error"]),
-        node("StopGradient", ["error"], ["stopped"], domain="bitnet.training"),
-        node("Mul", ["stopped", "quantization.strength"], ["correction"]),
-        node("Add", ["weight", "correction"], ["ternary"]),
-        node("MatMul", ["x", "ternary"], ["y"]),
-        node("Transpose", ["embed"], ["head"], perm=[1, 0]),
-        node("MatMul", ["y", "head"], ["logits"]),
-        node("Reshape", ["logits", "rows"], ["row_logits"]),
-        node("Reshape", ["labels", "flat"], ["row_labels"]),
-        node(
-            "SoftmaxCrossEntropyLoss",
-            ["row_logits", "row_labels"],
-            ["sum", "log_prob"],
-            reduction="sum",
-            ignore_index=IGNORED,
-        ),
-        node("Div", ["sum", "normalizer"], ["loss.cross_entropy"]),
-        node("Mul", ["loss.cross_entropy", "weight.cross_entropy"], ["loss"]),
-    ]
-
-    def value(name: str, *shape: int | str, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, kind, shape)
-
-    tokens = ("batch_size", "sequence_length")
-    inputs = [value(name, *tokens, kind=TensorProto.INT64) for name in ("input_ids", "labels")]
-    inputs += [value(name) for name in ("normalizer", "quantization.strength", "weight.cross_entropy")]
-    inputs += [value(name, *shape) for name, shape in SHAPES.items()]
-    constants = {
-        "least": np.float32(1e-5),
-        "low": np.float32(-1),
-        "high": np.float32(1),
-        "rows": np.array([-1, VOCABULARY]),
-        "flat": np.array([-1]),
+def teacher(spec: DecoderSpec, batch: int, length: int, widths: Mapping[str, int]) -> Inputs:
+    """What a teacher of other widths gives."""
+    generator = np.random.default_rng(9)
+    states = {
+        teacher_state(name): generator.standard_normal((batch, length, width), np.float32)
+        for name, width in widths.items()
     }
-    graph = helper.make_graph(
-        nodes,
-        "hand_made",
-        inputs,
-        [value("loss"), value("loss.cross_entropy")],
-        [numpy_helper.from_array(np.asarray(constant), name) for name, constant in constants.items()],
-    )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("bitnet.training", 1)]
-    return HandMade(ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=8)))
+    return {TEACHER_LOGITS: 3 * generator.standard_normal((batch, length, spec.vocab_size), np.float32), **states}
 
 
-def hand_made_store(path: object = None) -> ParameterStore:
-    """Its parameters, Gaussian."""
-    store = ParameterStore(SHAPES, path=path)
-    rng = np.random.default_rng(5)
-    for name in store:
-        store.value(name)[...] = rng.normal(0, 0.5, store.shapes[name])
-    return store
-
-
-def hand_made_inputs(strength: float = 1.0, *, rows: int = 3, seed: int = 0) -> dict[str, npt.NDArray[object]]:
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, VOCABULARY, (rows, 5))
-    labels[0, :2] = IGNORED
+def scalars(data: Inputs, strength: float | list[float] = 0.0) -> Inputs:
+    """The other inputs of a step that has these tokens only."""
     return {
-        "input_ids": rng.integers(0, VOCABULARY, (rows, 5)),
-        "labels": labels,
-        "normalizer": np.array(13, np.float32),
-        "quantization.strength": np.array(strength, np.float32),
-        "weight.cross_entropy": np.array(0.75, np.float32),
+        NORMALIZER: np.array((data[LABELS] != IGNORED).sum(), np.float32),
+        POSITIONS: np.array(data[LABELS].size, np.float32),
+        STRENGTH: np.atleast_1d(np.array(strength, np.float32)),
+        **{weight_input(term): np.array(1 + index / 4, np.float32) for index, term in enumerate(Term)},
     }
 
 
-def by_hand(store: ParameterStore, inputs: dict[str, npt.NDArray[object]]) -> tuple[float, dict[str, npt.NDArray]]:
-    """The loss and its gradients in float64; the quantization passes gradients straight through."""
-    embed, weight = (store.value(name).astype(np.float64) for name in ("embed", "weight"))
-    ids, labels = inputs["input_ids"].ravel(), inputs["labels"].ravel()
-    scale = max(np.abs(weight).mean(), 1e-5)
-    ternary = weight + inputs["quantization.strength"] * (np.clip(np.round(weight / scale), -1, 1) * scale - weight)
-    x = embed[ids]
-    y = x @ ternary
-    logits = y @ embed.T
-    log_prob = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+class GraphRun:
+    """A graph with a random decoder's tensors.
+
+    Args:
+        spec: of the decoder.
+        options: of the graph.
+        model: what runs in the graph's place.
+    """
+
+    def __init__(self, spec: DecoderSpec, options: GraphOptions, model: ir.Model | None = None) -> None:
+        self.graph: TrainingGraph = training_graph(spec, options)
+        settings = onnxruntime.SessionOptions()
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        settings.intra_op_num_threads = 1
+        proto = ir.to_proto(as_identity(self.graph.model) if model is None else model)
+        self.session = onnxruntime.InferenceSession(proto.SerializeToString(), settings)
+        decoder = RandomDecoder(spec)
+        self.parameters = {role: decoder.read(role) for role in self.graph.parameters}
+
+    def __call__(self, data: Inputs) -> Inputs:
+        """All outputs by name; of `data` what the graph takes."""
+        names = [value.name for value in self.session.get_outputs()]
+        given = {name: value for name, value in data.items() if name in self.graph.inputs}
+        return dict(zip(names, self.session.run(names, {**self.parameters, **given}), strict=True))
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    """Of the last axis, in float64."""
+    wide = x.astype(np.float64)
+    wide = wide - wide.max(axis=-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The mean over the labelled tokens."""
     counted = labels != IGNORED
-    share = float(inputs["weight.cross_entropy"] / inputs["normalizer"])
-    rows = np.arange(ids.size)[counted]
-    loss = -log_prob[rows, labels[counted]].sum() * share
-    upstream = np.exp(log_prob) * counted[:, None]
-    upstream[rows, labels[counted]] -= 1
-    upstream *= share
-    behind = upstream @ embed
-    embed_gradient = upstream.T @ y
-    np.add.at(embed_gradient, ids, behind @ ternary.T)
-    return loss, {"embed": embed_gradient, "weight": x.T @ behind, "unused": np.zeros(3)}
+    picked = np.take_along_axis(log_softmax(logits), np.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    return float(-picked[counted].mean())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from tiny_models import tokenizer
@@ -25,8 +24,8 @@ LLAMA: Mapping[str, object] = {
 }
 
 
-def trained_tokenizer(_: Sequence[Path], vocab_size: int) -> Mapping[str, bytes]:
-    described = {"bos_token": "<s>", "eos_token": {"content": "</s>", "special": True}, "pad_token": None}
+def trained_tokenizer(_: Iterable[str], vocab_size: int) -> Mapping[str, bytes]:
+    described = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     return {
         "tokenizer.json": tokenizer(vocab_size).to_str().encode(),
         "tokenizer_config.json": json.dumps(described).encode(),
@@ -35,7 +34,7 @@ def trained_tokenizer(_: Sequence[Path], vocab_size: int) -> Mapping[str, bytes]
 
 def random_start(fields: Mapping[str, object] = LLAMA, *, seed: int = 0, sub_norms: bool = False) -> Start:
     settings = ModelSettings(architecture=fields, sub_norms=sub_norms)
-    with open_start(settings, seed=seed, texts=[Path("text.txt")], train_tokenizer=trained_tokenizer) as start:
+    with open_start(settings, seed=seed, texts=["text"], train_tokenizer=trained_tokenizer) as start:
         return start
 
 

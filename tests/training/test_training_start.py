@@ -12,13 +12,14 @@ import pytest
 from bitnet_models import CASES, write
 from exports import CHOSEN, write_source
 from tiny_models import TINY, tokenizer, write_checkpoint
-from training_starts import LLAMA, filled, random_start
+from training_starts import LLAMA, filled, random_start, trained_tokenizer
 
 from bitnet_onnx.converters import FloatType, GgufOptions, convert, export
 from bitnet_onnx.converters.model import open_model
 from bitnet_onnx.errors import BitnetOnnxError, CheckpointError, InputError, UnsupportedError
 from bitnet_onnx.policy import Policy, Precision, Weights
 from bitnet_onnx.ternary import detect, quantize_absmean
+from bitnet_onnx.training._random_start import token_ids
 from bitnet_onnx.training.settings import BlockWeights, ModelSettings
 from bitnet_onnx.training.start import open_start
 
@@ -310,6 +311,14 @@ def test_settings_that_contradict_themselves(
 ) -> None:
     with pytest.raises(error, match=message), open_start(settings):
         pass
+
+
+def test_tokens_that_a_tokenizer_names() -> None:
+    files = dict(trained_tokenizer([], 300))
+    assert token_ids(files) == {"bos_token_id": 1, "eos_token_id": 2}
+    described = {"bos_token": None, "eos_token": {"content": "<unk>", "lstrip": False}, "pad_token": "<other>"}
+    assert token_ids(files | {"tokenizer_config.json": json.dumps(described).encode()}) == {"eos_token_id": 0}
+    assert token_ids({"tokenizer.json": files["tokenizer.json"]}) == {}
 
 
 def test_a_negative_seed() -> None:

@@ -95,8 +95,8 @@ class Linears:
         table = self._parameters[f"{role}.weight"]
         if self._options.head is HeadWeights.INT8:
             table = self._table(role)
-            if bits := self._options.activation_bits:
-                x = self.quantizer.activations(f"{path}/input", x, bits, self._head_strength())
+            if self._options.activation_bits:
+                x = self.quantizer.activations(f"{path}/input", x, self._head_strength())
         inputs = [x, table]
         if self._spec.head_bias:
             inputs.append(self._parameters["lm_head.bias"])
@@ -125,10 +125,9 @@ class Linears:
         return self._builder.node(f"{path}/Gemm", inputs, {"transB": 1})
 
     def _input(self, path: str, x: ir.Value, layer: int) -> ir.Value:
-        bits = self._options.activation_bits
-        if not bits or self._options.weights is not BlockWeights.TERNARY:
+        if not self._options.activation_bits or self._options.weights is not BlockWeights.TERNARY:
             return x
-        return self.quantizer.activations(path, x, bits, self._strength(layer))
+        return self.quantizer.activations(path, x, self._strength(layer))
 
     def _strength(self, layer: int) -> ir.Value:
         groups = self._options.groups

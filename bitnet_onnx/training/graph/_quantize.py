@@ -18,6 +18,9 @@ from bitnet_onnx.training.graph.options import STRENGTH
 
 _FLOOR: Final = 1e-5
 _INT8: Final = 128
+_PEAK: Final = PEAKS[8]
+#: Its neighbours in float32 are 1 away, and so are those of all numbers 2^22 around it.
+_NO_FRACTION: Final = 1.5 * 2**23
 _LAST: Final[Attributes] = {"axes": [-1], "keepdims": 1}
 
 
@@ -72,14 +75,16 @@ class Quantizer:
             strength: of the rounding.
         """
         build = self._builder
-        rows = build.node(f"{path}/rows/ReduceL1", [weight], {"axes": [1], "keepdims": 0})
+        magnitudes = build.node(f"{path}/Abs", [weight])
+        # Row by row: one sum over a million numbers would lose digits.
+        rows = build.node(f"{path}/rows/ReduceSum", [magnitudes, build.ints(1)], {"keepdims": 0})
         total = build.node(f"{path}/ReduceSum", [rows, build.ints(0)], {"keepdims": 0})
         mean = build.node(f"{path}/mean/Div", [total, build.scalar(size)])
         # What is divided by is a reciprocal, as in a conversion: the codes have to be the same.
         inverse = build.node(f"{path}/Reciprocal", [build.node(f"{path}/Max", [mean, build.scalar(_FLOOR)])])
         step = build.node(f"{path}/step/Reciprocal", [inverse])
-        steps = build.node(f"{path}/steps/Mul", [weight, inverse])
-        codes = build.node(f"{path}/Clip", [build.node(f"{path}/Round", [steps]), build.scalar(-1), build.scalar(1)])
+        rounded = self._round(path, build.node(f"{path}/steps/Mul", [weight, inverse]))
+        codes = build.node(f"{path}/Clip", [rounded, build.scalar(-1), build.scalar(1)])
         nearest = build.node(f"{path}/nearest/Mul", [codes, step])
         self.ternary.append(Rounded(weight, nearest, inverse, size))
         return self._toward(path, weight, nearest, strength)
@@ -103,29 +108,38 @@ class Quantizer:
         usable = build.node(f"{path}/GreaterOrEqual", [magnitude, build.scalar(float(np.finfo(np.float32).tiny))])
         reciprocal = build.node(f"{path}/Reciprocal", [step])
         inverse = build.node(f"{path}/inverse/Where", [usable, reciprocal, build.scalar(0)])
-        rounded = build.node(f"{path}/Round", [build.node(f"{path}/steps/Mul", [rows, inverse])])
+        rounded = self._round(path, build.node(f"{path}/steps/Mul", [rows, inverse]))
         codes = build.node(f"{path}/Clip", [rounded, build.scalar(-_INT8), build.scalar(_INT8 - 1)])
         return self._toward(path, rows, build.node(f"{path}/nearest/Mul", [codes, step]), strength)
 
-    def activations(self, path: str, x: ir.Value, bits: int, strength: ir.Value) -> ir.Value:
-        """`q = round(x s) / s`, with `s` the peak of the integers over the token's largest magnitude or 1e-5.
+    def activations(self, path: str, x: ir.Value, strength: ir.Value) -> ir.Value:
+        """`q = round(x s) / s`, with `s` 127 over the token's largest magnitude or 1e-5.
 
         Args:
             path: module path.
             x: float `[tokens, K]`.
-            bits: of the integers.
             strength: of the rounding.
         """
         build = self._builder
         high = build.node(f"{path}/ReduceMax", [x], _LAST)
         low = build.node(f"{path}/Neg", [build.node(f"{path}/ReduceMin", [x], _LAST)])
         largest = build.node(f"{path}/Max", [high, low, build.scalar(_FLOOR)])
-        peak = build.scalar(PEAKS[bits])
+        peak = build.scalar(_PEAK)
         steps = build.node(f"{path}/steps/Mul", [x, build.node(f"{path}/inverse/Div", [peak, largest])])
+        step = build.node(f"{path}/step/Div", [largest, peak])
         # Two roundings cannot carry the largest value to the next integer: nothing needs to be clipped.
-        codes = build.node(f"{path}/Round", [steps])
-        nearest = build.node(f"{path}/nearest/Mul", [codes, build.node(f"{path}/step/Div", [largest, peak])])
+        nearest = build.node(f"{path}/nearest/Mul", [self._round(path, steps), step])
         return self._toward(path, x, nearest, strength)
+
+    def _round(self, path: str, x: ir.Value) -> ir.Value:
+        """The nearest integers, half to even, of numbers below 2^22; larger ones come out as large.
+
+        Where float32 has no digits behind the point, a sum is rounded to integers. Operator Round takes ten times as
+        long, and onnxruntime-training takes QuantizeLinear for something else.
+        """
+        build = self._builder
+        integer = build.node(f"{path}/integer/Add", [x, build.scalar(_NO_FRACTION)])
+        return build.node(f"{path}/round/Sub", [integer, build.scalar(_NO_FRACTION)])
 
     def _toward(self, path: str, x: ir.Value, nearest: ir.Value, strength: ir.Value) -> ir.Value:
         build = self._builder
