@@ -41,7 +41,7 @@ class Linears:
         self._parameters = parameters
         self._norms = norms
         self._shapes = dict(spec.tensors())
-        self._tied: ir.Value | None = None
+        self._rounded: ir.Value | None = None
         self.quantizer = Quantizer(builder)
 
     def apply(self, roles: Sequence[str], x: ir.Value, layer: int) -> list[ir.Value]:
@@ -109,10 +109,10 @@ class Linears:
 
     def _table(self, role: str) -> ir.Value:
         """The rounded rows of embedding or head; tied, they are rounded once."""
-        if self._tied is None:
+        if self._rounded is None:
             weight = self._parameters[f"{role}.weight"]
-            self._tied = self.quantizer.rows(f"{module_path(role)}/weight", weight, self._head_strength())
-        return self._tied
+            self._rounded = self.quantizer.rows(f"{module_path(role)}/weight", weight, self._head_strength())
+        return self._rounded
 
     def _linear(self, role: str, x: ir.Value, layer: int) -> ir.Value:
         path, weight = module_path(role), self._parameters[f"{role}.weight"]

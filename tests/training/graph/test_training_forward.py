@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from random_decoders import BASE, FLOAT, SPECS, RandomDecoder
-from training_graphs import GraphRun, Inputs, cross_entropy, scalars, tokens
+from training_graphs import NAMES, GraphRun, Inputs, cross_entropy, scalars, tokens
 
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.evaluation._linear import PolicyRule
@@ -27,8 +27,6 @@ from bitnet_onnx.training.graph.stop_gradient import as_identity
 from bitnet_onnx.training.settings import BlockWeights, HeadWeights
 
 LENGTH = 20
-#: Which features rotate is a matter of tables: two of the many sizes of heads stand for all.
-NAMES = [name for name in SPECS if "features rotated" not in name or name.startswith(("20 of 80", "40 of 40"))]
 TERNARY = Precision(Weights.TERNARY, 0, 8)
 INT8_HEAD = Precision(Weights.INT8, 0, 8)
 
