@@ -41,5 +41,5 @@ def test_recomputation_takes_less_memory(tmp_path: Path) -> None:
     model, inputs, parameters, boundaries = stack(8, 64, batch=4, length=512)
     kept = peak(tmp_path, differentiated(model, parameters), inputs)
     again = peak(tmp_path, differentiated(model, parameters, boundaries), inputs)
-    assert kept > 40 << 20
+    assert kept > 30 << 20
     assert again < 0.6 * kept
