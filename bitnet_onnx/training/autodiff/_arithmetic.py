@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bitnet_onnx.training.autodiff._broadcast import reduced, same_shape
-from bitnet_onnx.training.autodiff._emitter import unsupported
+from bitnet_onnx.training.autodiff._emitter import readers, unsupported
 from bitnet_onnx.training.autodiff._rules import operand, rule
 from bitnet_onnx.training.autodiff._tape import Tape
 
@@ -98,7 +98,13 @@ def _for_product(tape: Tape, y: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
 def _swish(tape: Tape, node: ir.Node, x: ir.Value, gate: ir.Value) -> bool:
     """`y = x s(x)` at once: `dy/dx = s + y (1 - s)`."""
     sigmoid = gate.producer()
-    if sigmoid is None or sigmoid.op_type != "Sigmoid" or sigmoid.inputs[0] is not x or len(gate.uses()) != 1:
+    if (
+        sigmoid is None
+        or sigmoid.op_type != "Sigmoid"
+        or sigmoid.inputs[0] is not x
+        or len(readers(gate)) != 1
+        or gate.is_graph_output()
+    ):
         return False
     y = node.outputs[0]
     gradient, _ = tape.loose(y)

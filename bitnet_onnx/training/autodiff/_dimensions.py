@@ -11,6 +11,7 @@ from typing import Final
 import onnx_ir as ir
 
 from bitnet_onnx.training.autodiff._emitter import Dims, constant_of, dims, int_attribute
+from bitnet_onnx.training.autodiff._sizes import SizeTable, product
 
 _UNARY: Final = frozenset(
     {"Abs", "Neg", "Sqrt", "Reciprocal", "Exp", "Log", "Sigmoid", "Tanh", "Relu", "Erf", "Gelu", "Sin", "Cos"}
@@ -26,20 +27,24 @@ _BROADCAST: Final = frozenset(
 def name_lengths(graph: ir.Graph) -> None:
     """Give every axis of known rank a number or a symbol: a product of the inputs' symbols, or one of its own.
 
-    The inputs' symbols are taken as they stand: two axes of one name have one length.
+    The inputs' symbols are taken as they stand: two axes of one name have one length. Other symbols go.
     """
     fresh = 0
     for value in graph.inputs:
-        fresh = _fill(value, dims(value), fresh)
+        fresh = _fill(value, None, fresh)
+    declared = {length for value in graph.inputs for length in dims(value) or () if isinstance(length, str)}
     for node in graph:
-        found = _outputs(node) if node.domain == "" else []
+        for value in node.outputs:
+            lengths = dims(value)
+            if lengths is not None:
+                value.shape = ir.Shape([d if isinstance(d, int) or d in declared else None for d in lengths])
+    sizes = SizeTable()
+    for node in graph:
+        found = _outputs(node, sizes) if node.domain == "" else []
         for output, lengths in zip_longest(node.outputs, found[: len(node.outputs)]):
             fresh = _fill(output, lengths, fresh)
-
-
-def factors(length: int | str) -> list[str]:
-    """What a length is the product of."""
-    return str(length).split("*")
+        if node.domain == "":
+            sizes.read(node)
 
 
 def _fill(value: ir.Value, found: Dims | None, fresh: int) -> int:
@@ -59,7 +64,7 @@ def _fill(value: ir.Value, found: Dims | None, fresh: int) -> int:
     return fresh
 
 
-def _outputs(node: ir.Node) -> list[Dims | None]:
+def _outputs(node: ir.Node, sizes: SizeTable) -> list[Dims | None]:
     """What a node's inputs say of its outputs' shapes."""
     inputs = [() if value is None else dims(value) for value in node.inputs]
     if not inputs or None in inputs:
@@ -68,6 +73,9 @@ def _outputs(node: ir.Node) -> list[Dims | None]:
         return [inputs[0]]
     if node.op_type in _BROADCAST:
         return [_broadcast(inputs)]
+    sized = _SIZED.get(node.op_type)
+    if sized is not None:
+        return sized(node, [() if lengths is None else lengths for lengths in inputs], sizes)
     shape = _SHAPES.get(node.op_type)
     return [] if shape is None else shape(node, [() if lengths is None else lengths for lengths in inputs])
 
@@ -135,12 +143,30 @@ def _off_axis(node: ir.Node, inputs: list[Dims]) -> list[Dims | None]:
     return [tuple(rest)] * len(node.outputs)
 
 
-def _slice(node: ir.Node, inputs: list[Dims]) -> list[Dims | None]:
-    axes = constant_of(node.inputs[3]) if len(node.inputs) > 3 else None
+def _slice(node: ir.Node, inputs: list[Dims], sizes: SizeTable) -> list[Dims | None]:
+    """A range up to a symbol is as long as that: a shorter table would fit nothing that it meets."""
+    axes = sizes.of(node.inputs[3]) if len(node.inputs) > 3 else None
     if axes is None:
         return [None]
-    cut = {int(axis) % len(inputs[0]) for axis in axes}
-    return [tuple(None if axis in cut else length for axis, length in enumerate(inputs[0]))]
+    cut = {axis % len(inputs[0]) for axis in axes if isinstance(axis, int)}
+    lengths = [None if axis in cut else length for axis, length in enumerate(inputs[0])]
+    start, stop = sizes.one(node.inputs[1]), sizes.one(node.inputs[2])
+    step = sizes.one(node.inputs[4]) if len(node.inputs) > 4 else 1
+    if isinstance(start, int) and start >= 0 and isinstance(stop, str) and step == 1 and len(cut) == 1:
+        symbol, _, offset = stop.partition("+")
+        if int(offset or 0) == start:
+            lengths[cut.pop()] = symbol
+    return [tuple(lengths)]
+
+
+def _range(node: ir.Node, _inputs: list[Dims], sizes: SizeTable) -> list[Dims | None]:
+    start, stop, step = (sizes.one(value) for value in node.inputs)
+    return [(stop,) if start == 0 and step == 1 and "+" not in str(stop) else None]
+
+
+def _expand(node: ir.Node, inputs: list[Dims], sizes: SizeTable) -> list[Dims | None]:
+    target = sizes.of(node.inputs[1])
+    return [None if target is None else _broadcast([inputs[0], target])]
 
 
 def _squeezed(node: ir.Node, inputs: list[Dims]) -> list[Dims | None]:
@@ -156,16 +182,17 @@ def _squeezed(node: ir.Node, inputs: list[Dims]) -> list[Dims | None]:
     return [tuple(lengths)]
 
 
-def _reshape(node: ir.Node, inputs: list[Dims]) -> list[Dims | None]:
+def _reshape(node: ir.Node, inputs: list[Dims], sizes: SizeTable) -> list[Dims | None]:
     """The one length that is left open is what remains of the product of all."""
-    known = dims(node.outputs[0])
-    target = constant_of(node.inputs[1])
+    known, target = dims(node.outputs[0]), sizes.of(node.inputs[1])
     if known is None or int_attribute(node, "allowzero", 0):
         return [None]
     after = list(known)
-    for axis, number in enumerate(target.tolist() if target is not None else ()):
-        if number == 0:
+    for axis, size in enumerate(target or ()):
+        if size == 0:
             after[axis] = inputs[0][axis]
+        elif after[axis] is None and size != -1:
+            after[axis] = size
     if after.count(None) == 1:
         after[after.index(None)] = _quotient(inputs[0], [length for length in after if length is not None])
     return [tuple(after)]
@@ -175,21 +202,21 @@ def _quotient(whole: Dims, parts: Sequence[int | str]) -> int | str | None:
     """The product of some lengths over that of others, if it is a product too."""
     if None in whole:
         return None
-    above = [factor for length in whole if length is not None for factor in factors(length)]
-    below = [factor for length in parts for factor in factors(length)]
-    symbols = Counter(factor for factor in above if not factor.isdigit())
-    removed = Counter(factor for factor in below if not factor.isdigit())
-    number = math.prod(int(factor) for factor in above if factor.isdigit())
-    divisor = math.prod(int(factor) for factor in below if factor.isdigit())
+    above = Counter(factor for length in whole for factor in str(length).split("*"))
+    below = Counter(factor for length in parts for factor in str(length).split("*"))
+    number, divisor = (math.prod(int(f) for f in side.elements() if f.isdigit()) for side in (above, below))
+    symbols, removed = (Counter(f for f in side.elements() if not f.isdigit()) for side in (above, below))
     if removed - symbols or divisor == 0 or number % divisor:
         return None
-    left = sorted((symbols - removed).elements())
-    rest = number // divisor
-    if not left:
-        return rest
-    return "*".join(left if rest == 1 else [str(rest), *left])
+    return product([str(number // divisor), *(symbols - removed).elements()])
 
 
+_SIZED: Final[dict[str, Callable[[ir.Node, list[Dims], SizeTable], list[Dims | None]]]] = {
+    "Expand": _expand,
+    "Range": _range,
+    "Reshape": _reshape,
+    "Slice": _slice,
+}
 _SHAPES: Final[dict[str, Callable[[ir.Node, list[Dims]], list[Dims | None]]]] = {
     "Concat": _off_axis,
     "Gather": _gather,
@@ -200,8 +227,6 @@ _SHAPES: Final[dict[str, Callable[[ir.Node, list[Dims]], list[Dims | None]]]] = 
     "ReduceMean": _reduce,
     "ReduceMin": _reduce,
     "ReduceSum": _reduce,
-    "Reshape": _reshape,
-    "Slice": _slice,
     "Split": _off_axis,
     "Squeeze": _squeezed,
     "Transpose": _transpose,

@@ -52,6 +52,12 @@ class Emitter:
             self._equal[key] = (output,)
         return self._equal[key][0]
 
+    def mean(self, value: ir.Value, axes: Sequence[int]) -> ir.Value:
+        """A mean that keeps its axes."""
+        if self.graph.opset_imports.get("", 0) < 18:
+            return self.op("ReduceMean", value, attributes={"axes": list(axes)})
+        return self.op("ReduceMean", value, self.ints(*axes))
+
     def constant(self, array: npt.NDArray[Any]) -> ir.Value:
         """An initializer."""
         key = (array.dtype.str, array.shape, array.tobytes())
@@ -158,6 +164,11 @@ def constant_of(value: ir.Value | None) -> npt.NDArray[Any] | None:
     if tensor is None or (value.const_value is not None and value.is_graph_input()):
         return None
     return tensor.numpy()
+
+
+def readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Nodes of the forward pass that read a value, and as which input: what is being written is in no graph yet."""
+    return [(use.node, use.idx) for use in value.uses() if use.node.graph is not None]
 
 
 def int_attribute(node: ir.Node, name: str, default: int) -> int:

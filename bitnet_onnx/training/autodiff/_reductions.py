@@ -17,13 +17,15 @@ def _reduce(tape: Tape, node: ir.Node) -> None:
     x, y = first_input(node), node.outputs[0]
     count = rank(node, x)
     axes = _axes(node, count)
-    gradient, full = tape.loose(y)
     if not axes:
+        gradient, full = tape.loose(y)
         tape.give(x, gradient, full=full)
         return
+    dropped = not int_attribute(node, "keepdims", 1) and len(axes) < count
+    gradient = tape.gradient(y) if dropped else tape.loose(y)[0]
     if node.op_type == "ReduceMean":
         gradient = tape.op("Mul", gradient, _share(tape, x, axes))
-    if not int_attribute(node, "keepdims", 1) and len(axes) < count:
+    if dropped:
         gradient = tape.op("Unsqueeze", gradient, tape.ints(*axes))
     tape.give(x, gradient, full=False)
 

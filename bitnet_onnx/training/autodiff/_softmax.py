@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from bitnet_onnx.training.autodiff._emitter import int_attribute, rank
+from bitnet_onnx.training.autodiff._emitter import int_attribute, rank, readers
 from bitnet_onnx.training.autodiff._rules import first_input, rule
 from bitnet_onnx.training.autodiff._tape import Tape
 
@@ -29,10 +29,10 @@ def _softmax(tape: Tape, node: ir.Node) -> None:
 
 def _only_product(y: ir.Value, axis: int, count: int) -> ir.Value | None:
     """The product that alone reads rows of weights, of the rank that they have."""
-    uses = y.uses()
+    uses = readers(y)
     if axis % count != count - 1 or len(uses) != 1 or y.is_graph_output():
         return None
-    node, index = next(iter(uses))
+    node, index = uses[0]
     output = node.outputs[0]
     same = output.shape is not None and y.shape is not None and tuple(output.shape)[:-1] == tuple(y.shape)[:-1]
     return output if node.op_type == "MatMul" and node.domain == "" and index == 0 and same else None

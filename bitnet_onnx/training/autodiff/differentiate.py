@@ -26,7 +26,7 @@ from bitnet_onnx.training.autodiff._dimensions import name_lengths
 from bitnet_onnx.training.autodiff._emitter import dims, unsupported
 from bitnet_onnx.training.autodiff._losses import CROSS_ENTROPY, lower_losses
 from bitnet_onnx.training.autodiff._recompute import Segments
-from bitnet_onnx.training.autodiff._rules import RULES
+from bitnet_onnx.training.autodiff._rules import RULES, Rule
 from bitnet_onnx.training.autodiff._tape import Tape
 from bitnet_onnx.training.graph.options import STOP_GRADIENT, TRAINING_DOMAIN, gradient_output
 
@@ -66,17 +66,11 @@ def differentiate(model: ir.Model, loss: str, parameters: Sequence[str], *, reco
     tape = Tape(graph, active)
     if seed in active:
         tape.give(seed, tape.scalar(seed, 1.0), full=dims(seed) == ())
-    for node in reversed(list(graph)):
-        if not any(value in active and tape.has_gradient(value) for value in node.outputs):
-            continue
-        if not any(tape.wants(value) for value in node.inputs):
-            continue
-        rule = RULES.get(node.op_type) if node.domain == "" else None
-        if rule is None:
-            raise unsupported(node, "the operator has no rule, and the loss depends on a parameter by it")
-        tape.scope = node.name or node.op_type
-        segments.enter(tape, node)
-        rule(tape, node)
+    for node, rule in reversed(_rules(graph, active)):
+        if any(value in active and tape.has_gradient(value) for value in node.outputs):
+            tape.scope = node.name or node.op_type
+            segments.enter(tape, node)
+            rule(tape, node)
     tape.replace, tape.scope = (lambda value: value), "parameters"
     gradients = [tape.gradient(value) if tape.has_gradient(value) else tape.zeros(value) for value in trained]
     _write(graph, tape, trained, gradients)
@@ -137,6 +131,18 @@ def _active(
             if producer is not None:
                 stack.extend(each for each in producer.inputs if each is not None)
     return frozenset(active)
+
+
+def _rules(graph: ir.Graph, active: frozenset[ir.Value]) -> list[tuple[ir.Node, Rule]]:
+    """Nodes that gradients pass, in their order."""
+    found: list[tuple[ir.Node, Rule]] = []
+    for node in graph:
+        if any(value in active for value in node.outputs) and any(value in active for value in node.inputs):
+            rule = RULES.get(node.op_type) if node.domain == "" else None
+            if rule is None:
+                raise unsupported(node, "the operator has no rule, and the loss depends on a parameter by it")
+            found.append((node, rule))
+    return found
 
 
 def _write(graph: ir.Graph, tape: Tape, parameters: Sequence[ir.Value], gradients: Sequence[ir.Value]) -> None:

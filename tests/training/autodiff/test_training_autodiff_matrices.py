@@ -92,6 +92,12 @@ def test_attention() -> None:
     symbols = dict.fromkeys(arrays, ("b", 2, "t", 4))
     check_gradients(nodes, arrays, ["y"], list(arrays), shapes=({}, symbols))
     check_gradients(nodes, arrays, ["y", "p"], list(arrays), shapes=({}, symbols))
+    weighted = [*nodes, node("ReduceSum", "y", "loss", keepdims=0)]
+    narrow = {name: array.astype(np.float32) for name, array in arrays.items()}
+    model = differentiated(graph_of(weighted, narrow, ["loss"], shapes=symbols), list(arrays))
+    sums = [each for each in model.graph.node if each.op_type == "ReduceSum" and each.name.startswith("backward")]
+    products = {output: each for each in model.graph.node for output in each.output}
+    assert [products[each.input[0]].input[1] for each in sums] == ["y"]
 
 
 def test_a_weight_has_one_flat_product() -> None:
