@@ -58,7 +58,8 @@ def _sizes(graph: onnx.GraphProto) -> dict[str, int]:
 def _peak(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int:
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
-        for name in node.input:
+        # ONNX Runtime takes shapes as soon as it can: they keep nothing.
+        for name in () if node.op_type == "Shape" else node.input:
             readers.setdefault(name, []).append(node)
     outputs = {value.name for value in graph.output}
     # Where each value lies, and each block's bytes and readings to come.
@@ -78,7 +79,7 @@ def _peak(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int:
                 now += held[block]
             pending[block] = pending.get(block, 0) + len(readers.get(name, ()))
         peak = max(peak, now)
-        for name in filter(None, node.input):
+        for name in () if node.op_type == "Shape" else filter(None, node.input):
             pending[block_of.get(name, _CALLER)] -= name in block_of
         for block in {block_of[name] for name in (*node.input, *names) if name in block_of} - {_CALLER}:
             if pending[block] == 0:

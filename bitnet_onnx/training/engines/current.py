@@ -139,6 +139,9 @@ def session_options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # In the order of the graph: by default every gradient of a weight would wait for the end of the backward pass, and
+    # what it reads would be kept until then.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     # Shapes of the first run would be laid out a second time as one block, beside what the first run took.
     options.enable_mem_pattern = False
     return options
@@ -146,7 +149,7 @@ def session_options(threads: int) -> ort.SessionOptions:
 
 def serialized(model: ir.Model) -> bytes:
     """Its protobuf; parameters are inputs, so it is small."""
-    return ir.to_proto(model).SerializeToString()
+    return bytes(ir.to_proto(model).SerializeToString())
 
 
 def _bind(bind: Any, name: str, array: npt.NDArray[np.float32]) -> None:

@@ -93,7 +93,15 @@ def _make(interpreter: Path, fresh: Path, log: Path, progress: Progress | None) 
             status = _logged([interpreter, "-I", "-m", "venv", fresh], output.fileno())
             if status == 0:
                 _tell(progress, "install")
-                pip: list[str | Path] = [_python_of(fresh), "-I", "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
+                pip: list[str | Path] = [
+                    _python_of(fresh),
+                    "-I",
+                    "-m",
+                    "pip",
+                    "--disable-pip-version-check",
+                    "--no-input",
+                    "install",
+                ]
                 status = _logged([*pip, "--only-binary", ":all:", *REQUIREMENTS], output.fileno())
     except OSError as error:
         raise BitnetOnnxError(

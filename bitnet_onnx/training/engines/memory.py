@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from bitnet_onnx.training.graph.decoder import TrainingGraph
 
 _BYTES: Final = 4
-#: Python, its libraries and ONNX Runtime with an open graph.
-_PROCESS: Final = 200 << 20
+#: Python, its libraries and ONNX Runtime with an open graph; measured, as is the next.
+_PROCESS: Final = 170 << 20
+#: The process of onnxruntime-training.
+_WORKER: Final = 100 << 20
+#: Of the memory for activations: blocks of many sizes leave gaps between them.
+_GAPS: Final = 1.15
 #: Free memory that training leaves alone.
 _RESERVE: Final = 0.1
 _MEMINFO: Final = Path("/proc/meminfo")
@@ -122,7 +126,7 @@ class MemoryModel:
             gradients=self._parameters,
             moments=self._moments * self._parameters,
             activations=fixed + each * micro_batch,
-            engine=_PROCESS * (2 if self._engine is EngineName.ONNXRUNTIME_TRAINING else 1),
+            engine=_PROCESS + (_WORKER if self._engine is EngineName.ONNXRUNTIME_TRAINING else 0),
             teacher=teacher,
         )
 
@@ -202,7 +206,7 @@ def _line(model: ir.Model, length: int) -> tuple[int, int]:
     # Dimensions of 1 broadcast: they would say little of larger ones.
     two, three = (peak_bytes(model, {"batch_size": size, "sequence_length": length}) for size in (2, 3))
     each = max(three - two, 0)
-    return max(two - 2 * each, 0), each
+    return int(max(two - 2 * each, 0) * _GAPS), int(each * _GAPS)
 
 
 def _last(fits: Callable[[int], bool], most: int) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training_graphs import SHAPES, by_hand, hand_made_graph, hand_made_inputs, hand_made_store
+from engine_graphs import SHAPES, by_hand, hand_made_graph, hand_made_inputs, hand_made_store
 
 from bitnet_onnx.errors import BitnetOnnxError, InputError
 from bitnet_onnx.training.engines.current import CurrentEngine
@@ -162,6 +162,8 @@ def test_a_closed_engine_says_so(training_python: Path, tmp_path: Path) -> None:
 def test_a_failed_step_is_one_line() -> None:
     engine = CurrentEngine(hand_made_graph(), hand_made_store(), _SETTINGS)
     inputs = hand_made_inputs()
-    with pytest.raises(BitnetOnnxError, match=r"ONNX Runtime failed in a training step: .*out of data bounds") as caught:
+    with pytest.raises(
+        BitnetOnnxError, match=r"ONNX Runtime failed in a training step: .*out of data bounds"
+    ) as caught:
         engine.accumulate(inputs | {"input_ids": inputs["input_ids"] + 100})
     assert "\n" not in str(caught.value)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from training_graphs import HandMade, hand_made_graph
+from engine_graphs import HandMade, hand_made_graph
 
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.training.engines import memory
@@ -11,7 +11,7 @@ from bitnet_onnx.training.engines.memory import MemoryEstimate, MemoryModel, fre
 from bitnet_onnx.training.settings import EngineName
 
 _MIB = 1 << 20
-_PROCESS = 200 * _MIB
+_PROCESS = 170 * _MIB
 
 
 def _model(graph: HandMade | None = None, engine: EngineName = EngineName.ONNXRUNTIME) -> MemoryModel:
@@ -28,7 +28,7 @@ def test_everything_is_counted() -> None:
     assert estimate.total == 4 * parameters + 130 * _MIB + _PROCESS
     assert str(replace(estimate, teacher=3 << 30)) == (
         "3.3 GiB (parameters 1 MiB, gradients 1 MiB, optimizer 1 MiB, activations 130 MiB, teacher 3.0 GiB, "
-        "engine 200 MiB)"
+        "engine 170 MiB)"
     )
 
 
@@ -72,8 +72,8 @@ def test_what_does_not_fit_is_refused_with_figures_and_advice() -> None:
     with pytest.raises(InputError) as caught:
         _model().plan(8, _PROCESS + 5 * _MIB)
     assert str(caught.value) == (
-        "training needs at least 221 MiB (parameters 1 MiB, gradients 1 MiB, optimizer 1 MiB, activations 20 MiB, "
-        "engine 200 MiB) and 205 MiB are allowed: take a shorter data.length than 5"
+        "training needs at least 191 MiB (parameters 1 MiB, gradients 1 MiB, optimizer 1 MiB, activations 20 MiB, "
+        "engine 170 MiB) and 175 MiB are allowed: take a shorter data.length than 5"
     )
 
 
@@ -86,8 +86,8 @@ def test_too_many_parameters_are_refused_with_other_advice() -> None:
 def test_onnxruntime_training_does_not_recompute() -> None:
     model = _model(engine=EngineName.ONNXRUNTIME_TRAINING)
     with pytest.raises(InputError, match=r'take engine\.name = "onnxruntime"'):
-        model.plan(8, 2 * _PROCESS + 30 * _MIB)
-    assert model.plan(8, 2 * _PROCESS + 91 * _MIB).micro_batch == 2
+        model.plan(8, _PROCESS + 130 * _MIB)
+    assert model.plan(8, _PROCESS + 191 * _MIB).micro_batch == 2
 
 
 def test_without_a_budget_it_is_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

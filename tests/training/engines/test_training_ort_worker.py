@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from training_graphs import HandMade, hand_made_graph, hand_made_inputs, hand_made_store
+from engine_graphs import HandMade, hand_made_graph, hand_made_inputs, hand_made_store
 
 from bitnet_onnx.errors import BitnetOnnxError, InputError
 from bitnet_onnx.training.engines import _ort_training_worker as worker_file
