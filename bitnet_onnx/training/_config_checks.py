@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,9 +84,9 @@ def _check_data(settings: TrainingSettings, error: Refusal) -> None:
                 raise error(f"data.{where} names {path}: {what}")
             if not os.access(path, os.R_OK):
                 raise error(f"data.{where} names {path}: it may not be read")
-        if len(set(paths)) != len(paths):
-            twice = next(path for path in paths if paths.count(path) > 1)
-            raise error(f"data.{where} names {twice} more than once")
+        for path, count in Counter(paths).items():
+            if count > 1:
+                raise error(f"data.{where} names {path} more than once")
     if data.validation and data.holdout:
         raise error(f"data.holdout is {data.holdout:g}, and data.validation names files; give one of them")
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 _SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -26,7 +26,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     A signal that is ignored already stays so: `nohup` relies on that. Outside of the main thread nothing is done.
     """
     request = StopRequest()
-    before = {}
+    before: dict[int, Any] = {}
 
     def restore() -> None:
         for number, handler in before.items():

@@ -46,8 +46,8 @@ def run(settings: TrainingSettings, parts: Parts) -> Outcome:
     """Train until the steps are done, evaluations get no better, or a signal asks for an end.
 
     The run goes on from the latest checkpoint that is sound, if its directory has any; at one thread of the engine,
-    with the same losses bit for bit as if it had never stopped. SIGINT, SIGTERM and SIGHUP write a checkpoint at the end of
-    the step. The checkpoint of the start is what the first steps go back to.
+    with the same losses bit for bit as if it had never stopped. SIGINT, SIGTERM and SIGHUP write a checkpoint at the
+    end of the step. The checkpoint of the start is what the first steps go back to.
 
     Args:
         settings: of the run.
@@ -77,7 +77,6 @@ class _Run:
         self._parts = parts
         self._stop = stop
         self._state = RunState()
-        self._written = -1
         self._norm = GradientNorm(parts.store.size)
 
     def go(self) -> Outcome:
@@ -99,14 +98,27 @@ class _Run:
         saved = self._parts.checkpoints.settings()
         if saved is not None:
             check_same_run(saved, flat(self._settings), str(self._settings.output))
-        state = self._parts.checkpoints.restore(self._parts.store, self._parts.optimizer)
+        state = self._restored()
         if state is not None:
             self._parts.stream.restore(state.data)
             self._state = state
-            self._written = state.step
         self._tell(lambda monitor: monitor.begin(self._state.step))
         if state is None:
-            self._save(best=False)
+            try:
+                self._save(best=False)
+            except _NotFiniteError as error:
+                raise TrainingError(f"before the first step {error}: what training starts from is broken") from None
+
+    def _restored(self) -> RunState | None:
+        """The latest checkpoint, which all processes must have read before one of them may write another."""
+        state = self._parts.checkpoints.restore(self._parts.store, self._parts.optimizer)
+        step = -1.0 if state is None else float(state.step)
+        processes = self._parts.processes
+        # Equal steps, and not only an equal sum: the mean of squares is the square of the mean.
+        total, squares = processes.sum_scalars([step, step * step])
+        if total != processes.size * step or squares != processes.size * step * step:
+            raise TrainingError(f"{self._settings.output}: not all processes find the same latest checkpoint there")
+        return state
 
     def _ended(self) -> End | None:
         if self._state.step >= self._loop.steps:
@@ -191,17 +203,14 @@ class _Run:
             record = self._parts.checkpoints.save(self._parts.store, self._parts.optimizer, self._state, best=best)
             self._tell(lambda monitor: monitor.checkpoint(record))
         self._parts.processes.sum_scalars([0.0])
-        self._written = self._state.step
 
     def _go_back(self, reason: str) -> None:
         """Take the last checkpoint, and go on with the data behind the batch that went wrong."""
         step, done = self._state.step, self._state.rollbacks
         advice = "lower optimizer.learning_rate or optimizer.clip"
-        if self._written < 0:
-            raise TrainingError(f"before the first step {reason}: the model that training starts from is broken")
         if done >= self._loop.rollbacks:
             raise TrainingError(f"step {step}: {reason}, after {done} times of going back; {advice}")
-        state = self._parts.checkpoints.restore(self._parts.store, self._parts.optimizer)
+        state = self._restored()
         if state is None:
             raise TrainingError(f"step {step}: {reason}, and there is no checkpoint to go back to; {advice}")
         self._state = replace(state, rollbacks=done + 1)

@@ -31,7 +31,12 @@ class Ended:
 
 def run_bounded(*arguments: str | Path, folder: Path) -> Ended:
     """Run a command with limits of processor time and address space, in `folder`, which is left empty by it."""
-    command = [sys.executable, "-P", "-m", "bitnet_onnx", *map(str, arguments)]
+    return run_bounded_python("-m", "bitnet_onnx", *arguments, folder=folder)
+
+
+def run_bounded_python(*arguments: str | Path, folder: Path) -> Ended:
+    """Run Python with the same limits, for what no command reaches."""
+    command = [sys.executable, "-P", *map(str, arguments)]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
