@@ -63,11 +63,15 @@ class Error:
 
     @property
     def sqnr(self) -> float:
-        """Signal to quantization noise in decibels: infinite where nothing was lost, minus infinite for no signal."""
-        relative = self.relative
-        if not relative:
-            return math.inf
-        return -math.inf if math.isinf(relative) else -20 * math.log10(relative)
+        """Signal to quantization noise in decibels, see `decibels`."""
+        return decibels(self.relative)
+
+
+def decibels(relative: float) -> float:
+    """A relative error as signal to noise: infinite where nothing was lost, minus infinite for no signal."""
+    if not relative:
+        return math.inf
+    return -math.inf if math.isinf(relative) else -20 * math.log10(relative)
 
 
 def cosine(reference: FloatArray, other: FloatArray) -> float:

@@ -18,10 +18,11 @@ from bitnet_onnx.errors import BitnetOnnxError
 _COMMANDS = {
     "convert": "Convert a checkpoint into an ONNX package, or a model into GGUF or safetensors.",
     "calibrate": "Read texts with a model, so that its conversion loses less.",
+    "train": "Train a ternary model, from a checkpoint or from nothing.",
     "inspect": "Describe a checkpoint or a package.",
     "evaluate": "Measure perplexity, distance from a reference, and answers to questions.",
     "validate": "Compare a package with the checkpoint that it was made from.",
-    "report": "Measure what a package lost, and write a page about it.",
+    "report": "Measure what a package lost, or show a training run, as a page.",
     "infer": "Generate text from a package.",
     "serve": "Serve a package to OpenAI clients, with a chat page.",
     "watch": "Draw what a running server does.",

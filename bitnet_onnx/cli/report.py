@@ -16,17 +16,18 @@ from bitnet_onnx.evaluation.quality import QualityOptions, WindowRule
 from bitnet_onnx.model_zoo import resolve_package
 from bitnet_onnx.report import ReportOptions, judge, measure, render
 from bitnet_onnx.runtime import PackageInfo
+from bitnet_onnx.training.monitoring.history import LOG_NAME
+from bitnet_onnx.training.monitoring.page import is_run, write_page
 
 
 @click.command()
-@click.argument("package", type=resolve_package)
-@click.option("--source", required=True, help="The checkpoint that the package was made from, or its name in the zoo.")
+@click.argument("target", metavar="PACKAGE|RUN", type=resolve_package)
+@click.option("--source", help="The checkpoint that the package was made from, or its name in the zoo.")
 @click.option(
     "--text",
     "texts",
     type=click.Path(path_type=Path),
     multiple=True,
-    required=True,
     help="A UTF-8 text to score, which calibration has not seen; may be given several times.",
 )
 @click.option(
@@ -41,18 +42,24 @@ from bitnet_onnx.runtime import PackageInfo
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(
-    package: Path,
-    source: str,
+    target: Path,
+    source: str | None,
     texts: tuple[Path, ...],
     tokens: int,
     output: Path | None,
     calibration: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure what PACKAGE lost against its source, and write a page about it.
+    """Measure what PACKAGE lost against its source, and write a page about it; or write the page of a training RUN.
 
-    The page loads nothing else: the verdict first, then the worst layers with what would help them, and charts.
+    A package needs --source and --text. Its page has the verdict first, then the worst layers with what would help
+    them, and charts. The page of a run, out of its log, goes to RUN/report.html or --output.
     """
+    if is_run(target):
+        _write_run(target, source, texts, output, as_json)
+        return
+    if source is None or not texts:
+        raise click.UsageError("a package needs --source and --text; a training run needs neither")
     if output is None and not as_json:
         raise click.UsageError("nothing to write: give --output, --json or both")
     if output is not None and not output.parent.is_dir():
@@ -61,8 +68,8 @@ def command(
     if output is not None:
         _check_library()
     with progress_bar() as progress:
-        options = ReportOptions(_quality(package, tokens), sensitivity=sensitivity)
-        found = measure(package, model_zoo.resolve(source), texts, options, progress=progress)
+        options = ReportOptions(_quality(target, tokens), sensitivity=sensitivity)
+        found = measure(target, model_zoo.resolve(source), texts, options, progress=progress)
     if output is not None:
         try:
             output.write_text(render(found), encoding="utf-8")
@@ -74,6 +81,13 @@ def command(
     verdict = judge(found)
     click.echo(f"{verdict.title}\n  {verdict.text}")
     error_console().print(f"written to {printable(str(output))}", highlight=False, soft_wrap=True)
+
+
+def _write_run(run: Path, source: str | None, texts: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
+    if source is not None or texts or as_json:
+        raise click.UsageError(f"{run} is a training run: only --output goes with it; its figures are in {LOG_NAME}")
+    written = write_page(run, output)
+    error_console().print(f"written to {printable(str(written))}", highlight=False, soft_wrap=True)
 
 
 def _quality(package: Path, tokens: int) -> QualityOptions:
