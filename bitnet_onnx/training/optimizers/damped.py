@@ -25,6 +25,8 @@ class DampedAdamW(AdamW):
     `rate * damping * t / T * (q - w) / m`, where `m = max(mean|w|, 1e-5)` of the tensor and `q` is `w` rounded to
     `{-m, 0, m}`. Weights beyond `+-m` are left alone. It needs no state.
 
+    It is for runs that are long enough to settle: in shorter ones it holds back what is still to be learned.
+
     Args:
         store: what is moved.
         settings: those of AdamW, and damping.
