@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from bitnet_onnx.training.autodiff import differentiate
+from bitnet_onnx.training.autodiff.session import differentiated_session
 
 
 class Erf(OpRun):
@@ -64,11 +64,13 @@ def graph_of(
 
 
 def with_loss(
-    nodes: Sequence[onnx.NodeProto], inputs: Arrays, outputs: Sequence[str], constants: Arrays, seed: int = 0
+    nodes: Sequence[onnx.NodeProto], inputs: Arrays, outputs: Sequence[str], constants: Arrays, opset: int
 ) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
     """The nodes and a `loss`: the sum of all elements of the outputs, weighted at random."""
-    values = ReferenceEvaluator(graph_of(nodes, inputs, outputs, constants=constants)).run(None, dict(inputs))
-    rng = np.random.default_rng(seed)
+    values = ReferenceEvaluator(graph_of(nodes, inputs, outputs, constants=constants, opset=opset)).run(
+        None, dict(inputs)
+    )
+    rng = np.random.default_rng(0)
     weights = {f"weight.{n}": rng.normal(size=v.shape).astype(v.dtype) for n, v in zip(outputs, values, strict=True)}
     added: list[onnx.NodeProto] = []
     for name in outputs:
@@ -87,10 +89,7 @@ def differentiated(model: onnx.ModelProto, parameters: Sequence[str], recompute:
 
 def run(model: onnx.ModelProto, inputs: Arrays, threads: int = 1) -> dict[str, np.ndarray]:
     """Outputs by ONNX Runtime."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = differentiated_session(model.SerializeToString(), threads)
     names = [output.name for output in session.get_outputs()]
     wanted = {value.name for value in session.get_inputs()}
     return dict(zip(names, session.run(names, {k: v for k, v in inputs.items() if k in wanted}), strict=True))
@@ -131,7 +130,7 @@ def check_gradients(
         shapes: of inputs, beside their static ones; each is tried.
         opset: of the graph.
     """
-    nodes, constants = with_loss(nodes, inputs, outputs, constants or {})
+    nodes, constants = with_loss(nodes, inputs, outputs, constants or {}, opset)
     plain = graph_of(nodes, inputs, ["loss"], constants=constants, opset=opset)
     expected = {name: finite_differences(plain, inputs, name) for name in parameters}
     for shape in shapes:
@@ -159,3 +158,39 @@ def check_gradients(
 
 def _single(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def stack(
+    layers: int, width: int, batch: int, length: int
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray], list[str], list[str]]:
+    """Blocks of a norm, a weight that is rounded behind a stop, an activation and a residual.
+
+    Returns:
+        the model, its inputs, names of the parameters, names of the values between blocks.
+    """
+    rng = np.random.default_rng(3)
+    arrays = {"scale": rng.normal(size=width)}
+    nodes = [helper.make_node("Mul", ["x", "scale"], ["b0"])]
+    for i in range(layers):
+        arrays |= {f"w{i}": rng.normal(size=(4 * width, width)), f"v{i}": rng.normal(size=(width, 4 * width)) / width}
+        nodes += [
+            helper.make_node("ReduceMean", [f"b{i}", "last"], [f"mean{i}"]),
+            helper.make_node("Sub", [f"b{i}", f"mean{i}"], [f"n{i}"]),
+            helper.make_node("Round", [f"w{i}"], [f"r{i}"]),
+            helper.make_node("Sub", [f"r{i}", f"w{i}"], [f"d{i}"]),
+            helper.make_node("StopGradient", [f"d{i}"], [f"s{i}"], domain="bitnet.training"),
+            helper.make_node("Add", [f"w{i}", f"s{i}"], [f"q{i}"]),
+            helper.make_node("Transpose", [f"q{i}"], [f"t{i}"], perm=[1, 0]),
+            helper.make_node("MatMul", [f"n{i}", f"t{i}"], [f"h{i}"]),
+            helper.make_node("Sigmoid", [f"h{i}"], [f"g{i}"]),
+            helper.make_node("Mul", [f"h{i}", f"g{i}"], [f"a{i}"]),
+            helper.make_node("Transpose", [f"v{i}"], [f"u{i}"], perm=[1, 0]),
+            helper.make_node("MatMul", [f"a{i}", f"u{i}"], [f"o{i}"]),
+            helper.make_node("Add", [f"b{i}", f"o{i}"], [f"b{i + 1}"]),
+        ]
+    nodes.append(helper.make_node("Mul", [f"b{layers}", f"b{layers}"], ["y"]))
+    nodes.append(helper.make_node("ReduceSum", ["y"], ["loss"], keepdims=0))
+    inputs = {name: _single(array) for name, array in {"x": rng.normal(size=(batch, length, width)), **arrays}.items()}
+    shapes = {"x": ("b", "t", width)}
+    model = graph_of(nodes, inputs, ["loss"], constants={"last": np.array([-1])}, shapes=shapes)
+    return model, inputs, list(arrays), [f"b{i}" for i in range(layers + 1)]

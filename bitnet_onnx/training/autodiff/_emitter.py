@@ -52,6 +52,12 @@ class Emitter:
             self._equal[key] = (output,)
         return self._equal[key][0]
 
+    def mean(self, value: ir.Value, axes: Sequence[int]) -> ir.Value:
+        """A mean that keeps its axes."""
+        if self.graph.opset_imports.get("", 0) < 18:
+            return self.op("ReduceMean", value, attributes={"axes": list(axes)})
+        return self.op("ReduceMean", value, self.ints(*axes))
+
     def constant(self, array: npt.NDArray[Any]) -> ir.Value:
         """An initializer."""
         key = (array.dtype.str, array.shape, array.tobytes())

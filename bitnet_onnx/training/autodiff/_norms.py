@@ -19,7 +19,7 @@ def _layer_normalization(tape: Tape, node: ir.Node) -> None:
     if tape.has_gradient(mean) or tape.has_gradient(inverse):
         raise unsupported(node, "its mean or its deviation is read")
     count = rank(node, x)
-    axes = tape.ints(*range(int_attribute(node, "axis", -1) % count, count))
+    axes = range(int_attribute(node, "axis", -1) % count, count)
     gradient = tape.gradient(y)
     normal = tape.op("Mul", tape.op("Sub", x, mean), inverse)
     if tape.wants(scale):
@@ -28,7 +28,7 @@ def _layer_normalization(tape: Tape, node: ir.Node) -> None:
         tape.give(bias, reduced(tape, gradient, bias, y))
     if tape.wants(x):
         inner = tape.op("Mul", gradient, scale)
-        level = tape.op("ReduceMean", inner, axes)
-        tilt = tape.op("ReduceMean", tape.op("Mul", inner, normal), axes)
+        level = tape.mean(inner, axes)
+        tilt = tape.mean(tape.op("Mul", inner, normal), axes)
         rest = tape.op("Sub", tape.op("Sub", inner, level), tape.op("Mul", normal, tilt))
         tape.give(x, tape.op("Mul", rest, inverse))
