@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from bitnet_onnx.errors import BitnetOnnxError
 from bitnet_onnx.training.autodiff.differentiate import differentiate
+from bitnet_onnx.training.autodiff.session import differentiated_session
 from bitnet_onnx.training.engines._inputs import GraphInputs, loss_names
 from bitnet_onnx.training.engines.engine import Inputs
 from bitnet_onnx.training.graph.options import LOSS, gradient_output
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from bitnet_onnx.training.graph.decoder import TrainingGraph
     from bitnet_onnx.training.parameters import ParameterStore
     from bitnet_onnx.training.settings import EngineSettings
-
-_PROVIDERS: Final = ["CPUExecutionProvider"]
 
 
 class CurrentEngine:
@@ -78,7 +77,7 @@ class CurrentEngine:
 
     def _session(self, model: ir.Model) -> ort.InferenceSession:
         try:
-            return ort.InferenceSession(serialized(model), session_options(self._threads), providers=_PROVIDERS)
+            return differentiated_session(serialized(model), self._threads)
         except Exception as error:  # ONNX Runtime's errors have no root of their own
             raise BitnetOnnxError(f"ONNX Runtime cannot open the training graph: {_one_line(error)}") from error
 
@@ -132,19 +131,6 @@ def gradient_graph(graph: TrainingGraph, *, recompute: bool) -> ir.Model:
             model.graph.insert_after(producer, add)
         model.graph.outputs[index] = total
     return model
-
-
-def session_options(threads: int) -> ort.SessionOptions:
-    """Of sessions that train."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # In the order of the graph: by default every gradient of a weight would wait for the end of the backward pass, and
-    # what it reads would be kept until then.
-    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    # Shapes of the first run would be laid out a second time as one block, beside what the first run took.
-    options.enable_mem_pattern = False
-    return options
 
 
 def serialized(model: ir.Model) -> bytes:
