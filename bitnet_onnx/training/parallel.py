@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, Protocol
 
-from bitnet_onnx.errors import BitnetOnnxError, InputError, UnsupportedError
+from bitnet_onnx.errors import InputError, TrainingError, UnsupportedError
 from bitnet_onnx.quantized import FloatArray
 
 #: What torchrun tells each process that it starts.
@@ -16,7 +16,7 @@ _VARIABLES: Final = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _MAX_PROCESSES: Final = 4096
 
 
-class WorkerError(BitnetOnnxError):
+class WorkerError(TrainingError):
     """Another process of the run is gone."""
 
 

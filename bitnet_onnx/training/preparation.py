@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,11 +109,8 @@ def prepare_run(settings: TrainingSettings, *, processes: int = 1) -> Iterator[P
             f"loop.batch is {settings.loop.batch}: {processes} processes cannot share it equally; take a multiple"
         )
 
-    def tokenizer_of(_: Sequence[Path], vocab_size: int) -> Mapping[str, bytes]:
-        return train_tokenizer(read_texts(settings.data), vocab_size)
-
     with open_start(
-        settings.model, seed=settings.seed, texts=settings.data.train, train_tokenizer=tokenizer_of
+        settings.model, seed=settings.seed, texts=read_texts(settings.data), train_tokenizer=train_tokenizer
     ) as start:
         schedules = Schedules.of(settings)
         teacher = _teacher_spec(settings, start)

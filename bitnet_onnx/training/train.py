@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from rich.console import Console
 
 from bitnet_onnx.errors import InputError
@@ -46,6 +47,7 @@ from bitnet_onnx.training.records import End, Monitor
 from bitnet_onnx.training.resumption import check_same_run
 from bitnet_onnx.training.settings import TrainingSettings
 from bitnet_onnx.training.start import Start
+from bitnet_onnx.training.sub_norms import fit_sub_norms
 from bitnet_onnx.training.teacher import open_teacher
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,10 @@ CONFIG: Final = "config.toml"
 MODEL: Final = "model"
 TOKENS: Final = "tokens"
 TENSORBOARD: Final = "tensorboard"
+
+
+#: Tokens on which the norms that are put into a trained model are fitted.
+_FITTED: Final = 512
 
 
 class Begin(enum.StrEnum):
@@ -134,7 +140,7 @@ def train(
         with prepare_run(settings, processes=processes.size) as prepared, ExitStack() as stack:
             _say(console, prepared.describe())
             data = _open_data(prepared, processes, console)
-            store = stack.enter_context(_filled_store(prepared))
+            store = stack.enter_context(_filled_store(prepared, data, new=checkpoints.settings() is None))
             log = JsonLog(settings.output / LOG_NAME, dict(flat(settings)), every=settings.loop.log_every)
             parts = _parts(prepared, processes, checkpoints, data, store, log, console, stack)
             try:
@@ -217,8 +223,14 @@ def _open_data(prepared: Preparation, processes: Collective, console: Console | 
 
 
 @contextmanager
-def _filled_store(prepared: Preparation) -> Iterator[ParameterStore]:
-    """The parameters with the values that they start from; in a file where the engine has a process of its own."""
+def _filled_store(prepared: Preparation, data: TrainingData, *, new: bool) -> Iterator[ParameterStore]:
+    """The parameters; in a file where the engine has a process of its own.
+
+    Args:
+        prepared: what is trained.
+        data: on which norms are fitted that were put into a trained model.
+        new: with the values that they start from; otherwise a checkpoint will fill them.
+    """
     shapes = prepared.graph.parameters
     decayed = frozenset(name for name in shapes if name in prepared.start.decayed)
     with ExitStack() as stack:
@@ -227,7 +239,11 @@ def _filled_store(prepared: Preparation) -> Iterator[ParameterStore]:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bitnet-onnx-", ignore_cleanup_errors=True))
             path = Path(folder) / "parameters"
         store = ParameterStore(shapes, decayed=decayed, path=path)
-        prepared.start.fill(store)
+        if new:
+            windows = data.train.windows
+            first = np.arange(min(len(windows), max(1, _FITTED // windows.length)))
+            ids = windows.batch(first).input_ids
+            fit_sub_norms(prepared.start, ids, threads=prepared.engine.threads).fill(store)
         yield store
 
 

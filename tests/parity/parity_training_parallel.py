@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+from tiny_runs import write_config
 
 WORKER = """
 import sys
@@ -71,6 +73,31 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
     assert np.abs(first["values"] - alone["values"]).max() < 1e-5
     assert np.abs(first["losses"] - alone["losses"]).max() < 1e-5
     assert alone["losses"][-1] != alone["losses"][0]
+
+
+def _train(config: Path, processes: int) -> list[float]:
+    output = config.parent / f"of{processes}"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "bitnet_onnx"]
+    result = subprocess.run(
+        [sys.executable, "-P", *launch, "train", str(config), "--output", str(output)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("; perplexity ") == 1
+    assert (output / "model" / "model.safetensors").exists()
+    lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["kind"] in {"step", "evaluation"}]
+
+
+def test_a_real_run_has_the_losses_of_one_process(tmp_path: Path) -> None:
+    # Floats: a code that flips by a rounding of the last bit would be as right, and change all that follows.
+    config = write_config(tmp_path, weights="float")
+    alone, both = _train(config, 1), _train(config, 2)
+    assert len(alone) == 15
+    assert np.abs(np.array(alone) - both).max() < 1e-5
+    assert alone[-1] < alone[0] - 1
 
 
 def test_a_process_that_ends_ends_the_others_with_what_it_means(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def quantization_record(step: int) -> QuantizationRecord:
 
 def write_run(directory: Path, steps: int = 60) -> Path:
     """The log of a run of so many steps; returns the directory."""
-    log = JsonLog(directory / "log.jsonl", {"loop": {"steps": steps, "batch": 8}, "data": {"train": ["<b>.txt"]}})
+    log = JsonLog(directory / "log.jsonl", {"loop.steps": str(steps), "loop.batch": "8", "data.train": "<b>.txt"})
     log.begin(0)
     log.quantization(quantization_record(0))
     noise = np.random.default_rng(0)

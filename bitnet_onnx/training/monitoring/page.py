@@ -98,7 +98,8 @@ def _figures(history: History) -> Iterator[tuple[str, str]]:
         yield "tokens a second", f"{speed:,.0f}"
         yield "time in steps", _duration(history.positions / speed)
     for name, value in history.result.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        # The model's own evaluation is above.
+        if name not in {"loss", "perplexity"} and isinstance(value, (int, float)) and not isinstance(value, bool):
             yield name.replace("_", " "), markup.number(value) if isinstance(value, float) else f"{value:,}"
 
 
