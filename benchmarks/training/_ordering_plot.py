@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -34,7 +35,7 @@ def draw(runs: Path, steps: int, scores: Mapping[str, Mapping[str, float]], path
         for name, color in _COLORS.items():
             history = History.read(runs / f"seed-{seed}" / name / LOG_NAME)
             offset = 0 if name == "base" else steps
-            points = [(offset + record.step, record.perplexity) for record in history.evaluations]
+            points = [(offset + step, math.exp(loss)) for step, loss in history.validation]
             label = name if number == 0 else None
             axes.plot(*zip(*points, strict=True), color=color, linewidth=1.5, alpha=0.8, label=label)
         best = min(value for name, value in scores[seed].items() if name.startswith("untrained"))

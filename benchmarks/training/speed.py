@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -22,7 +23,7 @@ import numpy.typing as npt
 
 from bitnet_onnx.benchmarks import machine
 from bitnet_onnx.benchmarks.results import OURS, Comparison
-from bitnet_onnx.benchmarks.timing import Candidate, interleave, timed
+from bitnet_onnx.benchmarks.timing import interleave, timed
 from bitnet_onnx.benchmarks.training._torch_llama import Recipe, TorchTrainer, random_values
 from bitnet_onnx.decoder import Attention, DecoderSpec, Rotary
 from bitnet_onnx.quantized import FloatArray
@@ -121,9 +122,7 @@ def compare(spec: DecoderSpec, name: str, *, ternary: bool, threads: int, batch:
         first = {one: step(inputs, labels) for one, step in steppers.items()}
         if max(first.values()) - min(first.values()) > 0.01:
             raise RuntimeError(f"the candidates do not compute the same: {first}")
-        candidates: dict[str, Candidate] = {
-            one: timed(lambda step=step: step(inputs, labels)) for one, step in steppers.items()
-        }
+        candidates = {one: timed(partial(step, inputs, labels)) for one, step in steppers.items()}
         samples = interleave(candidates, rounds=rounds)
     kind = "ternary" if ternary else "float"
     return Comparison(f"{name} parameters, {kind}, {batch} x {LENGTH} tokens", threads, samples, tokens=batch * LENGTH)

@@ -16,7 +16,7 @@ from bitnet_onnx.training._config_checks import check as check_settings
 from bitnet_onnx.training.config_file import read_config
 from bitnet_onnx.training.records import End
 from bitnet_onnx.training.settings import TrainingSettings
-from bitnet_onnx.training.train import Begin, TrainingResult, check_run, train
+from bitnet_onnx.training.trainer import Begin, TrainingResult, check_run, train
 
 
 @click.command()

@@ -1,1 +1,7 @@
-"""Quantization-aware training on ONNX Runtime."""
+"""Quantization-aware training on ONNX Runtime: `train(read_config("config.toml"))`."""
+
+from bitnet_onnx.training.config_file import read_config
+from bitnet_onnx.training.settings import TrainingSettings
+from bitnet_onnx.training.trainer import Begin, TrainingResult, train
+
+__all__ = ["Begin", "TrainingResult", "TrainingSettings", "read_config", "train"]

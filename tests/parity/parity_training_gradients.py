@@ -126,9 +126,8 @@ class _Torch:
         )
         blocks = [name for name in self.weights if name.startswith("layers.") and name.endswith("_proj.weight")]
         return {
-            Term.CROSS_ENTROPY: F.cross_entropy(
-                logits.flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum"
-            ) / normalizer,
+            Term.CROSS_ENTROPY: F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
+            / normalizer,
             Term.DISTILLATION: TEMPERATURE**2
             * F.kl_div(student, teacher[learned], log_target=True, reduction="sum")
             / normalizer,

@@ -17,7 +17,7 @@ from bitnet_onnx.training.config_file import read_config
 from bitnet_onnx.training.monitoring import History
 from bitnet_onnx.training.records import End
 from bitnet_onnx.training.settings import Curve, LossSettings, QuantizationSettings, Ramp, TrainingSettings
-from bitnet_onnx.training.train import Begin, TrainingResult, check_run, train
+from bitnet_onnx.training.trainer import Begin, TrainingResult, check_run, train
 
 
 def losses(output: Path) -> list[Any]:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -57,6 +57,8 @@ CONFIG: Final = "config.toml"
 MODEL: Final = "model"
 TOKENS: Final = "tokens"
 TENSORBOARD: Final = "tensorboard"
+#: Tokens that sub-norms are fitted to; each has all features to say how large they are.
+_NORM_TOKENS: Final = 1024
 
 
 #: Tokens on which the norms that are put into a trained model are fitted.
@@ -140,6 +142,7 @@ def train(
         with prepare_run(settings, processes=processes.size) as prepared, ExitStack() as stack:
             _say(console, prepared.describe())
             data = _open_data(prepared, processes, console)
+            prepared = _with_fitted_norms(prepared, data)
             store = stack.enter_context(_filled_store(prepared, data, new=checkpoints.settings() is None))
             log = JsonLog(settings.output / LOG_NAME, dict(flat(settings)), every=settings.loop.log_every)
             parts = _parts(prepared, processes, checkpoints, data, store, log, console, stack)
@@ -220,6 +223,14 @@ def _open_data(prepared: Preparation, processes: Collective, console: Console | 
         lines.append(f"{min(len(validation.windows), settings.loop.evaluation_windows):,} windows to evaluate with")
     _say(console, [", ".join(lines)])
     return data
+
+
+def _with_fitted_norms(prepared: Preparation, data: TrainingData) -> Preparation:
+    """The same, its sub-norms fitted to windows that lie far apart, which are the same in all processes."""
+    windows = data.train.windows
+    count = max(1, min(len(windows), _NORM_TOKENS // windows.length))
+    taken = windows.batch(np.arange(count) * len(windows) // count)
+    return replace(prepared, start=fit_sub_norms(prepared.start, taken.input_ids, threads=prepared.engine.threads))
 
 
 @contextmanager
