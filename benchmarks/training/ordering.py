@@ -27,13 +27,15 @@ from statistics import mean, stdev
 import click
 
 import bitnet_onnx
+from bitnet_onnx.api import calibrate
 from bitnet_onnx.benchmarks import machine
 from bitnet_onnx.benchmarks.training import _ordering_plot
-from bitnet_onnx.calibration import CollectOptions
+from bitnet_onnx.calibration import CollectOptions, open_statistics
 from bitnet_onnx.evaluation.quality import QualityOptions, WindowRule
 from bitnet_onnx.policy import Policy, Precision, Weights
 from bitnet_onnx.quantization.method import MethodName
 from bitnet_onnx.training import read_config, train
+from bitnet_onnx.training.data import holdout_start
 
 TEXTS = ("kjv.txt", "shakespeare.txt", "jargon.txt")
 HELD_OUT = 0.1
@@ -134,10 +136,11 @@ def untrained(plan: Plan, checkpoint: Path, folder: Path) -> dict[str, Path]:
     """Packages of `checkpoint` made ternary without training."""
     statistics = folder / "statistics.safetensors"
     if not statistics.exists():
-        fitted = [_part(plan, name, folder, held=False) for name in TEXTS]
-        bitnet_onnx.calibrate(checkpoint, fitted, statistics, CollectOptions(tokens=16384, window=LENGTH))
-    from bitnet_onnx.calibration import open_statistics
-
+        files = [plan.texts / name for name in TEXTS]
+        fitted = [
+            _part(text, folder / f"fitted-{text.name}", slice(0, holdout_start(text, HELD_OUT))) for text in files
+        ]
+        calibrate(checkpoint, fitted, statistics, CollectOptions(tokens=16384, window=LENGTH))
     floats = Precision(Weights.FLOAT32)
     made = {}
     for name, precision in (
@@ -170,7 +173,7 @@ def packages(plan: Plan, seed: int) -> dict[str, Path]:
 
 def score(plan: Plan, package: Path, tokens: int) -> float:
     """Perplexity on the held-out tenth of all texts."""
-    held = [_part(plan, name, plan.runs, held=True) for name in TEXTS]
+    held = [held_out(plan.texts / name, plan.runs) for name in TEXTS]
     options = QualityOptions(rule=WindowRule(size=LENGTH, tokens=tokens))
     total = bitnet_onnx.evaluate(package, texts=held, options=options).total
     if total is None:
@@ -178,12 +181,14 @@ def score(plan: Plan, package: Path, tokens: int) -> float:
     return total.perplexity
 
 
-def _part(plan: Plan, name: str, folder: Path, *, held: bool) -> Path:
-    path = folder / (f"held-{name}" if held else f"fitted-{name}")
+def held_out(text: Path, folder: Path) -> Path:
+    """A file with what training keeps for validation of a text."""
+    return _part(text, folder / f"held-{text.name}", slice(holdout_start(text, HELD_OUT), None))
+
+
+def _part(text: Path, path: Path, part: slice) -> Path:
     if not path.exists():
-        text = (plan.texts / name).read_text("utf-8")
-        cut = text.find("\n", int(len(text) * (1 - HELD_OUT))) + 1
-        path.write_text(text[cut:] if held else text[:cut], encoding="utf-8")
+        path.write_bytes(text.read_bytes()[part])
     return path
 
 

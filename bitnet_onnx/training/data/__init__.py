@@ -1,5 +1,6 @@
 """Texts and chats as packed windows of tokens."""
 
+from bitnet_onnx.training.data._sources import holdout_start
 from bitnet_onnx.training.data.cache import Counts
 from bitnet_onnx.training.data.tokenizer import DataTokenizer
 from bitnet_onnx.training.data.tokenizer_training import train_tokenizer
@@ -15,6 +16,7 @@ __all__ = [
     "TrainingData",
     "ValidationWindows",
     "check_settings",
+    "holdout_start",
     "open_data",
     "read_texts",
     "train_tokenizer",
