@@ -112,6 +112,14 @@ format: $(VENV)/.stamp-lint ## Format Python and C++ in place
 parity: $(PARITY_VENV)/.stamp-parity ## Compare with torch and transformers, in an environment of their own
 	$(PARITY_BIN)/python -P -m pytest -s -W ignore tests/parity/parity_*.py
 
+TINY := model_zoo/packages/bitnet-tiny
+
+.PHONY: tiny
+tiny: $(VENV)/.stamp-install ## Train the zoo's small ternary model again; it takes most of an hour
+	$(BIN)/python -P benchmarks/training/texts.py build/texts
+	$(BIN)/bitnet-onnx train model_zoo/recipes/bitnet-tiny.toml
+	$(BIN)/bitnet-onnx convert build/bitnet-tiny/model $(TINY) --overwrite
+
 .PHONY: wheel
 wheel: $(VENV)/.stamp-venv ## Build a wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
