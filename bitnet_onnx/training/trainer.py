@@ -37,7 +37,7 @@ from bitnet_onnx.training.monitoring import (
     TensorBoardLog,
     write_page,
 )
-from bitnet_onnx.training.monitoring.progress import stage_bar
+from bitnet_onnx.training.monitoring.progress import say, stage_bar
 from bitnet_onnx.training.optimizers.optimizer import make_optimizer
 from bitnet_onnx.training.parallel import Collective, open_collective
 from bitnet_onnx.training.parameters import ParameterStore
@@ -159,13 +159,17 @@ def train(
 
 @contextmanager
 def check_run(settings: TrainingSettings) -> Iterator[Preparation]:
-    """What a run would be, and what it would take; nothing is written.
+    """What a run would be, and what it would take; its texts are read, and nothing stays written.
 
     Raises:
-        InputError: the settings do not fit what they name, or the memory.
+        InputError: the settings do not fit what they name, the texts or the memory.
     """
     _check_directory(settings, Checkpoints(settings.output, settings={}), Begin.AUTO)
-    with prepare_run(settings) as prepared:
+    with prepare_run(settings) as prepared, tempfile.TemporaryDirectory(prefix="bitnet-onnx-") as cache:
+        known = settings.data.cache or settings.output / TOKENS
+        folder = known if known.is_dir() else Path(cache)
+        data = open_data(replace(settings.data, cache=folder), prepared.tokenizer, seed=settings.seed, cache=folder)
+        _check_batch(settings, len(data.train.windows))
         yield prepared
 
 
@@ -234,11 +238,25 @@ def _open_data(prepared: Preparation, processes: Collective, console: Console | 
     processes.barrier()
     data = data or opened()
     train, validation = data.train.windows, data.validation
+    _check_batch(settings, len(train))
     lines = [f"{train.counts.tokens:,} tokens in {len(train):,} windows of {train.length}"]
     if validation is not None:
         lines.append(f"{min(len(validation.windows), settings.loop.evaluation_windows):,} windows to evaluate with")
     _say(console, [", ".join(lines)])
     return data
+
+
+def _check_batch(settings: TrainingSettings, windows: int) -> None:
+    """Refuse a step that would read the same window more than once.
+
+    Raises:
+        InputError: it would.
+    """
+    if settings.loop.batch > windows:
+        raise InputError(
+            f"loop.batch is {settings.loop.batch}: the training texts give {windows:,} windows of "
+            f"{settings.data.length} tokens; take a smaller batch, a smaller data.length, or more text"
+        )
 
 
 @contextmanager
@@ -386,5 +404,6 @@ def _write_page(output: Path) -> None:
 
 
 def _say(console: Console | None, lines: Iterator[str] | list[str]) -> None:
-    for line in lines if console is not None else ():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)  # type: ignore[union-attr]
+    if console is not None:
+        for line in lines:
+            say(console, line)
