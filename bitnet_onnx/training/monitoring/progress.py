@@ -108,7 +108,7 @@ class ProgressLine:
 
     def rollback(self, record: RollbackRecord) -> None:
         """A line that stays."""
-        self._say(f"step {record.step}: {record.reason}; back to step {record.to}, {record.left} more times at most")
+        self._say(f"step {record.step}: {record.reason}; back to step {record.to}, rollbacks left: {record.left}")
         self._means = {}
         if self._bar is not None:
             self._bar.update(self._task, completed=record.to)
