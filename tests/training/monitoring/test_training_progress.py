@@ -63,4 +63,4 @@ def test_a_narrow_terminal_has_step_loss_and_time_whole() -> None:
     text = re.sub(r"\x1b\[[?\d;]*\w", "", spoken(terminal=True, width=60))
     assert "100/100 loss 2.0000" in text
     assert "…" not in text
-    assert "4.482, the\nbest so far" in text, "lines break between words"
+    assert "4.482, the \nbest so far" in text, "lines break between words"
