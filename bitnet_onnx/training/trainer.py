@@ -139,8 +139,14 @@ def train(
         _check_directory(settings, checkpoints, begin)
         with prepare_run(settings, processes=processes.size) as prepared, ExitStack() as stack:
             _say(console, prepared.describe())
+            new = not settings.output.exists()
             _open_directory(settings, begin, processes)
-            data = _open_data(prepared, processes, console)
+            try:
+                data = _open_data(prepared, processes, console)
+            except InputError:
+                if new and processes.rank == 0:
+                    shutil.rmtree(settings.output, ignore_errors=True)
+                raise
             store = stack.enter_context(_filled_store(prepared, data, new=checkpoints.settings() is None))
             log = JsonLog(settings.output / LOG_NAME, dict(flat(settings)), every=settings.loop.log_every)
             parts = _parts(prepared, processes, checkpoints, data, store, log, console, stack)
