@@ -63,7 +63,7 @@ class ProgressLine:
 
     def begin(self, step: int) -> None:
         """Show the bar, and where the run goes on."""
-        if step:
+        if 0 < step < self._steps:
             self._say(f"step {step}/{self._steps}: the run goes on from its checkpoint")
         self._begun, self._first = self._clock(), step
         self._spoken = -math.inf
