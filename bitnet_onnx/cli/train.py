@@ -14,6 +14,7 @@ from bitnet_onnx.cli._progress import progress_bar
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.training._config_checks import check as check_settings
 from bitnet_onnx.training.config_file import read_config
+from bitnet_onnx.training.example import EXAMPLE
 from bitnet_onnx.training.records import End
 from bitnet_onnx.training.settings import TrainingSettings
 from bitnet_onnx.training.trainer import Begin, TrainingResult, check_run, train
@@ -26,7 +27,8 @@ from bitnet_onnx.training.trainer import Begin, TrainingResult, check_run, train
     is_flag=True,
     help="Make the environment of onnxruntime-training in the cache, if it is not there. Needs no CONFIG.",
 )
-@click.option("--check", is_flag=True, help="Read everything, state memory and plan, and start nothing.")
+@click.option("--example", is_flag=True, help="Print a CONFIG.toml to begin with, and do nothing else.")
+@click.option("--check", is_flag=True, help="Read everything, state memory and plan; write nothing.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint, and refuse where there is none.")
 @click.option("--fresh", is_flag=True, help="Begin anew; the checkpoints of the run before are removed.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Directory of the run, in place of the file's.")
@@ -36,6 +38,7 @@ from bitnet_onnx.training.trainer import Begin, TrainingResult, check_run, train
 def command(
     config: Path | None,
     prepare: bool,
+    example: bool,
     check: bool,
     resume: bool,
     fresh: bool,
@@ -51,6 +54,9 @@ def command(
     """
     if resume and fresh:
         raise click.UsageError("--resume and --fresh contradict each other")
+    if example:
+        click.echo(EXAMPLE, nl=False)
+        return 0
     if prepare:
         _prepare()
         if config is None:

@@ -44,7 +44,12 @@ def architecture(fields: Mapping[str, object]) -> Config:
     if "quantization_config" in fields:
         raise InputError(f"{_WHERE}.quantization_config: model.weights says what is trained; leave it out")
     config = Config(fields, _WHERE)
-    describe(config)
+    try:
+        describe(config)
+    except InputError as error:
+        # Of other configurations it says config.json, or nothing.
+        text = str(error).removeprefix("config.json: ").removeprefix(f"{_WHERE}: ")
+        raise type(error)(text if text.startswith(_WHERE) else f"{_WHERE}: {text}") from error
     for name in fields:
         if name not in _INFORMATION and not _is_read(fields, name):
             raise InputError(f"{_WHERE}.{shown(name)[1:-1]}: no {fields['model_type']} model has this field")

@@ -112,6 +112,11 @@ def prepare_run(settings: TrainingSettings, *, processes: int = 1) -> Iterator[P
     with open_start(
         settings.model, seed=settings.seed, texts=read_texts(settings.data), train_tokenizer=train_tokenizer
     ) as start:
+        if settings.data.length > start.spec.context_length:
+            raise InputError(
+                f"data.length is {settings.data.length}: expected at most {start.spec.context_length}, "
+                f"the model's context length"
+            )
         schedules = Schedules.of(settings)
         teacher = _teacher_spec(settings, start)
         options = graph_options(settings, start.spec, teacher, frozenset(schedules.weights))
@@ -168,6 +173,11 @@ def _teacher_spec(settings: TrainingSettings, start: Start) -> DecoderSpec | Non
     if losses.teacher is None:
         return None if start.origin is None else start.origin.spec
     with open_model(resolve(losses.teacher)) as source:
+        if source.spec.vocab_size != start.spec.vocab_size:
+            raise InputError(
+                f"losses.teacher is {losses.teacher}: its vocab_size is {source.spec.vocab_size}, that of the model "
+                f"{start.spec.vocab_size}; a teacher needs the same tokens"
+            )
         return source.spec
 
 

@@ -51,7 +51,7 @@ def check_same_run(saved: Mapping[str, str], now: Mapping[str, str], output: str
             continue
         raise InputError(
             f"{output}: {name} is {_shown(after)}, and was {_shown(before)} when the run began; "
-            f"set it back to go on, or choose another output to begin again"
+            f"set it back to go on; to begin again choose another output, or --fresh, which removes what is there"
         )
 
 

@@ -37,7 +37,7 @@ from bitnet_onnx.training.monitoring import (
     TensorBoardLog,
     write_page,
 )
-from bitnet_onnx.training.monitoring.progress import stage_bar
+from bitnet_onnx.training.monitoring.progress import say, stage_bar
 from bitnet_onnx.training.optimizers.optimizer import make_optimizer
 from bitnet_onnx.training.parallel import Collective, open_collective
 from bitnet_onnx.training.parameters import ParameterStore
@@ -57,12 +57,10 @@ CONFIG: Final = "config.toml"
 MODEL: Final = "model"
 TOKENS: Final = "tokens"
 TENSORBOARD: Final = "tensorboard"
-#: Tokens that sub-norms are fitted to; each has all features to say how large they are.
-_NORM_TOKENS: Final = 1024
-
-
 #: Tokens on which the norms that are put into a trained model are fitted.
-_FITTED: Final = 512
+_FITTED: Final = 1024
+#: What only the directory of a model has.
+_MODEL_FILES: Final = ("config.json", "model.onnx")
 
 
 class Begin(enum.StrEnum):
@@ -138,11 +136,17 @@ def train(
     with open_collective() as processes:
         console = console if processes.rank == 0 else None
         checkpoints = Checkpoints(settings.output, settings=dict(flat(settings)), keep=settings.loop.keep)
-        _open_directory(settings, checkpoints, begin, processes)
+        _check_directory(settings, checkpoints, begin)
         with prepare_run(settings, processes=processes.size) as prepared, ExitStack() as stack:
             _say(console, prepared.describe())
-            data = _open_data(prepared, processes, console)
-            prepared = _with_fitted_norms(prepared, data)
+            new = not settings.output.exists()
+            _open_directory(settings, begin, processes)
+            try:
+                data = _open_data(prepared, processes, console)
+            except InputError:
+                if new and processes.rank == 0:
+                    shutil.rmtree(settings.output, ignore_errors=True)
+                raise
             store = stack.enter_context(_filled_store(prepared, data, new=checkpoints.settings() is None))
             log = JsonLog(settings.output / LOG_NAME, dict(flat(settings)), every=settings.loop.log_every)
             parts = _parts(prepared, processes, checkpoints, data, store, log, console, stack)
@@ -161,31 +165,53 @@ def train(
 
 @contextmanager
 def check_run(settings: TrainingSettings) -> Iterator[Preparation]:
-    """What a run would be, and what it would take; nothing is written.
+    """What a run would be, and what it would take; its texts are read, and nothing stays written.
 
     Raises:
-        InputError: the settings do not fit what they name, or the memory.
+        InputError: the settings do not fit what they name, the texts or the memory.
     """
-    saved = Checkpoints(settings.output, settings={}).settings()
-    if saved is not None:
-        check_same_run(saved, dict(flat(settings)), str(settings.output))
-    with prepare_run(settings) as prepared:
+    _check_directory(settings, Checkpoints(settings.output, settings={}), Begin.AUTO)
+    with prepare_run(settings) as prepared, tempfile.TemporaryDirectory(prefix="bitnet-onnx-") as cache:
+        known = settings.data.cache or settings.output / TOKENS
+        folder = known if known.is_dir() else Path(cache)
+        data = open_data(replace(settings.data, cache=folder), prepared.tokenizer, seed=settings.seed, cache=folder)
+        _check_batch(settings, len(data.train.windows))
         yield prepared
 
 
-def _open_directory(settings: TrainingSettings, checkpoints: Checkpoints, begin: Begin, processes: Collective) -> None:
-    """Make the directory of the run, and refuse or remove what is in it."""
+def _check_directory(settings: TrainingSettings, checkpoints: Checkpoints, begin: Begin) -> None:
+    """Refuse a directory that is not one of this run; nothing is written.
+
+    Raises:
+        InputError: a model is there, another run, or nothing to go on from.
+    """
+    output = settings.output
+    if output.is_file():
+        raise InputError(f"output is {output}: a file is there; choose another")
+    for name in _MODEL_FILES:
+        if (output / name).exists():
+            raise InputError(f"output is {output}: a model is there, with {name}; choose another")
+    if begin is Begin.FRESH:
+        return
+    saved = checkpoints.settings()
+    if saved is not None:
+        check_same_run(saved, dict(flat(settings)), str(output))
+    elif begin is Begin.RESUME:
+        raise InputError(f"{output}: no checkpoint to go on from; leave --resume out to begin")
+
+
+def _open_directory(settings: TrainingSettings, begin: Begin, processes: Collective) -> None:
+    """Make the directory of the run, and remove what a fresh one replaces."""
     output = settings.output
     if processes.rank == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        if begin is Begin.FRESH:
-            _remove_run(output)
-        saved = checkpoints.settings()
-        if saved is not None:
-            check_same_run(saved, dict(flat(settings)), str(output))
-        elif begin is Begin.RESUME:
-            raise InputError(f"{output}: no checkpoint to go on from; leave --resume out to begin")
-        (output / CONFIG).write_text(write_config(settings), encoding="utf-8")
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            if begin is Begin.FRESH:
+                _remove_run(output)
+            (output / CONFIG).write_text(write_config(settings), encoding="utf-8")
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"output is {output}: it cannot be written: {reason}; choose another") from error
     processes.barrier()
 
 
@@ -218,6 +244,7 @@ def _open_data(prepared: Preparation, processes: Collective, console: Console | 
     processes.barrier()
     data = data or opened()
     train, validation = data.train.windows, data.validation
+    _check_batch(settings, len(train))
     lines = [f"{train.counts.tokens:,} tokens in {len(train):,} windows of {train.length}"]
     if validation is not None:
         lines.append(f"{min(len(validation.windows), settings.loop.evaluation_windows):,} windows to evaluate with")
@@ -225,12 +252,17 @@ def _open_data(prepared: Preparation, processes: Collective, console: Console | 
     return data
 
 
-def _with_fitted_norms(prepared: Preparation, data: TrainingData) -> Preparation:
-    """The same, its sub-norms fitted to windows that lie far apart, which are the same in all processes."""
-    windows = data.train.windows
-    count = max(1, min(len(windows), _NORM_TOKENS // windows.length))
-    taken = windows.batch(np.arange(count) * len(windows) // count)
-    return replace(prepared, start=fit_sub_norms(prepared.start, taken.input_ids, threads=prepared.engine.threads))
+def _check_batch(settings: TrainingSettings, windows: int) -> None:
+    """Refuse a step that would read the same window more than once.
+
+    Raises:
+        InputError: it would.
+    """
+    if settings.loop.batch > windows:
+        raise InputError(
+            f"loop.batch is {settings.loop.batch}: the training texts give {windows:,} windows of "
+            f"{settings.data.length} tokens; take a smaller batch, a smaller data.length, or more text"
+        )
 
 
 @contextmanager
@@ -252,8 +284,9 @@ def _filled_store(prepared: Preparation, data: TrainingData, *, new: bool) -> It
         store = ParameterStore(shapes, decayed=decayed, path=path)
         if new:
             windows = data.train.windows
-            first = np.arange(min(len(windows), max(1, _FITTED // windows.length)))
-            ids = windows.batch(first).input_ids
+            count = min(len(windows), max(1, _FITTED // windows.length))
+            # Far apart, and the same in all processes.
+            ids = windows.batch(np.arange(count) * len(windows) // count).input_ids
             fit_sub_norms(prepared.start, ids, threads=prepared.engine.threads).fill(store)
         yield store
 
@@ -377,5 +410,6 @@ def _write_page(output: Path) -> None:
 
 
 def _say(console: Console | None, lines: Iterator[str] | list[str]) -> None:
-    for line in lines if console is not None else ():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)  # type: ignore[union-attr]
+    if console is not None:
+        for line in lines:
+            say(console, line)

@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 from tiny_runs import write_config
 
+from bitnet_onnx.errors import InputError
+from bitnet_onnx.training.config_file import read_config
+
 Run = Callable[..., Any]
 
 
@@ -50,6 +53,42 @@ def test_options_stand_over_the_file_and_are_checked_with_it(run: Run, refused: 
     fields = json.loads(result.out)
     assert (fields["directory"], fields["steps"]) == (str(tmp_path / "other"), 3)
     assert "optimizer.warmup is 2: it must be below loop.steps, 2" in refused("train", config, "--steps", "2")
+
+
+def test_the_example_is_a_configuration(run: Run, tmp_path: Path) -> None:
+    text = run("train", "--example").out
+    (tmp_path / "texts.txt").write_text("some text")
+    (tmp_path / "run.toml").write_text(text)
+    assert read_config(tmp_path / "run.toml").model.sub_norms
+    commented = text.partition("# [quantization]")
+    (tmp_path / "run.toml").write_text(commented[0] + "".join(commented[1:]).replace("# ", "").replace("#", ""))
+    with pytest.raises(InputError, match=r"losses\.distillation is given: it needs losses\.teacher"):
+        read_config(tmp_path / "run.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("batch = 4", "batch = 1000000", "loop.batch is 1000000: the training texts give "),
+        ("length = 32", "length = 65", "data.length is 65: expected at most 64, the model's context length"),
+        ("vocab_size = 288", "vocab_size = 100", "model.architecture: vocab_size is 100, expected 258 to "),
+        ('"llama"', '"lama"', "model.architecture: model_type 'lama' is not supported; did you mean 'llama'?"),
+        ("attention_heads = 2", "attention_heads = 3", "model.architecture: num_attention_heads 3 does not divide"),
+        ("holdout = 0.1", "holdout = 0.0002", "give no validation window of 32"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_check_and_run(
+    run: Run, refused: Any, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    config = write_config(tmp_path)
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+    assert message in refused("train", config, "--check")
+    assert not (tmp_path / "run").exists()
+    result = run("train", config)
+    assert (result.status, result.out) == (2, "")
+    assert message in result.err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

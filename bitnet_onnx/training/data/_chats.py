@@ -48,7 +48,7 @@ def encode_chat_with_answers(chat: Chat, tokenizer: DataTokenizer, *, answers_on
     """
     template = tokenizer.template
     if template is None:
-        raise InputError("the model has no chat template; give text instead of messages")
+        raise InputError("the model has no chat template; give text instead of messages, or a model.tokenizer with one")
     answers = [index for index, message in enumerate(chat.messages) if message.role == _ASSISTANT]
     if answers_only and not answers:
         raise InputError(f"no message has the role {_ASSISTANT}: nothing to learn")

@@ -36,7 +36,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> dict[str, bytes]:
     """
     if not _BYTES + 2 <= vocab_size <= _MAX_VOCAB:
         raise InputError(
-            f"vocab_size is {vocab_size}, expected {_BYTES + 2} to {_MAX_VOCAB} for a byte-level tokenizer"
+            f"model.architecture: vocab_size is {vocab_size}, expected {_BYTES + 2} to {_MAX_VOCAB} for a "
+            f"byte-level tokenizer; or give model.tokenizer"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

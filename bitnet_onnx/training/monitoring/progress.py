@@ -15,7 +15,8 @@ from bitnet_onnx.training.records import CheckpointRecord, EvaluationRecord, Rol
 
 #: Of the mean that is shown: about the last 10 steps.
 _DECAY = 0.9
-
+#: Columns that bar, perplexity and speed need besides step, loss and time.
+_WIDE = 100
 
 #: Takes what is done now, how much of it, and of how much.
 Report = Callable[[str, int, int], None]
@@ -29,7 +30,7 @@ def stage_bar(console: Console | None) -> Iterator[Report | None]:
         return
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("starting", total=None)
 
         def report(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
@@ -61,15 +62,18 @@ class ProgressLine:
         self._means: dict[str, float] = {}
 
     def begin(self, step: int) -> None:
-        """Show the bar."""
+        """Show the bar, and where the run goes on."""
+        if 0 < step < self._steps:
+            self._say(f"step {step}/{self._steps}: the run goes on from its checkpoint")
         self._begun, self._first = self._clock(), step
         self._spoken = -math.inf
         self._means = {}
         if self._console.is_terminal:
+            bar = (BarColumn(bar_width=20),) if self._is_wide() else ()
             columns = (
                 TextColumn("step"),
                 MofNCompleteColumn(),
-                BarColumn(bar_width=20),
+                *bar,
                 TextColumn("{task.description}"),
                 TimeRemainingColumn(elapsed_when_finished=True),
             )
@@ -104,7 +108,7 @@ class ProgressLine:
 
     def rollback(self, record: RollbackRecord) -> None:
         """A line that stays."""
-        self._say(f"step {record.step}: {record.reason}; back to step {record.to}, {record.left} more times at most")
+        self._say(f"step {record.step}: {record.reason}; back to step {record.to}, rollbacks left: {record.left}")
         self._means = {}
         if self._bar is not None:
             self._bar.update(self._task, completed=record.to)
@@ -121,13 +125,23 @@ class ProgressLine:
 
     def _figures(self) -> str:
         means = self._means
+        if self._bar is not None and not self._is_wide():
+            return f"loss {means['loss']:.4f}"
         speed = means["positions"] / means["seconds"] if means["seconds"] else 0.0
         exponent = means["cross_entropy"]
         perplexity = "" if math.isnan(exponent) else f", perplexity {math.exp(min(exponent, 700)):.4g}"
         return f"loss {means['loss']:.4f}{perplexity}, {speed:,.0f} tokens/s"
 
+    def _is_wide(self) -> bool:
+        return self._console.width >= _WIDE
+
     def _say(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, line)
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line as it is; a terminal breaks it between words."""
+    console.print(line, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 
 def _duration(seconds: float) -> str:
