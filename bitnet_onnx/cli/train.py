@@ -12,7 +12,7 @@ import click
 from bitnet_onnx.cli._console import error_console, printable
 from bitnet_onnx.cli._progress import progress_bar
 from bitnet_onnx.errors import InputError
-from bitnet_onnx.training._config_checks import check as check_settings
+from bitnet_onnx.training.config_checks import check_settings
 from bitnet_onnx.training.config_file import read_config
 from bitnet_onnx.training.records import End
 from bitnet_onnx.training.settings import TrainingSettings

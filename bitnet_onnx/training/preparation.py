@@ -17,7 +17,7 @@ from bitnet_onnx.converters.model import open_model
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import InputError, UnsupportedError
 from bitnet_onnx.model_zoo import resolve
-from bitnet_onnx.training._config_checks import has_strength
+from bitnet_onnx.training.config_checks import has_strength
 from bitnet_onnx.training.data import DataTokenizer, check_settings, read_texts, train_tokenizer
 from bitnet_onnx.training.engines.choice import choose_engine
 from bitnet_onnx.training.engines.memory import MemoryModel, Plan, free_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -39,17 +40,20 @@ def relation_layer(settings: LossSettings, spec: DecoderSpec, whose: str = "the 
 def relation_heads(settings: LossSettings, student: DecoderSpec, teacher: DecoderSpec) -> int:
     """The number of heads that the features of queries, keys and values are cut into to be compared.
 
+    Where the settings leave it open, as many as the student has attention heads, or the next fewer that divide.
+
     Raises:
         InputError: it does not divide the features of one of the models.
     """
     widths = [student.attention_size, student.key_value_size, teacher.attention_size, teacher.key_value_size]
-    wanted = settings.relation_heads
-    choices = [wanted] if wanted else [student.num_attention_heads, student.num_key_value_heads]
-    for heads in choices:
-        if heads >= 1 and not any(width % heads for width in widths):
-            return heads
+    common = math.gcd(*widths)
+    heads = settings.relation_heads
+    if not heads:
+        return max(count for count in range(1, student.num_attention_heads + 1) if common % count == 0)
+    if common % heads == 0:
+        return heads
     raise InputError(
-        f"losses.relation_heads is {wanted or choices[0]}: it must divide the features of queries and of keys, "
+        f"losses.relation_heads is {heads}: it must divide the features of queries and of keys, "
         f"{widths[0]} and {widths[1]} of the model, {widths[2]} and {widths[3]} of its teacher"
     )
 
