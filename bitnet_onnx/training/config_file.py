@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.toml_input import load_toml, toml_string
-from bitnet_onnx.training.config_checks import check_settings
 from bitnet_onnx.training._config_values import Values
+from bitnet_onnx.training.config_checks import check_settings
 from bitnet_onnx.training.settings import (
     DataSettings,
     EngineSettings,

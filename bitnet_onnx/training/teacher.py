@@ -17,8 +17,9 @@ from bitnet_onnx.errors import CheckpointError, InputError
 from bitnet_onnx.json_input import load_object
 from bitnet_onnx.model_zoo import resolve
 from bitnet_onnx.quantized import FloatArray
-from bitnet_onnx.training._float_session import LOGITS, FloatSession, float_graph, leave_out
+from bitnet_onnx.training._float_session import LOGITS, FloatSession, float_graph
 from bitnet_onnx.training.graph.options import RELATION_STATES, teacher_state
+from bitnet_onnx.training.graph.pruning import keep_outputs
 from bitnet_onnx.training.settings import LossSettings
 from bitnet_onnx.training.start import InitialTensors, Origin, Start, StoredTensors
 
@@ -86,7 +87,7 @@ class Teacher:
         self.spec: Final = spec
         graph = float_graph(spec, max_length, layer)
         if not logits:
-            leave_out(graph.model.graph, LOGITS)
+            keep_outputs(graph.model.graph, RELATION_STATES)
         self._session = FloatSession(graph, tensors, threads)
         self._widths = {LOGITS: spec.vocab_size} if logits else {}
         if layer is not None:
