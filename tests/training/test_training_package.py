@@ -17,8 +17,9 @@ from bitnet_onnx.policy import Policy, Precision, Weights
 from bitnet_onnx.runtime import Device, PackageInfo
 from bitnet_onnx.training.config_file import read_config
 from bitnet_onnx.training.data import open_data
+from bitnet_onnx.training.run_directory import TOKENS
 from bitnet_onnx.training.settings import IGNORED, HeadWeights, TrainingSettings
-from bitnet_onnx.training.trainer import TOKENS, check_run, train
+from bitnet_onnx.training.trainer import check_run, train
 
 #: A head of floats has to be asked for; 8 bits are what a conversion makes of it.
 _POLICIES = {
