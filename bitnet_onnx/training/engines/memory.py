@@ -122,7 +122,9 @@ class MemoryModel:
         if self._teacher is not None:
             model, parameters = self._teacher
             start, slope = _line(model, self._length)
-            teacher = _BYTES * parameters + start + slope * micro_batch
+            # What it says is the student's input, and stays until the step is done.
+            said = sum(int(value.shape[-1]) for value in model.graph.outputs if value.shape is not None)
+            teacher = _BYTES * parameters + start + (slope + _BYTES * self._length * said) * micro_batch
         return MemoryEstimate(
             values=self._parameters,
             gradients=self._parameters,
