@@ -12,12 +12,15 @@ import click
 from bitnet_onnx.cli._console import error_console, printable
 from bitnet_onnx.cli._progress import progress_bar
 from bitnet_onnx.errors import InputError
-from bitnet_onnx.training._config_checks import check as check_settings
+from bitnet_onnx.training.config_checks import check_settings
 from bitnet_onnx.training.config_file import read_config
 from bitnet_onnx.training.example import EXAMPLE
+from bitnet_onnx.training.parallel import ToldElsewhereError
 from bitnet_onnx.training.records import End
+from bitnet_onnx.training.result import TrainingResult
+from bitnet_onnx.training.run_directory import Begin
 from bitnet_onnx.training.settings import TrainingSettings
-from bitnet_onnx.training.trainer import Begin, TrainingResult, check_run, train
+from bitnet_onnx.training.trainer import check_run, train
 
 
 @click.command()
@@ -68,7 +71,10 @@ def command(
         _show_check(settings, as_json)
         return 0
     begin = Begin.RESUME if resume else Begin.FRESH if fresh else Begin.AUTO
-    result = train(settings, begin=begin, console=error_console())
+    try:
+        result = train(settings, begin=begin, console=error_console())
+    except ToldElsewhereError:
+        return 1
     if result is None:  # another process of the run speaks
         return 0
     click.echo(json.dumps(result.as_dict()) if as_json else _text(result))

@@ -36,16 +36,6 @@ def float_graph(spec: DecoderSpec, max_length: int, layer: int | None = None) ->
     return TrainingGraph(as_identity(graph.model), graph.parameters, graph.boundaries)
 
 
-def leave_out(graph: ir.Graph, name: str) -> None:
-    """Take an output from a graph, and all that only it needs, weights included."""
-    graph.outputs[:] = [value for value in graph.outputs if value.name != name]
-    kept = {id(value) for value in graph.outputs}
-    for node in reversed(list(graph)):
-        if not any(output.uses() or id(output) in kept for output in node.outputs):
-            graph.remove(node, safe=True)
-    graph.inputs[:] = [value for value in graph.inputs if value.uses()]
-
-
 class FloatSession:
     """Runs a float graph.
 

@@ -73,8 +73,12 @@ def accumulate(parts: Parts, batch: int, step: int, *, stopping: bool) -> StepLo
     names = [LOSS, *(loss_output(term) for term in weights)]
     sums = dict.fromkeys(names, 0.0)
     for ids, labels in _slices(taken, parts.micro_batch):
-        inputs = graph_inputs(parts, ids, labels, parts.schedules.strength(step), step)
-        inputs |= {NORMALIZER: float_input(max(tokens, 1)), POSITIONS: float_input(positions)}
+        inputs = _token_inputs(ids, labels, parts.schedules.strength(step), max(tokens, 1))
+        inputs[POSITIONS] = float_input(positions)
+        for term, weight in weights.items():
+            inputs[weight_input(term)] = float_input(weight)
+        if parts.teacher is not None:
+            inputs |= parts.teacher(ids)
         losses = parts.engine.accumulate(inputs)
         for name in names:
             sums[name] += losses[name]
@@ -83,14 +87,13 @@ def accumulate(parts: Parts, batch: int, step: int, *, stopping: bool) -> StepLo
     return StepLosses(loss, dict(zip(weights, terms, strict=True)), tokens, positions, stops > 0)
 
 
-def validate(parts: Parts, batch: int, limit: int, step: int) -> Validated:
+def validate(parts: Parts, batch: int, limit: int) -> Validated:
     """The cross entropy of the validation data, with the whole model quantized.
 
     Args:
         parts: of the run, with validation data.
         batch: sequences at once.
         limit: sequences altogether.
-        step: for the weights of the losses.
 
     Raises:
         InputError: nothing in the data is to be predicted.
@@ -101,8 +104,7 @@ def validate(parts: Parts, batch: int, limit: int, step: int) -> Validated:
         count = _labelled(taken.labels)
         if not count:
             continue
-        inputs = graph_inputs(parts, taken.input_ids, taken.labels, parts.schedules.full_strength(), step)
-        inputs |= {NORMALIZER: float_input(count), POSITIONS: float_input(taken.labels.size)}
+        inputs = _token_inputs(taken.input_ids, taken.labels, parts.schedules.full_strength(), count)
         total += parts.engine.evaluate(inputs)[loss_output(Term.CROSS_ENTROPY)] * count
         tokens += count
     total, counted = parts.processes.sum_scalars([total, float(tokens)])
@@ -111,17 +113,13 @@ def validate(parts: Parts, batch: int, limit: int, step: int) -> Validated:
     return Validated(total / counted, int(counted), time.perf_counter() - begun)
 
 
-def graph_inputs(
-    parts: Parts, ids: TokenArray, labels: TokenArray, strength: FloatArray | None, step: int
+def _token_inputs(
+    ids: TokenArray, labels: TokenArray, strength: FloatArray | None, normalizer: int
 ) -> dict[str, npt.NDArray[Any]]:
-    """All inputs but the two by which losses are divided."""
-    inputs: dict[str, npt.NDArray[Any]] = {INPUT_IDS: ids, LABELS: labels}
+    """What the cross entropy reads."""
+    inputs: dict[str, npt.NDArray[Any]] = {INPUT_IDS: ids, LABELS: labels, NORMALIZER: float_input(normalizer)}
     if strength is not None:
         inputs[STRENGTH] = strength
-    for term, weight in parts.schedules.term_weights(step).items():
-        inputs[weight_input(term)] = float_input(weight)
-    if parts.teacher is not None:
-        inputs |= parts.teacher(ids)
     return inputs
 
 

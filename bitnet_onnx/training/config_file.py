@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.toml_input import load_toml, toml_string
-from bitnet_onnx.training._config_checks import check
 from bitnet_onnx.training._config_values import Values
+from bitnet_onnx.training.config_checks import check_settings
 from bitnet_onnx.training.settings import (
     DataSettings,
     EngineSettings,
@@ -69,7 +69,7 @@ def read_config(path: str | Path) -> TrainingSettings:
         model=replace(settings.model, source=_model(values, settings.model.source)),
         losses=replace(settings.losses, teacher=_model(values, settings.losses.teacher)),
     )
-    check(settings, values.error)
+    check_settings(settings, values.error)
     return settings
 
 

@@ -177,9 +177,8 @@ class _Run:
         """Evaluate where there is data for it, and tell whether it is the best so far."""
         if self._parts.validation is None:
             return False
-        found = validate(
-            self._parts, self._parts.micro_batch or self._loop.batch, self._loop.evaluation_windows, self._state.step
-        )
+        at_once = self._parts.micro_batch or self._loop.batch
+        found = validate(self._parts, at_once, self._loop.evaluation_windows)
         if not math.isfinite(found.loss):
             raise _NotFiniteError(f"the evaluation's loss is {found.loss}")
         best = self._state.best_loss

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
-from bitnet_onnx.errors import InputError, TrainingError, UnsupportedError
+from bitnet_onnx.errors import BitnetOnnxError, InputError, TrainingError, UnsupportedError
 from bitnet_onnx.quantized import FloatArray
 
 #: What torchrun tells each process that it starts.
 _VARIABLES: Final = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _MAX_PROCESSES: Final = 4096
 
+Result = TypeVar("Result")
+
 
 class WorkerError(TrainingError):
     """Another process of the run is gone."""
+
+
+class ToldElsewhereError(TrainingError):
+    """The run ends, and another process of it tells why."""
 
 
 class Collective(Protocol):
@@ -87,6 +93,32 @@ class Alone:
 
     def barrier(self) -> None:
         """All are here."""
+
+
+def agree(processes: Collective, stage: Callable[[], Result]) -> Result:
+    """Do a stage in all processes; where it fails in any, all end, and the first of those tells why.
+
+    Args:
+        processes: each of which comes here.
+        stage: in which no process waits for another.
+
+    Raises:
+        ToldElsewhereError: it failed in a process of a lower rank, or in others alone.
+        WorkerError: another process is gone.
+    """
+    failure: BitnetOnnxError | OSError | None = None
+    try:
+        result = stage()
+    except (BitnetOnnxError, OSError) as error:
+        failure = error
+    failed = processes.sum_scalars(
+        [float(failure is not None and rank == processes.rank) for rank in range(processes.size)]
+    )
+    if failure is not None and not any(failed[: processes.rank]):
+        raise failure
+    if any(failed):
+        raise ToldElsewhereError(f"process {failed.index(1.0)} of the run could not go on")
+    return result
 
 
 @contextmanager

@@ -17,20 +17,22 @@ from bitnet_onnx.converters.model import open_model
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import InputError, UnsupportedError
 from bitnet_onnx.model_zoo import resolve
-from bitnet_onnx.training._config_checks import has_strength
-from bitnet_onnx.training.data import DataTokenizer, check_settings, read_texts, train_tokenizer
+from bitnet_onnx.training._float_session import float_graph
+from bitnet_onnx.training.config_checks import has_strength
+from bitnet_onnx.training.data import DataTokenizer, check_settings, read_texts
+from bitnet_onnx.training.data.kept_tokenizer import kept_tokenizer
 from bitnet_onnx.training.engines.choice import choose_engine
 from bitnet_onnx.training.engines.memory import MemoryModel, Plan, free_bytes
 from bitnet_onnx.training.graph.decoder import TrainingGraph, trained_parameters, training_graph
-from bitnet_onnx.training.graph.options import GraphOptions, Term
-from bitnet_onnx.training.graph.stop_gradient import as_identity
+from bitnet_onnx.training.graph.options import RELATION_STATES, GraphOptions, Term
+from bitnet_onnx.training.graph.pruning import keep_outputs
 from bitnet_onnx.training.monitoring.tensorboard import NO_TENSORBOARD
+from bitnet_onnx.training.run_directory import TOKENIZER
 from bitnet_onnx.training.schedules import Schedules, layer_groups
 from bitnet_onnx.training.settings import (
     BlockWeights,
     EngineName,
     EngineSettings,
-    HeadWeights,
     OptimizerName,
     TrainingSettings,
 )
@@ -90,12 +92,13 @@ class Preparation:
 
 
 @contextmanager
-def prepare_run(settings: TrainingSettings, *, processes: int = 1) -> Iterator[Preparation]:
+def prepare_run(settings: TrainingSettings, *, processes: int = 1, keep: bool = False) -> Iterator[Preparation]:
     """Open what a run starts from, build its graph, and cut its steps so that they fit into memory.
 
     Args:
         settings: of the run.
         processes: that share each batch.
+        keep: write a tokenizer that is trained to the directory of the run.
 
     Raises:
         InputError: the settings do not fit the model, the processes or the memory.
@@ -109,8 +112,9 @@ def prepare_run(settings: TrainingSettings, *, processes: int = 1) -> Iterator[P
             f"loop.batch is {settings.loop.batch}: {processes} processes cannot share it equally; take a multiple"
         )
 
+    trained = kept_tokenizer(settings.output / TOKENIZER, settings.data, write=keep)
     with open_start(
-        settings.model, seed=settings.seed, texts=read_texts(settings.data), train_tokenizer=train_tokenizer
+        settings.model, seed=settings.seed, texts=read_texts(settings.data), train_tokenizer=trained
     ) as start:
         if settings.data.length > start.spec.context_length:
             raise InputError(
@@ -183,15 +187,12 @@ def _teacher_spec(settings: TrainingSettings, start: Start) -> DecoderSpec | Non
 
 def _teacher_graph(settings: TrainingSettings, spec: DecoderSpec) -> tuple[ir.Model, int]:
     """The teacher's graph, and the number of its weights."""
-    options = GraphOptions(
-        max_length=settings.data.length,
-        weights=BlockWeights.FLOAT,
-        activation_bits=0,
-        head=HeadWeights.FLOAT,
-        terms=frozenset(),
-    )
-    size = sum(math.prod(shape) for shape in trained_parameters(spec).values())
-    return as_identity(training_graph(spec, options).model), size
+    losses = settings.losses
+    layer = None if losses.relation is None else relation_layer(losses, spec, "the teacher")
+    graph = float_graph(spec, settings.data.length, layer)
+    if losses.distillation is None:
+        keep_outputs(graph.model.graph, RELATION_STATES)
+    return graph.model, sum(math.prod(shape) for shape in trained_parameters(spec).values())
 
 
 def _plan(

@@ -16,7 +16,7 @@ from bitnet_onnx.calibration.statistics_file import open_statistics
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.policy import Weights
 from bitnet_onnx.quantized import FloatArray
-from bitnet_onnx.training._config_checks import has_strength
+from bitnet_onnx.training.config_checks import has_strength
 from bitnet_onnx.training.graph.options import Term
 from bitnet_onnx.training.settings import (
     Curve,

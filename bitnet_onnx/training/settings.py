@@ -194,8 +194,8 @@ class LossSettings:
         temperature: `T` of the distillation.
         relation: weight of the attention-relation distillation.
         relation_layer: whose queries, keys and values are compared; negative counts from the end.
-        relation_heads: that the features are cut into for it; 0 is the number of attention heads, or that of key and
-            value heads where the former does not divide the features.
+        relation_heads: that the features are cut into for it; 0 is the number of attention heads, or the next fewer
+            that divide the features of the model and of its teacher.
         grid: weight of the pull toward the ternary grid.
         teacher: a checkpoint, a package or a name of the zoo; None is the model's own start, as floats.
     """

@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from bitnet_onnx.converters.onnx._linear_layers import module_path
 from bitnet_onnx.errors import InputError
-from bitnet_onnx.training._float_session import LOGITS, FloatSession, float_graph, leave_out
+from bitnet_onnx.training._float_session import FloatSession, float_graph
+from bitnet_onnx.training.graph.pruning import keep_outputs
 from bitnet_onnx.training.start import Start
 
 #: Branch of a block to the linear layer that its sub-norm stands before.
@@ -44,7 +45,7 @@ def fit_sub_norms(start: Start, input_ids: npt.NDArray[np.int64], *, threads: in
     roles = {f"layers.{index}.{branch}": branch for index in range(spec.num_hidden_layers) for branch in _READERS}
     for role, branch in roles.items():
         _add_size(graph.model.graph, role, nodes[f"{module_path(f'{role}.{_READERS[branch]}')}/Gemm"])
-    leave_out(graph.model.graph, LOGITS)
+    keep_outputs(graph.model.graph, roles)
     found = FloatSession(graph, start.origin.tensors, threads)(input_ids, dict.fromkeys(roles, (input_ids.size,)))
     sizes = {
         f"{role}.sub_norm.weight": float(np.median(found[role])) / math.sqrt(widths[branch])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -16,8 +17,9 @@ from bitnet_onnx.errors import CheckpointError, InputError
 from bitnet_onnx.json_input import load_object
 from bitnet_onnx.model_zoo import resolve
 from bitnet_onnx.quantized import FloatArray
-from bitnet_onnx.training._float_session import LOGITS, FloatSession, float_graph, leave_out
+from bitnet_onnx.training._float_session import LOGITS, FloatSession, float_graph
 from bitnet_onnx.training.graph.options import RELATION_STATES, teacher_state
+from bitnet_onnx.training.graph.pruning import keep_outputs
 from bitnet_onnx.training.settings import LossSettings
 from bitnet_onnx.training.start import InitialTensors, Origin, Start, StoredTensors
 
@@ -39,17 +41,20 @@ def relation_layer(settings: LossSettings, spec: DecoderSpec, whose: str = "the 
 def relation_heads(settings: LossSettings, student: DecoderSpec, teacher: DecoderSpec) -> int:
     """The number of heads that the features of queries, keys and values are cut into to be compared.
 
+    Where the settings leave it open, as many as the student has attention heads, or the next fewer that divide.
+
     Raises:
         InputError: it does not divide the features of one of the models.
     """
     widths = [student.attention_size, student.key_value_size, teacher.attention_size, teacher.key_value_size]
-    wanted = settings.relation_heads
-    choices = [wanted] if wanted else [student.num_attention_heads, student.num_key_value_heads]
-    for heads in choices:
-        if heads >= 1 and not any(width % heads for width in widths):
-            return heads
+    common = math.gcd(*widths)
+    heads = settings.relation_heads
+    if not heads:
+        return max(count for count in range(1, student.num_attention_heads + 1) if common % count == 0)
+    if common % heads == 0:
+        return heads
     raise InputError(
-        f"losses.relation_heads is {wanted or choices[0]}: it must divide the features of queries and of keys, "
+        f"losses.relation_heads is {heads}: it must divide the features of queries and of keys, "
         f"{widths[0]} and {widths[1]} of the model, {widths[2]} and {widths[3]} of its teacher"
     )
 
@@ -82,7 +87,7 @@ class Teacher:
         self.spec: Final = spec
         graph = float_graph(spec, max_length, layer)
         if not logits:
-            leave_out(graph.model.graph, LOGITS)
+            keep_outputs(graph.model.graph, RELATION_STATES)
         self._session = FloatSession(graph, tensors, threads)
         self._widths = {LOGITS: spec.vocab_size} if logits else {}
         if layer is not None:

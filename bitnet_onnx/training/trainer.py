@@ -2,118 +2,39 @@
 
 from __future__ import annotations
 
-import enum
-import importlib.util
-import logging
-import math
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from rich.console import Console
 
-from bitnet_onnx.errors import InputError
-from bitnet_onnx.quantized import FloatArray
-from bitnet_onnx.training.checkpoints import FOLDER, Checkpoints
-from bitnet_onnx.training.config_file import flat, write_config
+from bitnet_onnx.errors import InputError, TrainingError
+from bitnet_onnx.training._monitors import run_monitors, write_run_page
+from bitnet_onnx.training.checkpoints import Checkpoints
+from bitnet_onnx.training.config_file import flat
 from bitnet_onnx.training.data import TrainingData, open_data
 from bitnet_onnx.training.engines.choice import needs_file, open_engine
-from bitnet_onnx.training.export import Trained, write_checkpoint
-from bitnet_onnx.training.loop import Outcome, run
-from bitnet_onnx.training.monitoring import (
-    LOG_NAME,
-    PAGE_NAME,
-    History,
-    JsonLog,
-    MeasuringMonitor,
-    ProgressLine,
-    QuantizationMetrics,
-    QuantizationMonitor,
-    TensorBoardLog,
-    write_page,
-)
+from bitnet_onnx.training.loop import run
+from bitnet_onnx.training.monitoring import LOG_NAME, JsonLog
 from bitnet_onnx.training.monitoring.progress import say, stage_bar
 from bitnet_onnx.training.optimizers.optimizer import make_optimizer
-from bitnet_onnx.training.parallel import Collective, open_collective
+from bitnet_onnx.training.parallel import Collective, ToldElsewhereError, agree, open_collective
 from bitnet_onnx.training.parameters import ParameterStore
 from bitnet_onnx.training.parts import Parts
 from bitnet_onnx.training.preparation import Preparation, prepare_run
-from bitnet_onnx.training.records import End, Monitor
-from bitnet_onnx.training.resumption import check_same_run
+from bitnet_onnx.training.result import TrainingResult, write_result
+from bitnet_onnx.training.run_directory import TOKENS, Begin, check_directory, enter_directory, held_directory
 from bitnet_onnx.training.settings import TrainingSettings
 from bitnet_onnx.training.start import Start
 from bitnet_onnx.training.sub_norms import fit_sub_norms
 from bitnet_onnx.training.teacher import open_teacher
 
-logger = logging.getLogger(__name__)
-
-#: In the directory of a run, beside the log, its page and the checkpoints.
-CONFIG: Final = "config.toml"
-MODEL: Final = "model"
-TOKENS: Final = "tokens"
-TENSORBOARD: Final = "tensorboard"
-#: Tokens on which the norms that are put into a trained model are fitted.
-_FITTED: Final = 1024
-#: What only the directory of a model has.
-_MODEL_FILES: Final = ("config.json", "model.onnx")
-
-
-class Begin(enum.StrEnum):
-    """Where a run begins."""
-
-    #: at the last checkpoint, if there is one
-    AUTO = "auto"
-    #: at the last checkpoint
-    RESUME = "resume"
-    #: at the start; what the run before left is removed
-    FRESH = "fresh"
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingResult:
-    """What a run came to.
-
-    Attributes:
-        directory: of the run.
-        model: the Hugging Face directory; None where a signal stopped the run.
-        end: why it ended.
-        step: steps done.
-        steps: of the whole run.
-        loss: of the model's evaluation, nats a token; None without validation data.
-        loss_step: when the model's values were those.
-        signal: that stopped it.
-    """
-
-    directory: Path
-    model: Path | None
-    end: End
-    step: int
-    steps: int
-    loss: float | None
-    loss_step: int
-    signal: int | None
-
-    @property
-    def perplexity(self) -> float | None:
-        """Of the validation data."""
-        if self.loss is None:
-            return None
-        return math.exp(self.loss) if self.loss < 700 else math.inf
-
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        perplexity = self.perplexity
-        return {
-            **asdict(self),
-            "directory": str(self.directory),
-            "model": None if self.model is None else str(self.model),
-            "perplexity": perplexity if perplexity is None or math.isfinite(perplexity) else None,
-        }
+#: Tokens that sub-norms are fitted to; each has all features to say how large they are.
+_NORM_TOKENS: Final = 1024
 
 
 def train(
@@ -130,37 +51,51 @@ def train(
         What came out; None in processes whose rank is not 0.
 
     Raises:
-        InputError: the settings do not fit what they name, or the checkpoints of another run are there.
-        TrainingError: the run cannot go on.
+        InputError: the settings do not fit what they name, the checkpoints of another run are there, or another
+            process is at work there.
+        TrainingError: the run cannot go on; a `ToldElsewhereError` in all processes but the one that tells why.
     """
-    with open_collective() as processes:
-        console = console if processes.rank == 0 else None
-        checkpoints = Checkpoints(settings.output, settings=dict(flat(settings)), keep=settings.loop.keep)
-        _check_directory(settings, checkpoints, begin)
-        with prepare_run(settings, processes=processes.size) as prepared, ExitStack() as stack:
-            _say(console, prepared.describe())
-            new = not settings.output.exists()
-            _open_directory(settings, begin, processes)
-            try:
-                data = _open_data(prepared, processes, console)
-            except InputError:
-                if new and processes.rank == 0:
-                    shutil.rmtree(settings.output, ignore_errors=True)
+    with open_collective() as processes, ExitStack() as stack:
+        try:
+            return _train(settings, begin, console if processes.rank == 0 else None, processes, stack)
+        except TrainingError as error:
+            # What a loop cannot go on with, all processes find at once; one that is gone, all others miss.
+            if processes.rank == 0:
                 raise
-            store = stack.enter_context(_filled_store(prepared, data, new=checkpoints.settings() is None))
-            log = JsonLog(settings.output / LOG_NAME, dict(flat(settings)), every=settings.loop.log_every)
-            parts = _parts(prepared, processes, checkpoints, data, store, log, console, stack)
-            try:
-                outcome = run(settings, parts)
-                if processes.rank != 0:
-                    return None
-                result = _result(prepared, parts, outcome)
-                if result.model is not None:
-                    log.result({"end": str(result.end), "loss": result.loss, "perplexity": result.perplexity})
-                return result
-            finally:
-                if processes.rank == 0:
-                    _write_page(settings.output)
+            raise ToldElsewhereError(str(error)) from error
+
+
+def _train(
+    settings: TrainingSettings, begin: Begin, console: Console | None, processes: Collective, stack: ExitStack
+) -> TrainingResult | None:
+    first, fields = processes.rank == 0, dict(flat(settings))
+    checkpoints = Checkpoints(settings.output, settings=fields, keep=settings.loop.keep)
+
+    def held() -> None:
+        if first:
+            check_directory(settings, checkpoints, begin)
+            stack.enter_context(held_directory(settings.output))
+
+    agree(processes, held)
+    preparing = prepare_run(settings, processes=processes.size, keep=first)
+    prepared = agree(processes, lambda: stack.enter_context(preparing))
+    _say(console, prepared.describe())
+    agree(processes, lambda: enter_directory(settings, begin) if first else None)
+    data = _open_data(prepared, processes, console)
+    store = stack.enter_context(_filled_store(prepared, data, new=checkpoints.settings() is None))
+    log = JsonLog(settings.output / LOG_NAME, fields, every=settings.loop.log_every)
+    parts = _parts(prepared, processes, checkpoints, data, store, log, console, stack)
+    try:
+        outcome = run(settings, parts)
+        if not first:
+            return None
+        result = write_result(prepared, parts, outcome)
+        if result.model is not None:
+            log.result({"end": str(result.end), "loss": result.loss, "perplexity": result.perplexity})
+        return result
+    finally:
+        if first:
+            write_run_page(settings.output)
 
 
 @contextmanager
@@ -170,58 +105,13 @@ def check_run(settings: TrainingSettings) -> Iterator[Preparation]:
     Raises:
         InputError: the settings do not fit what they name, the texts or the memory.
     """
-    _check_directory(settings, Checkpoints(settings.output, settings={}), Begin.AUTO)
+    check_directory(settings, Checkpoints(settings.output, settings={}), Begin.AUTO)
     with prepare_run(settings) as prepared, tempfile.TemporaryDirectory(prefix="bitnet-onnx-") as cache:
         known = settings.data.cache or settings.output / TOKENS
         folder = known if known.is_dir() else Path(cache)
         data = open_data(replace(settings.data, cache=folder), prepared.tokenizer, seed=settings.seed, cache=folder)
         _check_batch(settings, len(data.train.windows))
         yield prepared
-
-
-def _check_directory(settings: TrainingSettings, checkpoints: Checkpoints, begin: Begin) -> None:
-    """Refuse a directory that is not one of this run; nothing is written.
-
-    Raises:
-        InputError: a model is there, another run, or nothing to go on from.
-    """
-    output = settings.output
-    if output.is_file():
-        raise InputError(f"output is {output}: a file is there; choose another")
-    for name in _MODEL_FILES:
-        if (output / name).exists():
-            raise InputError(f"output is {output}: a model is there, with {name}; choose another")
-    if begin is Begin.FRESH:
-        return
-    saved = checkpoints.settings()
-    if saved is not None:
-        check_same_run(saved, dict(flat(settings)), str(output))
-    elif begin is Begin.RESUME:
-        raise InputError(f"{output}: no checkpoint to go on from; leave --resume out to begin")
-
-
-def _open_directory(settings: TrainingSettings, begin: Begin, processes: Collective) -> None:
-    """Make the directory of the run, and remove what a fresh one replaces."""
-    output = settings.output
-    if processes.rank == 0:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            if begin is Begin.FRESH:
-                _remove_run(output)
-            (output / CONFIG).write_text(write_config(settings), encoding="utf-8")
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"output is {output}: it cannot be written: {reason}; choose another") from error
-    processes.barrier()
-
-
-def _remove_run(output: Path) -> None:
-    """Remove what a run before wrote, but for its model, which the next one replaces."""
-    for name in (FOLDER, TENSORBOARD):
-        if (output / name).exists():
-            shutil.rmtree(output / name)
-    for name in (LOG_NAME, PAGE_NAME):
-        (output / name).unlink(missing_ok=True)
 
 
 def _open_data(prepared: Preparation, processes: Collective, console: Console | None) -> TrainingData:
@@ -240,9 +130,8 @@ def _open_data(prepared: Preparation, processes: Collective, console: Console | 
                 progress=None if report is None else lambda done, total: report("reading texts", done, total),
             )
 
-    data = opened() if processes.rank == 0 else None
-    processes.barrier()
-    data = data or opened()
+    found = agree(processes, lambda: opened() if processes.rank == 0 else None)
+    data = agree(processes, lambda: found or opened())
     train, validation = data.train.windows, data.validation
     _check_batch(settings, len(train))
     lines = [f"{train.counts.tokens:,} tokens in {len(train):,} windows of {train.length}"]
@@ -283,12 +172,16 @@ def _filled_store(prepared: Preparation, data: TrainingData, *, new: bool) -> It
             path = Path(folder) / "parameters"
         store = ParameterStore(shapes, decayed=decayed, path=path)
         if new:
-            windows = data.train.windows
-            count = min(len(windows), max(1, _FITTED // windows.length))
-            # Far apart, and the same in all processes.
-            ids = windows.batch(np.arange(count) * len(windows) // count).input_ids
-            fit_sub_norms(prepared.start, ids, threads=prepared.engine.threads).fill(store)
+            _with_fitted_norms(prepared, data).fill(store)
         yield store
+
+
+def _with_fitted_norms(prepared: Preparation, data: TrainingData) -> Start:
+    """The start, its sub-norms fitted to windows that lie far apart, which are the same in all processes."""
+    windows = data.train.windows
+    count = max(1, min(len(windows), _NORM_TOKENS // windows.length))
+    taken = windows.batch(np.arange(count) * len(windows) // count)
+    return fit_sub_norms(prepared.start, taken.input_ids, threads=prepared.engine.threads)
 
 
 def _parts(
@@ -313,7 +206,7 @@ def _parts(
         settings.optimizer, store, steps=settings.loop.steps, ternary=frozenset(prepared.ternary)
     )
     stack.callback(optimizer.close)
-    monitors = _monitors(prepared, store, log, console) if processes.rank == 0 else ()
+    monitors = run_monitors(prepared, store, log, console) if processes.rank == 0 else ()
     return Parts(
         engine,
         store,
@@ -329,87 +222,7 @@ def _parts(
     )
 
 
-def _monitors(
-    prepared: Preparation, store: ParameterStore, log: JsonLog, console: Console | None
-) -> tuple[Monitor, ...]:
-    """Those who watch, the log first: measurements are told to it."""
-    settings = prepared.settings
-    monitors: list[Monitor] = [log]
-    listeners: list[QuantizationMonitor] = [log]
-    if settings.loop.tensorboard:
-        board = TensorBoardLog(settings.output / TENSORBOARD, every=settings.loop.log_every)
-        monitors.append(board)
-        listeners.append(board)
-    if settings.loop.measure_every and prepared.ternary:
-        metrics = QuantizationMetrics(store, prepared.ternary, _first_scales(settings.output))
-        monitors.append(MeasuringMonitor(metrics, settings.loop.measure_every, listeners))
-    if console is not None:
-        monitors.append(ProgressLine(console, settings.loop.steps))
-    return tuple(monitors)
-
-
-def _first_scales(output: Path) -> dict[str, float]:
-    """Scales at the start of a run that goes on, by its log."""
-    log = output / LOG_NAME
-    if not log.exists():
-        return {}
-    try:
-        records = History.read(log).quantization
-    except InputError as error:
-        logger.warning("%s: drift counts from now on", error)
-        return {}
-    start = records[0] if records and records[0].step == 0 else None
-    return {} if start is None else {name: layer.scale for name, layer in start.layers.items()}
-
-
-def _result(prepared: Preparation, parts: Parts, outcome: Outcome) -> TrainingResult:
-    """Write the best values, or the last where nothing was evaluated, as a model."""
-    settings = prepared.settings
-    model = None
-    if outcome.end is not End.STOPPED:
-        if outcome.best is not None and outcome.best_step != outcome.step:
-            parts.checkpoints.read_values(outcome.best, parts.store)
-        model = settings.output / MODEL
-        trained = Trained(settings.model.weights, settings.model.activation_bits, settings.model.head)
-        values = _Values(parts.store, prepared.start)
-        write_checkpoint(model, prepared.start, values, trained, overwrite=True)
-    return TrainingResult(
-        settings.output,
-        model,
-        outcome.end,
-        outcome.step,
-        settings.loop.steps,
-        outcome.best_loss,
-        outcome.best_step,
-        outcome.signal,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Values:
-    """Every tensor of a decoder: those that are not trained are as they were."""
-
-    store: ParameterStore
-    start: Start
-
-    def __call__(self, role: str) -> FloatArray:
-        return self.store.value(role) if role in self.store.shapes else self.start.read(role)
-
-
-def _write_page(output: Path) -> None:
-    """Write the page of the run, where the library that draws is there and a log is."""
-    if not (output / LOG_NAME).exists():
-        return
-    if importlib.util.find_spec("matplotlib") is None:
-        logger.info("no %s: it needs matplotlib, pip install 'bitnet-onnx[train]'", PAGE_NAME)
-        return
-    try:
-        write_page(output)
-    except InputError as error:
-        logger.warning("%s", error)
-
-
-def _say(console: Console | None, lines: Iterator[str] | list[str]) -> None:
+def _say(console: Console | None, lines: Iterable[str]) -> None:
     if console is not None:
         for line in lines:
             say(console, line)

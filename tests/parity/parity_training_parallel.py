@@ -100,6 +100,18 @@ def test_a_real_run_has_the_losses_of_one_process(tmp_path: Path) -> None:
     assert alone[-1] < alone[0] - 1
 
 
+def test_one_process_tells_what_none_can_do(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    config.write_text(config.read_text().replace("threads = 1", "threads = 1\nmemory = 1"))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bitnet_onnx"]
+    result = subprocess.run(
+        [sys.executable, "-P", *launch, "train", str(config)], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode != 0
+    assert result.stderr.count("error: training needs at least") == 1
+    assert "ToldElsewhereError" not in result.stderr
+
+
 def test_a_process_that_ends_ends_the_others_with_what_it_means(tmp_path: Path) -> None:
     result = _run(tmp_path / "dies", 2, "dies")
     assert result.returncode != 0

@@ -294,3 +294,7 @@ def test_the_teacher_is_asked_for_every_part(tmp_path: Path) -> None:
     given = settings(tmp_path, LoopSettings(1, batch=4))
     run(given, make_parts(given, Watch(), teacher=teacher, micro_batch=2, validation=None))
     assert asked == [(2, 6), (2, 6)]
+    asked.clear()
+    given = settings(tmp_path / "evaluated", LoopSettings(1, batch=4))
+    run(given, make_parts(given, Watch(), teacher=teacher))
+    assert len(asked) == 1, "an evaluation asks no teacher"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 
 from bitnet_onnx.errors import InputError, UnsupportedError
-from bitnet_onnx.training.parallel import Alone, open_collective
+from bitnet_onnx.training.parallel import Alone, ToldElsewhereError, agree, open_collective
 
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
@@ -47,3 +47,30 @@ def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         open_collective(TORCHRUN),
     ):
         pass
+
+
+class _OneOf(Alone):
+    """A process of three, of which others fail too."""
+
+    size = 3
+
+    def __init__(self, rank: int, *failing: int) -> None:
+        self.rank = rank
+        self._failing = failing
+
+    def sum_scalars(self, values: Sequence[float]) -> list[float]:
+        return [value + (rank in self._failing) for rank, value in enumerate(values)]
+
+
+def test_of_processes_that_fail_the_first_tells_why() -> None:
+    def fails() -> None:
+        raise InputError("no such file")
+
+    assert agree(_OneOf(1), lambda: 5) == 5
+    for others in ((), (2,)):
+        with pytest.raises(InputError, match="no such file"):
+            agree(_OneOf(1, *others), fails)
+    with pytest.raises(ToldElsewhereError, match="process 0 of the run"):
+        agree(_OneOf(1, 0, 2), fails)
+    with pytest.raises(ToldElsewhereError, match="process 2 of the run"):
+        agree(_OneOf(1, 2), lambda: 5)

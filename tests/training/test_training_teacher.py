@@ -186,9 +186,10 @@ def test_layers_and_heads_of_the_relation() -> None:
     assert relation_heads(RELATION, spec(), spec()) == 4
     # Nine heads of 64 features, three of them for keys, as SmolLM2-135M has.
     small = spec(hidden_size=576, num_attention_heads=9, num_key_value_heads=3)
-    assert relation_heads(RELATION, small, small) == 3
-    assert relation_heads(replace(RELATION, relation_heads=8), small, small) == 8
+    assert relation_heads(RELATION, small, small) == 8
+    assert relation_heads(RELATION, small, spec()) == 8
+    assert relation_heads(replace(RELATION, relation_heads=3), small, small) == 3
     with pytest.raises(InputError, match=r"relation_heads is 9: .* 576 and 192 of the model, 576 and 192 of its"):
         relation_heads(replace(RELATION, relation_heads=9), small, small)
-    with pytest.raises(InputError, match="relation_heads is 9: it must divide"):
-        relation_heads(RELATION, small, spec())
+    with pytest.raises(InputError, match="relation_heads is 3: it must divide"):
+        relation_heads(replace(RELATION, relation_heads=3), small, spec())

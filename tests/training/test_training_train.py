@@ -16,8 +16,10 @@ from bitnet_onnx.evaluation.quality import QualityOptions, WindowRule, evaluate
 from bitnet_onnx.training.config_file import read_config
 from bitnet_onnx.training.monitoring import History
 from bitnet_onnx.training.records import End
+from bitnet_onnx.training.result import TrainingResult
+from bitnet_onnx.training.run_directory import Begin
 from bitnet_onnx.training.settings import Curve, LossSettings, QuantizationSettings, Ramp, TrainingSettings
-from bitnet_onnx.training.trainer import Begin, TrainingResult, check_run, train
+from bitnet_onnx.training.trainer import check_run, train
 
 
 def losses(output: Path) -> list[Any]:

@@ -100,7 +100,7 @@ class _Graphs:
 
     def accumulate(self, inputs: Arrays) -> dict[str, float]:
         """Add gradients to the store's, in place."""
-        binding = self._bound(self._training, inputs)
+        binding = self._bound(self._training, inputs, self._losses)
         names = {value.name for value in self._training.get_inputs()}
         for name, gradient in self._gradients.items():
             if (buffer := f"{name}{_GRADIENT}.accumulation.buffer") in names:
@@ -109,14 +109,15 @@ class _Graphs:
             binding.bind_cpu_input("lazy_reset_grad", np.array([False]))
         for flag in self._flags:
             binding.bind_output(flag)
-        return self._run(self._training, binding)
+        return self._run(self._training, binding, self._losses)
 
     def evaluate(self, inputs: Arrays) -> dict[str, float]:
-        """The losses alone."""
+        """The outputs of the evaluation's graph."""
         if self._evaluation is None:
             self._evaluation = self._session(self._evaluation_graph)
             self._evaluation_graph = b""
-        return self._run(self._evaluation, self._bound(self._evaluation, inputs))
+        names = [value.name for value in self._evaluation.get_outputs()]
+        return self._run(self._evaluation, self._bound(self._evaluation, inputs, names), names)
 
     def _session(self, model: bytes) -> Any:
         import onnxruntime as ort
@@ -128,21 +129,21 @@ class _Graphs:
         options.enable_mem_pattern = False
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    def _bound(self, session: Any, inputs: Arrays) -> Any:
+    def _bound(self, session: Any, inputs: Arrays, losses: Sequence[str]) -> Any:
         binding = session.io_binding()
         for value in session.get_inputs():
             if value.name in self._values:
                 _bind(binding, value.name, self._values[value.name])
             elif value.name in inputs:
                 binding.bind_cpu_input(value.name, inputs[value.name])
-        for name in self._losses:
+        for name in losses:
             binding.bind_output(name)
         return binding
 
-    def _run(self, session: Any, binding: Any) -> dict[str, float]:
+    def _run(self, session: Any, binding: Any, losses: Sequence[str]) -> dict[str, float]:
         session.run_with_iobinding(binding)
         values = binding.copy_outputs_to_cpu()
-        return {name: float(value) for name, value in zip(self._losses, values, strict=False)}
+        return {name: float(value) for name, value in zip(losses, values, strict=False)}
 
 
 def _bind(binding: Any, name: str, array: npt.NDArray[Any]) -> None:

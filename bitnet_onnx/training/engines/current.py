@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -15,6 +16,7 @@ from bitnet_onnx.training.autodiff.session import differentiated_session
 from bitnet_onnx.training.engines._inputs import GraphInputs, loss_names
 from bitnet_onnx.training.engines.engine import Inputs
 from bitnet_onnx.training.graph.options import LOSS, gradient_output
+from bitnet_onnx.training.graph.pruning import evaluation_graph
 from bitnet_onnx.training.graph.stop_gradient import as_identity
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ class CurrentEngine:
         self._names: Final = list(graph.parameters)
         self._losses: Final = loss_names(graph.model, LOSS)
         self._inputs: Final = GraphInputs(graph.model, self._names)
+        evaluated = evaluation_graph(graph.model)
+        self._evaluated: Final = [value.name or "" for value in evaluated.graph.outputs]
+        self._evaluation_inputs: Final = GraphInputs(evaluated, self._names)
         self._training: ort.InferenceSession | None = self._session(
             gradient_graph(graph, recompute=bool(settings.recompute))
         )
@@ -56,20 +61,21 @@ class CurrentEngine:
         """
         if self._training is None:
             raise BitnetOnnxError("the engine is closed")
-        binding = self._bound(self._training, inputs)
+        binding = self._bound(self._training, self._inputs.arrays(inputs), self._losses)
         for name in self._names:
             gradient = self._store.gradient(name)
             _bind(binding.bind_input, accumulated_input(name), gradient)
             _bind(binding.bind_output, gradient_output(name), gradient)
-        return self._run(self._training, binding)
+        return self._run(self._training, binding, self._losses)
 
     def evaluate(self, inputs: Inputs) -> dict[str, float]:
-        """The losses alone, of the values that the store holds now; it raises as `accumulate`."""
+        """The cross entropy alone, of the values that the store holds now; it raises as `accumulate`."""
         if self._evaluation is None:
             if self._training is None:
                 raise BitnetOnnxError("the engine is closed")
-            self._evaluation = self._session(as_identity(self._graph.model))
-        return self._run(self._evaluation, self._bound(self._evaluation, inputs))
+            self._evaluation = self._session(as_identity(evaluation_graph(self._graph.model)))
+        binding = self._bound(self._evaluation, self._evaluation_inputs.arrays(inputs), self._evaluated)
+        return self._run(self._evaluation, binding, self._evaluated)
 
     def close(self) -> None:
         """Let go of the sessions; twice is fine."""
@@ -81,24 +87,25 @@ class CurrentEngine:
         except Exception as error:  # ONNX Runtime's errors have no root of their own
             raise BitnetOnnxError(f"ONNX Runtime cannot open the training graph: {_one_line(error)}") from error
 
-    def _bound(self, session: ort.InferenceSession, inputs: Inputs) -> Any:
+    def _bound(self, session: ort.InferenceSession, inputs: Inputs, losses: Sequence[str]) -> Any:
         binding = session.io_binding()
-        for name in self._names:
+        read = {value.name for value in session.get_inputs()}
+        for name in filter(read.__contains__, self._names):
             _bind(binding.bind_input, name, self._store.value(name))
-        for name, array in self._inputs.arrays(inputs).items():
+        for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
-        for name in self._losses:
+        for name in losses:
             binding.bind_output(name)
         return binding
 
-    def _run(self, session: ort.InferenceSession, binding: Any) -> dict[str, float]:
+    def _run(self, session: ort.InferenceSession, binding: Any, losses: Sequence[str]) -> dict[str, float]:
         try:
             session.run_with_iobinding(binding)
         except Exception as error:
             raise BitnetOnnxError(f"ONNX Runtime failed in a training step: {_one_line(error)}") from error
         # Losses were bound first, and are all that is not in the store.
-        values = binding.get_outputs()[: len(self._losses)]
-        return {name: float(value.numpy()) for name, value in zip(self._losses, values, strict=True)}
+        values = binding.get_outputs()[: len(losses)]
+        return {name: float(value.numpy()) for name, value in zip(losses, values, strict=True)}
 
 
 def accumulated_input(parameter: str) -> str:

@@ -20,7 +20,10 @@ class GradientEngine(Protocol):
         ...
 
     def evaluate(self, inputs: Inputs) -> dict[str, float]:
-        """The losses alone, of the values that the store holds now."""
+        """The cross entropy alone (`loss.cross_entropy`), of the values that the store holds now.
+
+        What only other losses read, a teacher's logits among it, need not be given.
+        """
         ...
 
     def close(self) -> None:

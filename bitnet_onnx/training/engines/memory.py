@@ -122,7 +122,9 @@ class MemoryModel:
         if self._teacher is not None:
             model, parameters = self._teacher
             start, slope = _line(model, self._length)
-            teacher = _BYTES * parameters + start + slope * micro_batch
+            # What it says is the student's input, and stays until the step is done.
+            said = sum(map(_width, model.graph.outputs))
+            teacher = _BYTES * parameters + start + (slope + _BYTES * self._length * said) * micro_batch
         return MemoryEstimate(
             values=self._parameters,
             gradients=self._parameters,
@@ -209,6 +211,13 @@ def _line(model: ir.Model, length: int) -> tuple[int, int]:
     two, three = (peak_bytes(model, {"batch_size": size, "sequence_length": length}) for size in (2, 3))
     each = max(three - two, 0)
     return int(max(two - 2 * each, 0) * _GAPS), int(each * _GAPS)
+
+
+def _width(output: ir.Value) -> int:
+    """Features of an output `[batch, length, features]`; 0 of any other."""
+    shape = output.shape
+    width = shape[2] if shape is not None and shape.rank() == 3 else 0
+    return width if isinstance(width, int) else 0
 
 
 def _last(fits: Callable[[int], bool], most: int) -> int:

@@ -20,6 +20,7 @@ from bitnet_onnx.training.engines._ort_training_worker import read_message, writ
 from bitnet_onnx.training.engines.engine import Inputs
 from bitnet_onnx.training.engines.environment import VERSION, prepare
 from bitnet_onnx.training.graph.options import LOSS
+from bitnet_onnx.training.graph.pruning import evaluation_graph
 from bitnet_onnx.training.graph.stop_gradient import as_identity, as_sequence
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ class OrtTrainingEngine:
         if store.path is None:
             raise ValueError("onnxruntime-training runs in a process of its own: the parameters must lie in a file")
         check_traps(graph.model)
-        self._inputs: Final = GraphInputs(graph.model, graph.parameters)
+        evaluated = evaluation_graph(graph.model)
+        self._inputs: Final = {
+            "accumulate": GraphInputs(graph.model, graph.parameters),
+            "evaluate": GraphInputs(evaluated, graph.parameters),
+        }
         losses = loss_names(graph.model, LOSS)
         header = {
             "command": "open",
@@ -66,7 +71,7 @@ class OrtTrainingEngine:
         }
         graphs = {
             "training": _serialized(as_sequence(graph.model)),
-            "evaluation": _serialized(as_identity(graph.model)),
+            "evaluation": _serialized(as_identity(evaluated)),
         }
         self._worker: Final = _Worker(prepare() if python is None else python)
         try:
@@ -85,7 +90,7 @@ class OrtTrainingEngine:
         return self._losses("accumulate", inputs)
 
     def evaluate(self, inputs: Inputs) -> dict[str, float]:
-        """The losses alone, of the values that the store holds now; it raises as `accumulate`."""
+        """The cross entropy alone, of the values that the store holds now; it raises as `accumulate`."""
         return self._losses("evaluate", inputs)
 
     def close(self) -> None:
@@ -93,7 +98,8 @@ class OrtTrainingEngine:
         self._worker.close()
 
     def _losses(self, command: str, inputs: Inputs) -> dict[str, float]:
-        return cast("dict[str, float]", self._worker.ask({"command": command}, self._inputs.arrays(inputs))["losses"])
+        arrays = self._inputs[command].arrays(inputs)
+        return cast("dict[str, float]", self._worker.ask({"command": command}, arrays)["losses"])
 
 
 class _Worker:

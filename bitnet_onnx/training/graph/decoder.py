@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -58,12 +58,6 @@ def training_graph(spec: DecoderSpec, options: GraphOptions) -> TrainingGraph:
     """
     _check(spec, options)
     return _Graph(spec, options).run()
-
-
-def evaluation_graph(spec: DecoderSpec, options: GraphOptions) -> TrainingGraph:
-    """The same decoder with the cross entropy alone; replace `StopGradient` by `stop_gradient.as_identity`."""
-    terms = frozenset({Term.CROSS_ENTROPY})
-    return training_graph(spec, replace(options, terms=terms, relation_layer=None, relation_heads=0))
 
 
 def trained_parameters(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:

@@ -50,13 +50,6 @@ class Student:
     ternary: Sequence[Rounded]
 
 
-def relation_heads(student: DecoderSpec, teacher: DecoderSpec) -> int:
-    """Into how many parts the features of both can be cut: as many as the student has heads, or the next fewer."""
-    widths = [width for spec in (student, teacher) for width in (spec.attention_size, spec.key_value_size)]
-    common = math.gcd(*widths)
-    return max(count for count in range(1, student.num_attention_heads + 1) if common % count == 0)
-
-
 class Losses:
     """Emits the terms and their weighted sum.
 

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 from engine_graphs import HandMade, hand_made_graph
+from random_decoders import BASE
 
 from bitnet_onnx.errors import InputError
+from bitnet_onnx.training._float_session import float_graph
 from bitnet_onnx.training.engines import memory
 from bitnet_onnx.training.engines.memory import MemoryEstimate, MemoryModel, free_bytes
 from bitnet_onnx.training.settings import EngineName
@@ -39,6 +41,16 @@ def test_moments_and_a_teacher_are_counted() -> None:
     model._lines = {False: (0, 0)}
     assert model.estimate(1).moments == parameters
     assert 4000 < model.estimate(1).teacher < model.estimate(2).teacher < 10_000
+
+
+def test_what_a_teacher_says_is_counted() -> None:
+    """Its logits are no value between its nodes, and lie there until the student has read them."""
+    graph = float_graph(BASE, 8)
+    model = MemoryModel(hand_made_graph(), 8, teacher=(graph.model, 0))
+    silent = float_graph(BASE, 8)
+    silent.model.graph.outputs[0].shape = None
+    without = MemoryModel(hand_made_graph(), 8, teacher=(silent.model, 0))
+    assert model.estimate(3).teacher - without.estimate(3).teacher == 4 * 3 * 8 * BASE.vocab_size
 
 
 @pytest.mark.parametrize(

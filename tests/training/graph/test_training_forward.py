@@ -13,16 +13,18 @@ from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.evaluation._linear import PolicyRule
 from bitnet_onnx.evaluation.reference import Prompt, forward
 from bitnet_onnx.policy import Policy, Precision, Weights
-from bitnet_onnx.training.graph.decoder import evaluation_graph
+from bitnet_onnx.training.graph.decoder import training_graph
 from bitnet_onnx.training.graph.options import (
     INPUT_IDS,
     LABELS,
     LOSS,
+    NORMALIZER,
+    STRENGTH,
     GraphOptions,
     Term,
     loss_output,
-    weight_input,
 )
+from bitnet_onnx.training.graph.pruning import evaluation_graph
 from bitnet_onnx.training.graph.stop_gradient import as_identity
 from bitnet_onnx.training.settings import BlockWeights, HeadWeights
 
@@ -111,11 +113,12 @@ def test_float_weights_are_not_rounded() -> None:
 
 def test_the_evaluation_graph_has_the_cross_entropy_alone() -> None:
     options = GraphOptions(LENGTH, terms=frozenset(Term), relation_layer=0, relation_heads=2)
-    graph = evaluation_graph(BASE, options)
+    model = evaluation_graph(training_graph(BASE, options).model)
     data = tokens(BASE, 2, LENGTH)
-    run = GraphRun(BASE, options, as_identity(graph.model))
-    run.graph = graph
-    losses = run(data | scalars(data))
-    assert sorted(losses) == [LOSS, loss_output(Term.CROSS_ENTROPY)]
-    np.testing.assert_allclose(losses[LOSS], cross_entropy(reference(BASE, data), data[LABELS]), rtol=1e-6)
-    assert weight_input(Term.GRID) not in graph.inputs
+    run = GraphRun(BASE, options, as_identity(model))
+    inputs = {name: scalars(data)[name] for name in (NORMALIZER, STRENGTH)} | data
+    name = loss_output(Term.CROSS_ENTROPY)
+    np.testing.assert_allclose(run(inputs)[name], cross_entropy(reference(BASE, data), data[LABELS]), rtol=1e-6)
+    assert {value.name for value in model.graph.inputs} == {*inputs, *run.parameters}
+    with pytest.raises(ValueError, match=r"has no output loss\.cross_entropy"):
+        evaluation_graph(training_graph(BASE, replace(options, terms=frozenset({Term.GRID}))).model)

@@ -13,7 +13,6 @@ from bitnet_onnx.errors import InputError
 from bitnet_onnx.evaluation._attention import rotate
 from bitnet_onnx.evaluation._functions import normalize
 from bitnet_onnx.ternary import quantize_absmean
-from bitnet_onnx.training.graph.losses import relation_heads
 from bitnet_onnx.training.graph.options import (
     INPUT_IDS,
     LABELS,
@@ -152,9 +151,7 @@ def test_relation_states_are_those_of_the_layer() -> None:
     np.testing.assert_array_equal(found["value"][0, 0], found["value"][0, 2])
 
 
-def test_relation_heads() -> None:
-    assert relation_heads(BASE, BASE) == 4
+def test_relation_heads_that_do_not_divide_are_refused() -> None:
     grouped = replace(BASE, num_attention_heads=9, num_key_value_heads=3, head_dim=64)
-    assert relation_heads(grouped, grouped) == 8
     with pytest.raises(InputError, match="relation_heads is 9: it must divide the 192 features of the keys"):
         GraphRun(grouped, replace(OPTIONS, relation_heads=9))

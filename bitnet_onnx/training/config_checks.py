@@ -23,7 +23,7 @@ from bitnet_onnx.training.settings import (
 Refusal = Callable[[str], InputError]
 
 
-def check(settings: TrainingSettings, error: Refusal) -> None:
+def check_settings(settings: TrainingSettings, error: Refusal) -> None:
     """Refuse settings that cannot be carried out.
 
     Args:
