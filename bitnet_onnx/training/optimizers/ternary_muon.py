@@ -23,9 +23,8 @@ class TernaryMuon(AdamW):
     """Moves each ternary matrix by its momentum made orthogonal, as far as its own scale says.
 
     A code changes where the sum of many steps crosses a threshold, `m / 2` from zero, `m = max(mean|w|, 1e-5)`: what a
-    step does depends on its size in units of `m`, which differs between matrices and changes over a run. And the
-    momentum of a matrix has few large directions, in which AdamW keeps flipping codes. So for a ternary matrix
-    `[N, K]`
+    step does depends on its size in units of `m`, which differs between matrices and changes over a run. So for
+    a ternary matrix `[N, K]`
 
         b += (1 - b1) (g - b)
         w = w (1 - rate decay) - rate pace m sqrt(max(N, K)) orthogonal(b1 b + (1 - b1) g)
