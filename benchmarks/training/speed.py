@@ -83,7 +83,7 @@ class Trainer:
         self._engine = open_engine(graph, self._store, EngineSettings(engine, threads))
         stack.callback(self._engine.close)
         settings = OptimizerSettings(weight_decay=recipe.weight_decay)
-        self._optimizer = make_optimizer(settings, self._store, steps=1000, threads=threads)
+        self._optimizer = make_optimizer(settings, self._store, threads=threads)
         stack.callback(self._optimizer.close)
         self._norm = GradientNorm(self._store.size)
         self._inputs = graph.inputs

@@ -80,7 +80,7 @@ LIMITS: Final[Mapping[str, Limits]] = {
     "optimizer.epsilon": Limits(0, 1, above=True),
     "optimizer.momentum": _DECAY,
     "optimizer.clip": Limits(0, 1e9),
-    "optimizer.damping": _SHARE,
+    "optimizer.pace": Limits(0, 1e3, above=True),
     "quantization.strength": _SHARE,
     "quantization.groups": Limits(1, 10_000),
     "quantization.stride": _FROM_ZERO,

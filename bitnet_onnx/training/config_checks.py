@@ -101,7 +101,7 @@ def _check_loop(settings: TrainingSettings, error: Refusal) -> None:
         raise error(f"loop.patience is {loop.patience}: it counts evaluations, and loop.evaluate_every is 0")
     if optimizer.warmup >= loop.steps:
         raise error(f"optimizer.warmup is {optimizer.warmup}: it must be below loop.steps, {loop.steps}")
-    if optimizer.name is OptimizerName.DAMPED_ADAMW and settings.model.weights is not BlockWeights.TERNARY:
+    if optimizer.name is OptimizerName.TERNARY_MUON and settings.model.weights is not BlockWeights.TERNARY:
         raise error(f"optimizer.name is {optimizer.name}: it needs model.weights to be {BlockWeights.TERNARY}")
 
 

@@ -41,7 +41,7 @@ from bitnet_onnx.training.teacher import relation_heads, relation_layer
 
 _MOMENTS: Final[Mapping[OptimizerName, int]] = {
     OptimizerName.ADAMW: 2,
-    OptimizerName.DAMPED_ADAMW: 2,
+    OptimizerName.TERNARY_MUON: 2,
     OptimizerName.SGD: 1,
 }
 #: What torchrun says of the processes on one machine.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from bitnet_onnx.errors import InputError
-from bitnet_onnx.training.settings import OptimizerName, RateCurve
+from bitnet_onnx.training.settings import RateCurve
 
 #: Nothing that is computed depends on them, but for rounding.
 FREE: Final = frozenset(
@@ -57,10 +57,7 @@ def check_same_run(saved: Mapping[str, str], now: Mapping[str, str], output: str
 
 def _endless(settings: Mapping[str, str]) -> bool:
     """Whether no step depends on how many there will be."""
-    return (
-        settings.get("optimizer.curve") == f'"{RateCurve.CONSTANT}"'
-        and settings.get("optimizer.name") != f'"{OptimizerName.DAMPED_ADAMW}"'
-    )
+    return settings.get("optimizer.curve") == f'"{RateCurve.CONSTANT}"'
 
 
 def _shown(text: str) -> str:

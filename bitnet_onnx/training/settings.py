@@ -109,8 +109,8 @@ class OptimizerName(enum.StrEnum):
 
     ADAMW = "adamw"
     SGD = "sgd"
-    #: AdamW that damps flips of ternary codes
-    DAMPED_ADAMW = "damped_adamw"
+    #: orthogonal steps of ternary matrices in units of their scale; AdamW for all others
+    TERNARY_MUON = "ternary_muon"
 
 
 class RateCurve(enum.StrEnum):
@@ -139,7 +139,7 @@ class OptimizerSettings:
         epsilon: AdamW's.
         momentum: of SGD.
         clip: greatest norm of all gradients together; 0 is off.
-        damping: of `damped_adamw`, 0 to 1: the pull toward the ternary grid at the end of the run.
+        pace: of `ternary_muon`: size of a step of a ternary matrix over learning rate and scale of the matrix.
     """
 
     name: OptimizerName = OptimizerName.ADAMW
@@ -153,7 +153,7 @@ class OptimizerSettings:
     epsilon: float = 1e-8
     momentum: float = 0.9
     clip: float = 1.0
-    damping: float = 0.5
+    pace: float = 6.0
 
 
 class LayerOrder(enum.StrEnum):

@@ -202,9 +202,7 @@ def _parts(
     with stage_bar(console) as report:
         engine = open_engine(prepared.graph, store, engine_settings, report)
     stack.callback(engine.close)
-    optimizer = make_optimizer(
-        settings.optimizer, store, steps=settings.loop.steps, ternary=frozenset(prepared.ternary)
-    )
+    optimizer = make_optimizer(settings.optimizer, store, ternary=frozenset(prepared.ternary))
     stack.callback(optimizer.close)
     monitors = run_monitors(prepared, store, log, console) if processes.rank == 0 else ()
     return Parts(

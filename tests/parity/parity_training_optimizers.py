@@ -29,7 +29,7 @@ def test_steps_are_those_of_torch(name: OptimizerName, clip: float) -> None:
         reference: torch.optim.Optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9)
     else:
         reference = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), eps=1e-8)
-    mine = make_optimizer(settings, store, steps=50)
+    mine = make_optimizer(settings, store)
     norm = GradientNorm(store.size)
     for step in range(50):
         rate = 0.01 * (1 + step % 3)

@@ -179,7 +179,7 @@ def make_parts(given: TrainingSettings, watch: Watch, **changes: Any) -> Parts:
     parts = Parts(
         engine=LeastSquares(store),
         store=store,
-        optimizer=make_optimizer(given.optimizer, store, steps=given.loop.steps, ternary=frozenset({"w"}), threads=1),
+        optimizer=make_optimizer(given.optimizer, store, ternary=frozenset({"w"}), threads=1),
         schedules=Schedules.of(given),
         stream=Stream(given.seed),
         validation=Validation(),

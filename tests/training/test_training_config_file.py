@@ -71,7 +71,7 @@ measure_every = 10
 tensorboard = true
 
 [optimizer]
-name = "damped_adamw"
+name = "ternary_muon"
 learning_rate = 2e-3
 curve = "wsd"
 warmup = 20
@@ -81,7 +81,7 @@ weight_decay = 0.1
 betas = [0.9, 0.99]
 epsilon = 1e-10
 clip = 0.5
-damping = 0.25
+pace = 2.5
 
 [quantization]
 strength = { start = 0.1, end = 1, begin = 10, steps = 200, curve = "sigmoid" }
@@ -158,8 +158,8 @@ def test_every_key_is_read(folder: Path) -> None:
     assert data.train == (folder / "texts/a.txt", folder / "texts/b.jsonl")
     assert (data.length, data.answers_only, data.cache) == (128, False, folder / "cache")
     assert (loop.batch, loop.keep, loop.patience, loop.tensorboard) == (16, 3, 4, True)
-    assert (optimizer.name, optimizer.curve) == (OptimizerName.DAMPED_ADAMW, RateCurve.WSD)
-    assert (optimizer.minimum, optimizer.betas, optimizer.damping) == (0.0, (0.9, 0.99), 0.25)
+    assert (optimizer.name, optimizer.curve) == (OptimizerName.TERNARY_MUON, RateCurve.WSD)
+    assert (optimizer.minimum, optimizer.betas, optimizer.pace) == (0.0, (0.9, 0.99), 2.5)
     assert settings.quantization.strength == Ramp(1.0, 0.1, 10, 200, Curve.SIGMOID)
     assert settings.quantization.order is LayerOrder.SENSITIVITY
     losses = settings.losses
@@ -275,8 +275,8 @@ TOGETHER = {
     "warm-up": ({"optimizer.warmup": "100"}, "optimizer.warmup is 100: it must be below loop.steps, 100"),
     "both kinds": ({"data.holdout": "0.1", "data.validation": '"texts/v.txt"'}, "data.holdout is 0.1, and data.valid"),
     "floats": (
-        {"model.weights": '"float"', "optimizer.name": '"damped_adamw"'},
-        "optimizer.name is damped_adamw: it needs model.weights to be ternary",
+        {"model.weights": '"float"', "optimizer.name": '"ternary_muon"'},
+        "optimizer.name is ternary_muon: it needs model.weights to be ternary",
     ),
     "a grid of floats": ({"model.weights": '"float"', "losses.grid": "1"}, "losses.grid is given: it needs model.weig"),
     "no statistics": ({"quantization.order": '"sensitivity"'}, "quantization.statistics must name a file"),

@@ -61,7 +61,7 @@ def counted_rename(self, target):
     return rename(self, target)
 
 checkpoints.write_tensors, Path.rename = counted_write, counted_rename
-rule = OptimizerSettings(OptimizerName.DAMPED_ADAMW, learning_rate=0.02, weight_decay=0.01, warmup=5)
+rule = OptimizerSettings(OptimizerName.TERNARY_MUON, learning_rate=0.02, weight_decay=0.01, warmup=5)
 given = settings(output, LoopSettings(30, batch=4, evaluate_every=7, checkpoint_every=10), rule)
 outcome = run(given, make_parts(given, Log()))
 print(outcome.end, outcome.signal, flush=True)

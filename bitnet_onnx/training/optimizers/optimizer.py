@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.training.optimizers.adamw import AdamW
-from bitnet_onnx.training.optimizers.damped import DampedAdamW
 from bitnet_onnx.training.optimizers.sgd import Sgd
+from bitnet_onnx.training.optimizers.ternary_muon import TernaryMuon
 from bitnet_onnx.training.parameters import ParameterStore
 from bitnet_onnx.training.settings import OptimizerName, OptimizerSettings
 
@@ -44,7 +44,6 @@ def make_optimizer(
     settings: OptimizerSettings,
     store: ParameterStore,
     *,
-    steps: int,
     ternary: frozenset[str] = frozenset(),
     threads: int | None = None,
 ) -> Optimizer:
@@ -53,7 +52,6 @@ def make_optimizer(
     Args:
         settings: which one.
         store: what it moves.
-        steps: of the run.
         ternary: names of the tensors whose values are rounded to ternary codes.
         threads: None is a few; results do not depend on it.
 
@@ -63,10 +61,10 @@ def make_optimizer(
     match settings.name:
         case OptimizerName.SGD:
             return Sgd(store, settings, threads=threads)
-        case OptimizerName.DAMPED_ADAMW:
+        case OptimizerName.TERNARY_MUON:
             if not ternary:
                 raise InputError(f"optimizer.name is {settings.name}: no tensor is ternary; choose adamw")
-            return DampedAdamW(store, settings, ternary, steps=steps, threads=threads)
+            return TernaryMuon(store, settings, ternary, threads=threads)
         case _:
             return AdamW(store, settings, threads=threads)
 
