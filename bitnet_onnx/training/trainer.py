@@ -202,7 +202,9 @@ def _parts(
     with stage_bar(console) as report:
         engine = open_engine(prepared.graph, store, engine_settings, report)
     stack.callback(engine.close)
-    optimizer = make_optimizer(settings.optimizer, store, ternary=frozenset(prepared.ternary))
+    optimizer = make_optimizer(
+        settings.optimizer, store, ternary=frozenset(prepared.ternary), threads=engine_settings.threads or None
+    )
     stack.callback(optimizer.close)
     monitors = run_monitors(prepared, store, log, console) if processes.rank == 0 else ()
     return Parts(

@@ -7,16 +7,13 @@ from typing import Final
 
 import numpy as np
 
-from bitnet_onnx.quantized import FloatArray
 from bitnet_onnx.training.optimizers._chunks import CHUNK, pieces
+from bitnet_onnx.training.optimizers._orthogonal import Orthogonal
 from bitnet_onnx.training.optimizers.adamw import AdamW
 from bitnet_onnx.training.parameters import ParameterStore
 from bitnet_onnx.training.settings import OptimizerSettings
 
 _FLOOR: Final = 1e-5
-#: An odd polynomial of degree 5 that takes (0, 1] to about 1, steep at 0 (Jordan et al., 2024).
-_COEFFICIENTS: Final = (3.4445, -4.7750, 2.0315)
-_ITERATIONS: Final = 5
 
 
 class TernaryMuon(AdamW):
@@ -38,7 +35,7 @@ class TernaryMuon(AdamW):
         store: what is moved.
         settings: those of AdamW, and pace.
         ternary: names of the matrices that are rounded to ternary codes.
-        threads: None is a few; matrix products have those of numpy's library.
+        threads: None is a few, and all cores for matrix products.
         chunk: floats of a piece.
     """
 
@@ -51,6 +48,7 @@ class TernaryMuon(AdamW):
         threads: int | None = None,
         chunk: int = CHUNK,
     ) -> None:
+        self._orthogonal = Orthogonal(threads or 0)
         # In the order of the store, so that no result depends on that of a set.
         self._matrices = [name for name in store if name in ternary]
         places = [store.place(name) for name in self._matrices]
@@ -79,30 +77,8 @@ class TernaryMuon(AdamW):
         # b1 b + (1 - b1) g, where b is the new momentum: its last change once more, as Nesterov's.
         gradient *= one
         gradient += momentum
-        change = orthogonal(gradient)
+        change = self._orthogonal(gradient)
         change *= rate * self._settings.pace * size * math.sqrt(max(values.shape))
         if decay:
             values *= 1 - rate * decay
         values -= change
-
-
-def orthogonal(matrix: FloatArray) -> FloatArray:
-    """About `U V^T` of `U S V^T`: singular values between 0.7 and 1.2, those near 0 less.
-
-    Args:
-        matrix: float32 `[N, K]`; all zero gives zero.
-    """
-    peak = float(np.abs(matrix).max())
-    if not peak:
-        return np.zeros_like(matrix)
-    # In two steps, as the squares of very large or small floats are none.
-    wide = matrix / np.float32(peak)
-    wide /= np.float32(np.linalg.norm(wide))
-    tall = wide.shape[0] > wide.shape[1]
-    if tall:
-        wide = np.ascontiguousarray(wide.T)
-    first, third, fifth = (np.float32(one) for one in _COEFFICIENTS)
-    for _ in range(_ITERATIONS):
-        gram = wide @ wide.T
-        wide = first * wide + (third * gram + fifth * (gram @ gram)) @ wide
-    return np.ascontiguousarray(wide.T) if tall else wide

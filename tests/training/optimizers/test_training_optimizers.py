@@ -11,11 +11,12 @@ import pytest
 
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.training.optimizers._chunks import Workers, pieces
+from bitnet_onnx.training.optimizers._orthogonal import Orthogonal
 from bitnet_onnx.training.optimizers.adamw import AdamW
 from bitnet_onnx.training.optimizers.gradient_norm import GradientNorm, clip_scale
 from bitnet_onnx.training.optimizers.optimizer import Optimizer, make_optimizer, zero_state
 from bitnet_onnx.training.optimizers.sgd import Sgd
-from bitnet_onnx.training.optimizers.ternary_muon import TernaryMuon, orthogonal
+from bitnet_onnx.training.optimizers.ternary_muon import TernaryMuon
 from bitnet_onnx.training.parameters import ParameterStore
 from bitnet_onnx.training.settings import OptimizerName, OptimizerSettings
 
@@ -203,13 +204,13 @@ def test_the_name_chooses_the_rule() -> None:
 def test_orthogonal_keeps_directions_and_evens_their_sizes(shape: tuple[int, int]) -> None:
     matrix = np.random.default_rng(3).normal(size=shape).astype(np.float32)
     for factor in (1e-35, 1.0, 1e35):
-        found = orthogonal(matrix * np.float32(factor))
+        found = Orthogonal(1)(matrix * np.float32(factor))
         left, _, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
         sizes = left.T @ found @ right.T
         assert np.diag(sizes).min() > 0.65
         assert np.diag(sizes).max() < 1.25
         np.testing.assert_allclose(sizes, np.diag(np.diag(sizes)), atol=1e-4)
-    assert not orthogonal(np.zeros(shape, np.float32)).any()
+    assert not Orthogonal(1)(np.zeros(shape, np.float32)).any()
 
 
 def test_a_ternary_step_is_a_share_of_the_scale_of_its_matrix() -> None:
