@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.quantized import FloatArray
+from bitnet_onnx.training.arena import share_arena
 from bitnet_onnx.training.graph.decoder import TrainingGraph, training_graph
 from bitnet_onnx.training.graph.options import INPUT_IDS, GraphOptions
 from bitnet_onnx.training.graph.stop_gradient import as_identity
@@ -49,6 +50,7 @@ class FloatSession:
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS
         options.intra_op_num_threads = threads
+        share_arena(options)
         content = ir.to_proto(graph.model).SerializeToString()
         self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self._binding = self._session.io_binding()

@@ -6,6 +6,8 @@ from typing import Final
 
 import onnxruntime
 
+from bitnet_onnx.training.arena import share_arena
+
 #: Fusions that would only meet the forward pass, where the backward pass reads nothing inside of it. A second
 #: computation would then differ in the last bits, and rounding could fall the other way.
 FORWARD_FUSIONS: Final = (
@@ -26,7 +28,7 @@ def differentiated_session(model: bytes, threads: int) -> onnxruntime.InferenceS
     """A session on the CPU.
 
     Nodes run in the order in which they stand: the order that ONNX Runtime would choose leaves gradients of weights
-    to the end, and what they read with them. Memory is not planned ahead, which doubles it.
+    to the end, and what they read with them.
 
     Args:
         model: what `differentiate` returned, serialized.
@@ -35,7 +37,7 @@ def differentiated_session(model: bytes, threads: int) -> onnxruntime.InferenceS
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    options.enable_mem_pattern = False
+    share_arena(options)
     return onnxruntime.InferenceSession(
         model, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(FORWARD_FUSIONS)
     )
