@@ -11,13 +11,16 @@ trained on: the float model, its ternary conversion without training, and the tr
 from __future__ import annotations
 
 import json
+import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 import bitnet_onnx
 from bitnet_onnx.benchmarks import machine
+from bitnet_onnx.benchmarks.tables import check_plot
 from bitnet_onnx.benchmarks.training.ordering import TEXTS, held_out
 from bitnet_onnx.evaluation.quality import QualityOptions, WindowRule
 from bitnet_onnx.training import read_config, train
@@ -76,7 +79,10 @@ threads = {threads}
 @click.option("--threads", default=0, show_default=True, help="0 is all cores.")
 @click.option("--tokens", default=16384, show_default=True, help="Of each text that are scored.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
-def main(texts: Path, run: Path, steps: int, batch: int, rate: float, threads: int, tokens: int, out: Path) -> None:
+@click.option("--plot", type=click.Path(path_type=Path), help="PNG, SVG or PDF to draw.")
+def main(
+    texts: Path, run: Path, steps: int, batch: int, rate: float, threads: int, tokens: int, out: Path, plot: Path | None
+) -> None:
     """Train, convert and score."""
     if not (run / "model" / "config.json").exists():
         train(read_config(write_config(texts, run, steps, batch, rate, threads)))
@@ -94,7 +100,8 @@ def main(texts: Path, run: Path, steps: int, batch: int, rate: float, threads: i
             package = folder / "package"
             bitnet_onnx.convert(source, package, weights=weights, group_size=0, head="float32", overwrite=True)
             found = bitnet_onnx.evaluate(package, texts=held, options=QualityOptions(rule=rule))
-            scores[model] = {text.name: text.perplexity for text in [*found.texts, found.total] if text is not None}
+            whole = [text for text in [*found.texts, found.total] if text is not None]
+            scores[model] = {Path(text.name).name: text.perplexity for text in whole}
             click.echo(f"{model}: " + ", ".join(f"{text} {value:,.1f}" for text, value in scores[model].items()))
     facts = {
         "steps": steps,
@@ -108,6 +115,31 @@ def main(texts: Path, run: Path, steps: int, batch: int, rate: float, threads: i
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    if plot is not None:
+        draw(history.validation, scores["float"]["all"], plot)
+
+
+def draw(validation: Sequence[tuple[float, float]], floats: float, path: Path) -> None:
+    """Draw the perplexity of evaluations over the steps, and that of the float model.
+
+    Raises:
+        InputError: matplotlib is not installed, or the file cannot be written.
+    """
+    check_plot(path)
+    # Optional, slow to import, and not to look for a display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 3.8), layout="constrained")
+    axes = figure.subplots()
+    steps, losses = zip(*validation, strict=True)
+    axes.plot(steps, [math.exp(loss) for loss in losses], color="#4878a8", marker="o", markersize=3, label="ternary")
+    axes.axhline(floats, color="#9a9a9a", linestyle="--", linewidth=1, label="float model")
+    axes.set_yscale("log")
+    axes.set_xlabel("steps")
+    axes.set_ylabel("perplexity, held out")
+    axes.grid(visible=True, alpha=0.25)
+    axes.legend(frameon=False)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":
