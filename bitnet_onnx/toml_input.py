@@ -28,6 +28,8 @@ def load_toml(path: Path, *, max_bytes: int) -> dict[str, Any]:
             data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise InputError(f"{path}: {path.stat().st_size} bytes, above the limit of {max_bytes}")
+        if b"\0" in data:
+            raise InputError(f"{path}: not TOML: it holds binary data")
         for number, line in enumerate(data.split(b"\n"), 1):
             if line.count(b".") > MAX_DOTS and not line.lstrip().startswith(b"#"):
                 raise InputError(

@@ -16,8 +16,8 @@ from bitnet_onnx.benchmarks import kernel, model, shape, tables
 from bitnet_onnx.benchmarks._graphs import Shape
 from bitnet_onnx.benchmarks.results import Report
 from bitnet_onnx.cli._console import error_console, printable
+from bitnet_onnx.cli._package import package_path
 from bitnet_onnx.errors import InputError
-from bitnet_onnx.model_zoo import resolve_package
 from bitnet_onnx.model_zoo._cache import cache_root
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -88,7 +88,7 @@ def kernel_command(
 
 
 @command.command("model")
-@click.argument("package", type=resolve_package)
+@click.argument("package", type=package_path)
 @click.option("--gguf", type=click.Path(path_type=Path, exists=True), help="A peer for llama.cpp to run.")
 @click.option("--stock/--no-stock", default=True, help="The package without the operator library, as a peer.")
 @_peers

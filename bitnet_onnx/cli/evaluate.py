@@ -12,6 +12,7 @@ from rich.table import Table
 
 from bitnet_onnx.api import evaluate
 from bitnet_onnx.cli._console import printable
+from bitnet_onnx.cli._package import package_path
 from bitnet_onnx.cli._progress import progress_bar
 from bitnet_onnx.cli._running import activations_option
 from bitnet_onnx.evaluation.quality import (
@@ -22,14 +23,13 @@ from bitnet_onnx.evaluation.quality import (
     TextQuality,
     WindowRule,
 )
-from bitnet_onnx.model_zoo import resolve_package
 
 #: Perplexities from here on are told by three digits.
 _LARGE: Final = 1000
 
 
 @click.command()
-@click.argument("package", type=resolve_package)
+@click.argument("package", type=package_path)
 @click.option(
     "--text", "texts", type=click.Path(path_type=Path), multiple=True, help="UTF-8 text to score; repeatable."
 )

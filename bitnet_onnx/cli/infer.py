@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 
 from bitnet_onnx.cli._console import error_console, printable
+from bitnet_onnx.cli._package import package_path
 from bitnet_onnx.cli._ray import on_ray, ray_options
 from bitnet_onnx.cli._running import activations_option, kv_option, speculate_option
 from bitnet_onnx.errors import InputError, UnsupportedError
-from bitnet_onnx.model_zoo import resolve_package
 from bitnet_onnx.runtime import Generation, Message, Model, SamplingParameters, TokenStream, load
 from bitnet_onnx.runtime.kv_scales import KvType
 
@@ -24,7 +24,7 @@ _CHAT_HELP = "An empty line or Ctrl-D ends the chat, Ctrl-C the answer; /new sta
 
 
 @click.command()
-@click.argument("package", type=resolve_package)
+@click.argument("package", type=package_path)
 @click.option("--prompt", metavar="TEXT", help="Text to continue; with --chat, the one message to answer.")
 @click.option("--chat", is_flag=True, help="Converse through the model's chat template.")
 @click.option("--ids-file", type=click.Path(path_type=Path), help="Token ids to continue: a JSON list; - for stdin.")

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bitnet_onnx.cli._console import printable, size
+from bitnet_onnx.cli._package import package_path
 from bitnet_onnx.inspection import Inspection, inspect
-from bitnet_onnx.model_zoo import resolve_package
 
 
 @click.command()
-@click.argument("path", type=resolve_package)
+@click.argument("path", type=package_path)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("--layers", is_flag=True, help="List every matrix.")
 def command(path: Path, as_json: bool, layers: bool) -> None:

@@ -10,10 +10,10 @@ import click
 from bitnet_onnx import model_zoo
 from bitnet_onnx.calibration import open_statistics
 from bitnet_onnx.cli._console import error_console, printable
+from bitnet_onnx.cli._package import package_path
 from bitnet_onnx.cli._progress import progress_bar
 from bitnet_onnx.errors import InputError, UnsupportedError
 from bitnet_onnx.evaluation.quality import QualityOptions, WindowRule
-from bitnet_onnx.model_zoo import resolve_package
 from bitnet_onnx.report import ReportOptions, judge, measure, render
 from bitnet_onnx.runtime import PackageInfo
 from bitnet_onnx.training.monitoring.history import LOG_NAME
@@ -21,7 +21,7 @@ from bitnet_onnx.training.monitoring.page import is_run, write_page
 
 
 @click.command()
-@click.argument("target", metavar="PACKAGE|RUN", type=resolve_package)
+@click.argument("target", metavar="PACKAGE|RUN", type=package_path)
 @click.option("--source", help="The checkpoint that the package was made from, or its name in the zoo.")
 @click.option(
     "--text",

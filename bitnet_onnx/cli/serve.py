@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import click
 
 from bitnet_onnx.cli._console import printable, size
+from bitnet_onnx.cli._package import package_path
 from bitnet_onnx.cli._ray import OnRay, on_ray, ray_options
 from bitnet_onnx.cli._running import activations_option, kv_option, speculate_option
 from bitnet_onnx.errors import UnsupportedError
-from bitnet_onnx.model_zoo import resolve_package
 from bitnet_onnx.runtime.kv_scales import KvType
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "llguidance")
 
 
 @click.command()
-@click.argument("package", type=resolve_package)
+@click.argument("package", type=package_path)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind; 0.0.0.0: all of this machine.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free port.")
 @click.option("--model-name", metavar="NAME", help="What clients call the model.  [default: the directory's name]")

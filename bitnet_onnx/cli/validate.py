@@ -15,8 +15,8 @@ from rich.table import Table
 
 from bitnet_onnx import model_zoo
 from bitnet_onnx.cli._console import error_console, printable
+from bitnet_onnx.cli._package import package_path
 from bitnet_onnx.evaluation import Measure, Options, Progress, Validation, WeightCheck, validate
-from bitnet_onnx.model_zoo import resolve_package
 
 #: Tensors that fail are listed up to this many.
 _LISTED = 20
@@ -40,7 +40,7 @@ def _integers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, .
 
 
 @click.command()
-@click.argument("package", type=resolve_package)
+@click.argument("package", type=package_path)
 @click.option("--source", required=True, help="The checkpoint that the package was made from, or its name in the zoo.")
 @click.option(
     "--tokens",
