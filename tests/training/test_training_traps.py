@@ -30,7 +30,7 @@ def test_weight_decay_leaves_norms_and_biases_alone(name: OptimizerName, fields:
     store.gradients.fill(0)
     settings = OptimizerSettings(name, learning_rate=0.1, weight_decay=0.5)
     ternary = frozenset(role for role in shapes if role.endswith("_proj.weight"))
-    optimizer = make_optimizer(settings, store, steps=10, ternary=ternary, threads=1)
+    optimizer = make_optimizer(settings, store, ternary=ternary, threads=1)
     try:
         optimizer.step(0.1, 1.0)
     finally:
