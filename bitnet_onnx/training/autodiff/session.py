@@ -8,6 +8,7 @@ import onnxruntime
 
 from bitnet_onnx.training.arena import share_arena
 
+_ERRORS: Final = 3
 #: Fusions that would only meet the forward pass, where the backward pass reads nothing inside of it. A second
 #: computation would then differ in the last bits, and rounding could fall the other way.
 FORWARD_FUSIONS: Final = (
@@ -36,6 +37,8 @@ def differentiated_session(model: bytes, threads: int) -> onnxruntime.InferenceS
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # An evaluation leaves constants of other losses unused, which would be told as a warning.
+    options.log_severity_level = _ERRORS
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     share_arena(options)
     return onnxruntime.InferenceSession(
