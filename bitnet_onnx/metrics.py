@@ -67,6 +67,11 @@ class Error:
         return decibels(self.relative)
 
 
+def perplexity(loss: float) -> float:
+    """`exp(loss)` of nats a token; infinite where no double holds it."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
 def decibels(relative: float) -> float:
     """A relative error as signal to noise: infinite where nothing was lost, minus infinite for no signal."""
     if not relative:

@@ -25,5 +25,4 @@ def share_arena(options: ort.SessionOptions) -> None:
 def _register() -> None:
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     defaults = ort.OrtArenaCfg(0, -1, -1, -1)
-
     ort.create_and_register_allocator(memory, defaults)

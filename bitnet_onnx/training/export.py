@@ -12,7 +12,7 @@ from bitnet_onnx.converters._config import Config
 from bitnet_onnx.converters.export import Export, FloatType, Layout, Target, Written
 from bitnet_onnx.converters.export._safetensors_file import SHARD_BYTES, is_export
 from bitnet_onnx.converters.export._stored import StoredForm, stored_forms
-from bitnet_onnx.converters.export.safetensors import write_directory
+from bitnet_onnx.converters.export.safetensors import CODES_PER_BYTE, bitnet_scheme, write_directory
 from bitnet_onnx.converters.families import find
 from bitnet_onnx.converters.model import SourceModel
 from bitnet_onnx.converters.onnx._directory import Kind, new_directory
@@ -28,7 +28,6 @@ from bitnet_onnx.training.start import Start, is_linear
 #: A directory that may be replaced.
 DIRECTORY: Final = Kind("directory of weights", is_export, "its weights were written by something else")
 
-_PACKED_ROWS: Final = 4
 _HEAD_BITS: Final = 8
 
 
@@ -97,7 +96,8 @@ def write_checkpoint(
     form = _chosen(stored, start, forms, trained)
     config = dict(start.config)
     if form is Stored.MASTERS:
-        config["quantization_config"] = _online(start, forms)
+        dense = [one.module for one in forms if len(one.shape) == 2 and not one.is_linear]
+        config["quantization_config"] = bitnet_scheme("online", dense, start.spec.linear_norm_epsilon)
     model = SourceModel(
         path=directory,
         name=start.name,
@@ -210,23 +210,8 @@ def _unfit(forms: Iterable[StoredForm], *, packed: bool) -> Iterator[str]:
             yield f"skips layers that are stored transposed, as {shown(form.name)} is"
         elif len(form.parts) > 1:
             yield f"has one scale a tensor, and {shown(form.name)} holds {len(form.parts)} matrices"
-        elif packed and form.shape[0] % _PACKED_ROWS:
-            yield f"packs {_PACKED_ROWS} rows in a byte, and {shown(form.name)} has {form.shape[0]}"
-
-
-def _online(start: Start, forms: list[StoredForm]) -> dict[str, object]:
-    """The `quantization_config` of masters."""
-    others = [form.module for form in forms if len(form.shape) == 2 and not form.is_linear]
-    kept = [module for module in dict.fromkeys(["lm_head", *others]) if not module.endswith("embed_tokens")]
-    scheme: dict[str, object] = {
-        "quant_method": "bitnet",
-        "linear_class": "autobitlinear",
-        "quantization_mode": "online",
-        "modules_to_not_convert": kept,
-    }
-    if start.spec.linear_norm_epsilon is not None:
-        scheme |= {"use_rms_norm": True, "rms_norm_eps": start.spec.linear_norm_epsilon}
-    return scheme
+        elif packed and form.shape[0] % CODES_PER_BYTE:
+            yield f"packs {CODES_PER_BYTE} rows in a byte, and {shown(form.name)} has {form.shape[0]}"
 
 
 def _no_digest() -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitnet_onnx.errors import TrainingError
+from bitnet_onnx.metrics import perplexity
 from bitnet_onnx.training._run_state import RunState
 from bitnet_onnx.training._step import StepLosses, accumulate, validate
 from bitnet_onnx.training._stopping import StopRequest, stop_on_signals
@@ -187,9 +188,9 @@ class _Run:
             self._state = replace(self._state, best_loss=found.loss, best_step=self._state.step, waiting=0)
         else:
             self._state = replace(self._state, waiting=self._state.waiting + 1)
-        # Beyond 700 nats there is no such double.
-        perplexity = math.exp(found.loss) if found.loss < 700 else math.inf
-        record = EvaluationRecord(self._state.step, found.loss, perplexity, found.tokens, better, found.seconds)
+        record = EvaluationRecord(
+            self._state.step, found.loss, perplexity(found.loss), found.tokens, better, found.seconds
+        )
         self._tell(lambda monitor: monitor.evaluation(record))
         return better
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from bitnet_onnx.quantized import FloatArray
 from bitnet_onnx.training.checkpoints import Checkpoints
 from bitnet_onnx.training.engines.engine import GradientEngine
 from bitnet_onnx.training.optimizers.optimizer import Optimizer
+from bitnet_onnx.training.parallel import Collective
 from bitnet_onnx.training.parameters import ParameterStore
 from bitnet_onnx.training.records import Monitor
 from bitnet_onnx.training.schedules import Schedules
@@ -62,28 +63,6 @@ class Validation(Protocol):
         ...
 
 
-class Processes(Protocol):
-    """The processes of a run; `parallel.Collective` has it."""
-
-    @property
-    def rank(self) -> int:
-        """Of this process, from 0 on."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Number of processes."""
-        ...
-
-    def sum(self, array: FloatArray) -> None:
-        """Replace an array by the sum of all processes' arrays, the same bits in each."""
-        ...
-
-    def sum_scalars(self, values: Sequence[float]) -> list[float]:
-        """Sums, one for each of the values; every process waits for all."""
-        ...
-
-
 #: From int64 `[B, T]` to the inputs of the training graph that hold what the teacher says.
 Teacher = Callable[[TokenArray], Mapping[str, FloatArray]]
 
@@ -113,7 +92,7 @@ class Parts:
     stream: Stream
     validation: Validation | None
     checkpoints: Checkpoints
-    processes: Processes
+    processes: Collective
     teacher: Teacher | None = None
     monitors: tuple[Monitor, ...] = ()
     micro_batch: int = 0

@@ -17,15 +17,13 @@ from bitnet_onnx.converters.model import open_model
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import InputError, UnsupportedError
 from bitnet_onnx.model_zoo import resolve
-from bitnet_onnx.training._float_session import float_graph
 from bitnet_onnx.training.config_checks import has_strength
 from bitnet_onnx.training.data import DataTokenizer, check_settings, read_texts
 from bitnet_onnx.training.data.kept_tokenizer import kept_tokenizer
 from bitnet_onnx.training.engines.choice import choose_engine
 from bitnet_onnx.training.engines.memory import MemoryModel, Plan, free_bytes
 from bitnet_onnx.training.graph.decoder import TrainingGraph, trained_parameters, training_graph
-from bitnet_onnx.training.graph.options import RELATION_STATES, GraphOptions, Term
-from bitnet_onnx.training.graph.pruning import keep_outputs
+from bitnet_onnx.training.graph.options import GraphOptions, Term
 from bitnet_onnx.training.monitoring.tensorboard import NO_TENSORBOARD
 from bitnet_onnx.training.run_directory import TOKENIZER
 from bitnet_onnx.training.schedules import Schedules, layer_groups
@@ -37,7 +35,7 @@ from bitnet_onnx.training.settings import (
     TrainingSettings,
 )
 from bitnet_onnx.training.start import Start, is_linear, open_start
-from bitnet_onnx.training.teacher import relation_heads, relation_layer
+from bitnet_onnx.training.teacher import relation_heads, relation_layer, teacher_graph
 
 _MOMENTS: Final[Mapping[OptimizerName, int]] = {
     OptimizerName.ADAMW: 2,
@@ -189,9 +187,7 @@ def _teacher_graph(settings: TrainingSettings, spec: DecoderSpec) -> tuple[ir.Mo
     """The teacher's graph, and the number of its weights."""
     losses = settings.losses
     layer = None if losses.relation is None else relation_layer(losses, spec, "the teacher")
-    graph = float_graph(spec, settings.data.length, layer)
-    if losses.distillation is None:
-        keep_outputs(graph.model.graph, RELATION_STATES)
+    graph = teacher_graph(spec, settings.data.length, logits=losses.distillation is not None, layer=layer)
     return graph.model, sum(math.prod(shape) for shape in trained_parameters(spec).values())
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bitnet_onnx.metrics import perplexity
 from bitnet_onnx.quantized import FloatArray
 from bitnet_onnx.training.export import Trained, write_checkpoint
 from bitnet_onnx.training.loop import Outcome
@@ -44,18 +45,16 @@ class TrainingResult:
     @property
     def perplexity(self) -> float | None:
         """Of the validation data."""
-        if self.loss is None:
-            return None
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return None if self.loss is None else perplexity(self.loss)
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
-        perplexity = self.perplexity
+        found = self.perplexity
         return {
             **asdict(self),
             "directory": str(self.directory),
             "model": None if self.model is None else str(self.model),
-            "perplexity": perplexity if perplexity is None or math.isfinite(perplexity) else None,
+            "perplexity": found if found is None or math.isfinite(found) else None,
         }
 
 

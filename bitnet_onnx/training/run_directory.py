@@ -76,7 +76,7 @@ def check_directory(settings: TrainingSettings, checkpoints: Checkpoints, begin:
         return
     saved = checkpoints.settings()
     if saved is not None:
-        check_same_run(saved, dict(flat(settings)), str(output))
+        check_same_run(saved, flat(settings), str(output))
     elif begin is Begin.RESUME:
         raise InputError(f"{output}: no checkpoint to go on from; leave --resume out to begin")
 

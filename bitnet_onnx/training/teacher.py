@@ -18,6 +18,7 @@ from bitnet_onnx.json_input import load_object
 from bitnet_onnx.model_zoo import resolve
 from bitnet_onnx.quantized import FloatArray
 from bitnet_onnx.training._float_session import LOGITS, FloatSession, float_graph
+from bitnet_onnx.training.graph.decoder import TrainingGraph
 from bitnet_onnx.training.graph.options import RELATION_STATES, teacher_state
 from bitnet_onnx.training.graph.pruning import keep_outputs
 from bitnet_onnx.training.settings import LossSettings
@@ -59,6 +60,14 @@ def relation_heads(settings: LossSettings, student: DecoderSpec, teacher: Decode
     )
 
 
+def teacher_graph(spec: DecoderSpec, max_length: int, *, logits: bool, layer: int | None) -> TrainingGraph:
+    """The float graph of a teacher: its logits where they are asked for, and the states of a layer."""
+    graph = float_graph(spec, max_length, layer)
+    if not logits:
+        keep_outputs(graph.model.graph, RELATION_STATES)
+    return graph
+
+
 class Teacher:
     """Computes what a decoder makes of tokens, in floats.
 
@@ -85,10 +94,7 @@ class Teacher:
         threads: int = 0,
     ) -> None:
         self.spec: Final = spec
-        graph = float_graph(spec, max_length, layer)
-        if not logits:
-            keep_outputs(graph.model.graph, RELATION_STATES)
-        self._session = FloatSession(graph, tensors, threads)
+        self._session = FloatSession(teacher_graph(spec, max_length, logits=logits, layer=layer), tensors, threads)
         self._widths = {LOGITS: spec.vocab_size} if logits else {}
         if layer is not None:
             query, *others = RELATION_STATES

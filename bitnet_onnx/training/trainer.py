@@ -68,7 +68,7 @@ def train(
 def _train(
     settings: TrainingSettings, begin: Begin, console: Console | None, processes: Collective, stack: ExitStack
 ) -> TrainingResult | None:
-    first, fields = processes.rank == 0, dict(flat(settings))
+    first, fields = processes.rank == 0, flat(settings)
     checkpoints = Checkpoints(settings.output, settings=fields, keep=settings.loop.keep)
 
     def held() -> None:
@@ -164,7 +164,7 @@ def _filled_store(prepared: Preparation, data: TrainingData, *, new: bool) -> It
         new: with the values that they start from; otherwise a checkpoint will fill them.
     """
     shapes = prepared.graph.parameters
-    decayed = frozenset(name for name in shapes if name in prepared.start.decayed)
+    decayed = prepared.start.decayed.intersection(shapes)
     with ExitStack() as stack:
         path = None
         if needs_file(prepared.engine):

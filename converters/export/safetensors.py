@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,7 +30,7 @@ from bitnet_onnx.json_input import shown
 from bitnet_onnx.package_format import CONFIG, GENERATION_CONFIG
 from bitnet_onnx.quantized import ByteArray, FloatArray
 
-_CODES_PER_BYTE: Final = 4
+CODES_PER_BYTE: Final = 4
 _DTYPES: Final = {FloatType.FLOAT32: "F32", FloatType.BFLOAT16: "BF16", FloatType.FLOAT16: "F16"}
 
 
@@ -71,7 +71,7 @@ class _Writer:
                 yield Tensor(form.name, "F32", form.shape, self._divided(form, scale))
             elif kind == "weight":
                 rows, columns = form.shape
-                yield Tensor(form.name, "U8", (rows // _CODES_PER_BYTE, columns), self._packed(form))
+                yield Tensor(form.name, "U8", (rows // CODES_PER_BYTE, columns), self._packed(form))
                 # Never in fewer bits: the scale is what makes a code a weight.
                 yield Tensor(f"{module}.weight_scale", "F32", (1,), _constant(np.array([scale], "<f4").tobytes()))
 
@@ -178,7 +178,7 @@ def _scales(model: SourceModel, forms: list[StoredForm]) -> dict[str, np.float32
         rows = form.shape[0]
         if form.transposed:
             why = "is stored transposed, which transformers' BitNet layers do not read"
-        elif rows % _CODES_PER_BYTE:
+        elif rows % CODES_PER_BYTE:
             why = f"has {rows} rows: four of them share a byte, so that their number must be a multiple of 4"
         else:
             tensor = form.ternary(model.tensors)
@@ -223,25 +223,35 @@ def _config(
         config.pop("quantization_config", None)
     if scales:
         kept = [form.module for form in forms if len(form.shape) == 2 and form.module not in scales]
-        kept = [module for module in dict.fromkeys(["lm_head", *kept]) if not module.endswith("embed_tokens")]
-        scheme: dict[str, object] = {
-            "quant_method": "bitnet",
-            "linear_class": "autobitlinear",
-            "quantization_mode": "offline",
-            "modules_to_not_convert": kept,
-        }
-        epsilon = model.spec.linear_norm_epsilon
-        if epsilon is not None:
-            scheme |= {"use_rms_norm": True, "rms_norm_eps": epsilon}
-        config["quantization_config"] = scheme
+        config["quantization_config"] = bitnet_scheme("offline", kept, model.spec.linear_norm_epsilon)
     return config
+
+
+def bitnet_scheme(mode: str, dense: Iterable[str], linear_norm_epsilon: float | None) -> dict[str, object]:
+    """The `quantization_config` of transformers' `bitnet`.
+
+    Args:
+        mode: `offline` for codes, `online` for masters.
+        dense: modules with a matrix that is not ternary.
+        linear_norm_epsilon: see `DecoderSpec`.
+    """
+    kept = [module for module in dict.fromkeys(["lm_head", *dense]) if not module.endswith("embed_tokens")]
+    scheme: dict[str, object] = {
+        "quant_method": "bitnet",
+        "linear_class": "autobitlinear",
+        "quantization_mode": mode,
+        "modules_to_not_convert": kept,
+    }
+    if linear_norm_epsilon is not None:
+        scheme |= {"use_rms_norm": True, "rms_norm_eps": linear_norm_epsilon}
+    return scheme
 
 
 def _pack(raw: ByteArray) -> ByteArray:
     """Codes 1, 2, 3 `[out, in]` -> bytes `[out / 4, in]`."""
-    quarters = (raw - np.uint8(1)).reshape(_CODES_PER_BYTE, -1, raw.shape[1])
+    quarters = (raw - np.uint8(1)).reshape(CODES_PER_BYTE, -1, raw.shape[1])
     packed: ByteArray = quarters[0].copy()
-    for index in range(1, _CODES_PER_BYTE):
+    for index in range(1, CODES_PER_BYTE):
         packed |= quarters[index] << np.uint8(2 * index)
     return packed
 

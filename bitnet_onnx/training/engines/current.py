@@ -38,15 +38,14 @@ class CurrentEngine:
     """
 
     def __init__(self, graph: TrainingGraph, store: ParameterStore, settings: EngineSettings) -> None:
-        self._graph = graph
         self._store = store
         self._threads = settings.threads
         self._names: Final = list(graph.parameters)
         self._losses: Final = loss_names(graph.model, LOSS)
         self._inputs: Final = GraphInputs(graph.model, self._names)
-        evaluated = evaluation_graph(graph.model)
-        self._evaluated: Final = [value.name or "" for value in evaluated.graph.outputs]
-        self._evaluation_inputs: Final = GraphInputs(evaluated, self._names)
+        self._evaluation_graph: Final = evaluation_graph(graph.model)
+        self._evaluated: Final = [value.name or "" for value in self._evaluation_graph.graph.outputs]
+        self._evaluation_inputs: Final = GraphInputs(self._evaluation_graph, self._names)
         self._training: ort.InferenceSession | None = self._session(
             gradient_graph(graph, recompute=bool(settings.recompute))
         )
@@ -73,7 +72,7 @@ class CurrentEngine:
         if self._evaluation is None:
             if self._training is None:
                 raise BitnetOnnxError("the engine is closed")
-            self._evaluation = self._session(as_identity(evaluation_graph(self._graph.model)))
+            self._evaluation = self._session(as_identity(self._evaluation_graph))
         binding = self._bound(self._evaluation, self._evaluation_inputs.arrays(inputs), self._evaluated)
         return self._run(self._evaluation, binding, self._evaluated)
 

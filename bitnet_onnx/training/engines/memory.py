@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,9 +108,9 @@ class MemoryModel:
         self._length = length
         self._moments = moments
         self._engine = engine
-        self._teacher = teacher
-        self._parameters = _BYTES * sum(_count(shape) for shape in graph.parameters.values())
+        self._parameters = _BYTES * sum(map(math.prod, graph.parameters.values()))
         self._lines: dict[bool, tuple[int, int]] = {}
+        self._teacher_line = (0, 0) if teacher is None else self._of_teacher(*teacher)
 
     def estimate(self, micro_batch: int, *, recompute: bool = False) -> MemoryEstimate:
         """What a run takes with so many sequences at once."""
@@ -118,21 +119,22 @@ class MemoryModel:
         fixed, each = self._lines[recompute]
         # Measured: so much more than the liveness of values says, whatever the batch.
         fixed += self._parameters if recompute else 0
-        teacher = 0
-        if self._teacher is not None:
-            model, parameters = self._teacher
-            start, slope = _line(model, self._length)
-            # What it says is the student's input, and stays until the step is done.
-            said = sum(map(_width, model.graph.outputs))
-            teacher = _BYTES * parameters + start + (slope + _BYTES * self._length * said) * micro_batch
+        start, slope = self._teacher_line
         return MemoryEstimate(
             values=self._parameters,
             gradients=self._parameters,
             moments=self._moments * self._parameters,
             activations=fixed + each * micro_batch,
             engine=_PROCESS + (_WORKER if self._engine is EngineName.ONNXRUNTIME_TRAINING else 0),
-            teacher=teacher,
+            teacher=start + slope * micro_batch,
         )
+
+    def _of_teacher(self, model: ir.Model, parameters: int) -> tuple[int, int]:
+        """Bytes of a teacher as a line over the micro-batch."""
+        start, slope = _line(model, self._length)
+        # What it says is the student's input, and stays until the step is done.
+        said = sum(map(_width, model.graph.outputs))
+        return _BYTES * parameters + start, slope + _BYTES * self._length * said
 
     def plan(self, batch: int, budget: int = 0, *, micro_batch: int = 0, recompute: bool | None = None) -> Plan:
         """The fastest way to do a step within a budget: the largest micro-batch, without recomputing where that fits.
@@ -230,10 +232,3 @@ def _last(fits: Callable[[int], bool], most: int) -> int:
         else:
             high = middle - 1
     return low
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count

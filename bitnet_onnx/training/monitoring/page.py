@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from bitnet_onnx.errors import InputError
+from bitnet_onnx.metrics import perplexity
 from bitnet_onnx.report import drawing, markup
 from bitnet_onnx.training.graph.options import Term
 from bitnet_onnx.training.monitoring.history import LOG_NAME, History, Series
@@ -88,7 +89,7 @@ def _figures(history: History) -> Iterator[tuple[str, str]]:
     if history.best is not None:
         step, loss = history.best
         yield f"best validation loss, nats a token, at step {step:,}", markup.number(loss)
-        yield "its perplexity", markup.number(_exponential(loss))
+        yield "its perplexity", markup.number(perplexity(loss))
     if history.loss:
         yield "train loss of the last steps", markup.number(_last(history.loss))
     if history.positions:
@@ -270,10 +271,6 @@ def _last(points: Series) -> float:
 
 def _finite(points: Series) -> Series:
     return [(step, value) for step, value in points if math.isfinite(value)]
-
-
-def _exponential(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
 
 
 def _duration(seconds: float) -> str:
