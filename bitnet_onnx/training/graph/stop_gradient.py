@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
+from bitnet_onnx.training.autodiff import lower_losses
 from bitnet_onnx.training.graph.options import STOP_GRADIENT, TRAINING_DOMAIN
-
-_CROSS_ENTROPY: Final = "SoftmaxCrossEntropyLoss"
 
 
 def as_identity(model: ir.Model) -> ir.Model:
@@ -24,8 +22,7 @@ def as_identity(model: ir.Model) -> ir.Model:
         if _stops(node):
             replacement = _Replacement(node)
             replacement.finish([replacement.add("Identity", [node.inputs[0]])])
-        elif node.op_type == _CROSS_ENTROPY and node.attributes["reduction"].as_string() == "sum":
-            _write_out(node)
+    lower_losses(copy.graph)
     copy.graph.opset_imports.pop(TRAINING_DOMAIN, None)
     return copy
 
@@ -58,20 +55,16 @@ class _Replacement:
         self._nodes: list[ir.Node] = []
         self._path = (node.name or "").rsplit("/", 1)[0]
 
-    def add(
-        self, operator: str, inputs: Sequence[ir.Value | None], attributes: dict[str, int] | None = None
-    ) -> ir.Value:
+    def add(self, operator: str, inputs: Sequence[ir.Value | None]) -> ir.Value:
         """A node with one output."""
         name = f"{self._path}/{operator}"
-        self._nodes.append(
-            ir.node(operator, inputs, attributes, name=name, outputs=[ir.Value(name=f"{name}/output_0")])
-        )
+        self._nodes.append(ir.node(operator, inputs, name=name, outputs=[ir.Value(name=f"{name}/output_0")]))
         return self._nodes[-1].outputs[0]
 
-    def constant(self, number: int | list[int]) -> ir.Value:
-        """An int64 scalar or vector, shared by all replacements."""
+    def constant(self, number: int) -> ir.Value:
+        """An int64 scalar, shared by all replacements."""
         array = np.array(number, np.int64)
-        name = f"constant.replacement_{array.ndim}d_" + "_".join(map(str, array.ravel()))
+        name = f"constant.replacement_{number}"
         if name not in self._graph.initializers:
             value = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(array.shape))
             value.const_value = ir.tensor(array, name=name)
@@ -89,19 +82,3 @@ class _Replacement:
 
 def _stops(node: ir.Node) -> bool:
     return (node.domain, node.op_type) == (TRAINING_DOMAIN, STOP_GRADIENT)
-
-
-def _write_out(node: ir.Node) -> None:
-    """`-sum(log_softmax(logits)[label])` over the labels that count; the second output is the log-softmax."""
-    replacement = _Replacement(node)
-    add = replacement.add
-    logits, labels = node.inputs[0], node.inputs[1]
-    log_prob = add("LogSoftmax", [logits], {"axis": -1})
-    counted = add("Not", [add("Equal", [labels, replacement.constant(node.attributes["ignore_index"].as_int())])])
-    allowed = add("Max", [labels, replacement.constant(0)])
-    last = replacement.constant([-1])
-    found = add("GatherElements", [log_prob, add("Unsqueeze", [allowed, last])], {"axis": -1})
-    share = add("Cast", [counted], {"to": int(ir.DataType.FLOAT)})
-    flat = add("Squeeze", [found, last])
-    loss = add("Neg", [add("ReduceSum", [add("Mul", [flat, share])], {"keepdims": 0})])
-    replacement.finish([loss, log_prob][: len(node.outputs)])
