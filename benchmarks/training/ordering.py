@@ -13,14 +13,17 @@ for the last tenth of each, which is what all figures are of:
 5. `untrained`: `float` converted to ternary without training, by every method that there is.
 
 Each becomes a package (blocks as trained, the head float32), and `evaluate` scores all of them on the same windows.
-A second call goes on where the first stopped.
+A second call goes on where the first stopped. Two cores are busiest with `--jobs 2 --threads 1`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -68,7 +71,7 @@ class Plan:
         steps: of each half.
         batch: sequences a step.
         rate: learning rate at its highest, in both halves.
-    threads: of a run; 0 is all cores.
+        threads: of a run; 0 is all cores.
     """
 
     texts: Path
@@ -213,10 +216,11 @@ def summary(scores: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
 @click.argument("texts", type=click.Path(path_type=Path, exists=True))
 @click.argument("runs", type=click.Path(path_type=Path))
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--steps", default=1500, show_default=True, help="Of each half.")
-@click.option("--batch", default=16, show_default=True, help="Sequences of 256 tokens a step.")
+@click.option("--steps", default=2000, show_default=True, help="Of each half.")
+@click.option("--batch", default=8, show_default=True, help="Sequences of 256 tokens a step.")
 @click.option("--rate", default=3e-3, show_default=True, help="Learning rate.")
 @click.option("--threads", default=0, show_default=True, help="Of a run; 0 is all cores.")
+@click.option("--jobs", default=1, show_default=True, help="Seeds that are trained at once.")
 @click.option("--tokens", default=32768, show_default=True, help="Of each text that are scored.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
 @click.option("--plot", type=click.Path(path_type=Path), help="PNG, SVG or PDF to draw.")
@@ -228,6 +232,7 @@ def main(
     batch: int,
     rate: float,
     threads: int,
+    jobs: int,
     tokens: int,
     out: Path,
     plot: Path | None,
@@ -236,6 +241,8 @@ def main(
     plan = Plan(texts, runs, steps, batch, rate, threads)
     runs.mkdir(parents=True, exist_ok=True)
     scores: dict[str, dict[str, float]] = {}
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        list(pool.map(train_all, repeat(plan, seeds), range(seeds)))
     for seed in range(seeds):
         made = packages(plan, seed)
         scores[str(seed)] = {name: score(plan, package, tokens) for name, package in made.items()}
