@@ -83,7 +83,7 @@ TEXTS = (
     "    indented\n        twice\n",
     "\u2581the \u2581\u2581 mark",
     "<|im_start|>user\nhello<|im_end|> <|eot_id|> <s> </s> <think> x </think>\n\n\n\nend <0x41>",
-    "a<think>b <think> c  <mask>  d<mask>",
+    "a<think>b <think> c  <mask>  d<mask>\n\n x <mask> \n\n\n  ",
     "https://example.org/a_b?c=d&e=f#g // /* comment */ {json: [1, 2]}",
 )
 CHATS: tuple[tuple[tuple[str, str], ...], ...] = (

@@ -4,7 +4,7 @@ import Foundation
 public struct Command: Sendable, Equatable {
     public enum Units: String, Sendable, CaseIterable { case all, cpu, gpu, ane }
 
-    public var package: String?
+    public var packagePath: String?
     public var tokenizer: String?
     public var prompt: String?
     public var raw = false
@@ -49,13 +49,13 @@ public struct Command: Sendable, Equatable {
             case "--repetition-penalty": sampling.repetitionPenalty = try value(argument, Double.init)
             case "--seed": sampling.seed = try value(argument) { UInt64($0) }
             default:
-                guard !argument.hasPrefix("-"), package == nil else {
+                guard !argument.hasPrefix("-"), packagePath == nil else {
                     throw BitnetError.input("unknown argument \(argument); see --help")
                 }
-                package = argument
+                packagePath = argument
             }
         }
-        guard help || package != nil || (idsOf != nil && tokenizer != nil) else {
+        guard help || packagePath != nil || (idsOf != nil && tokenizer != nil) else {
             throw BitnetError.input("name a package, or a tokenizer and --ids; see --help")
         }
         _ = try Sampler(sampling)
@@ -64,6 +64,6 @@ public struct Command: Sendable, Equatable {
     /// Where the tokenizer lies.
     public var tokenizerDirectory: URL {
         if let tokenizer { return URL(fileURLWithPath: tokenizer, isDirectory: true) }
-        return PackageNames.tokenizerDirectory(of: URL(fileURLWithPath: package ?? ""))
+        return PackageNames.tokenizerDirectory(of: URL(fileURLWithPath: packagePath ?? ""))
     }
 }

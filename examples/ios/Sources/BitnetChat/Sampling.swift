@@ -60,8 +60,10 @@ public struct Sampler: Sendable {
         return choices[choices.count - 1].token
     }
 
-    /// What is drawn from: tokens that the filters keep, most probable first; probabilities sum to 1.
-    func distribution(_ logits: [Float]) throws -> [(token: Int, probability: Double)] {
+    typealias Choice = (token: Int, probability: Double)
+
+    /// What is drawn from: tokens that the filters keep, if any with the most probable first; probabilities sum to 1.
+    func distribution(_ logits: [Float]) throws -> [Choice] {
         var scores = logits.map(Double.init)
         for token in seen where scores.indices.contains(token) {
             let penalty = settings.repetitionPenalty
@@ -79,21 +81,40 @@ public struct Sampler: Sendable {
         // The largest becomes 0 first: a tiny temperature then cannot overflow.
         let top = scores[best]
         var choices = scores.enumerated().map { token, score in
-            (token: token, probability: exp((score - top) / settings.temperature))
+            Choice(token: token, probability: exp((score - top) / settings.temperature))
         }
-        // What has no probability left need not be sorted.
-        choices.removeAll { $0.probability == 0 }
+        guard settings.topK > 0 || settings.topP < 1 else { return normalized(choices) }
+        var sum = choices.reduce(0) { $0 + $1.probability }
+        choices = mostProbable(choices, of: sum)
         choices.sort { ($1.probability, $0.token) < ($0.probability, $1.token) }
-        if settings.topK > 0 { choices.removeLast(max(0, choices.count - settings.topK)) }
-        let sum = choices.reduce(0) { $0 + $1.probability }
+        if settings.topK > 0 {
+            choices.removeLast(max(0, choices.count - settings.topK))
+            sum = choices.reduce(0) { $0 + $1.probability }
+        }
         var kept = 0.0
         let needed = choices.firstIndex { choice in
             kept += choice.probability
             return kept >= settings.topP * sum
         }
         if settings.topP < 1, let needed { choices.removeLast(choices.count - needed - 1) }
-        let left = choices.reduce(0) { $0 + $1.probability }
-        return choices.map { ($0.token, $0.probability / left) }
+        return normalized(choices)
+    }
+
+    private func normalized(_ choices: [Choice]) -> [Choice] {
+        let sum = choices.reduce(0) { $0 + $1.probability }
+        return choices.map { ($0.token, $0.probability / sum) }
+    }
+
+    /// All choices above a limit, as many as hold what the filters keep: sorting a whole vocabulary takes longer than
+    /// some models do.
+    private func mostProbable(_ choices: [Choice], of sum: Double) -> [Choice] {
+        for limit in [1e-3, 1e-6, 1e-12] {
+            let best = choices.filter { $0.probability >= limit }
+            let held = best.reduce(0) { $0 + $1.probability }
+            let enough = settings.topK > 0 ? best.count >= settings.topK : held >= settings.topP * sum
+            if enough { return best }
+        }
+        return choices
     }
 }
 

@@ -124,26 +124,26 @@ enum PreTokenizer: Sendable {
         }
         if end < units.count { parts.append((end..<units.count, invert)) }
         var ranges: [Range<Int>] = []
-        var open = false
+        var joins = false
         for (range, matches) in parts {
             switch behavior {
             case .isolated: ranges.append(range)
             case .removed: if !matches { ranges.append(range) }
             case .mergedWithPrevious:
                 // A match joins the part before it, unless that is a match, too.
-                if matches, open, let last = ranges.popLast() {
+                if matches, joins, let last = ranges.popLast() {
                     ranges.append(last.lowerBound..<range.upperBound)
                 } else {
                     ranges.append(range)
                 }
-                open = !matches
+                joins = !matches
             case .mergedWithNext:
-                if !matches, open, let last = ranges.popLast() {
+                if !matches, joins, let last = ranges.popLast() {
                     ranges.append(last.lowerBound..<range.upperBound)
                 } else {
                     ranges.append(range)
                 }
-                open = matches
+                joins = matches
             }
         }
         return ranges.map { String(decoding: units[$0], as: UTF16.self) }

@@ -25,7 +25,7 @@ struct BitnetChatCommand {
 
     #if canImport(CoreML)
     private static func chat(_ command: Command, _ files: ChatFiles) async throws {
-        let url = URL(fileURLWithPath: command.package ?? "")
+        let url = URL(fileURLWithPath: command.packagePath ?? "")
         let model = try await CoreMLLanguageModel.load(url, computeUnits: .init(command.units))
         let generator = Generator(model: model, tokenizer: files.tokenizer)
         let limits = GenerationLimits(maxNewTokens: command.maxNewTokens, stopTokens: files.stopTokens)

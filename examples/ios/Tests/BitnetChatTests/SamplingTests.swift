@@ -30,7 +30,8 @@ final class SamplingTests: XCTestCase {
     func testFiltersKeepWhatTheirDefinitionsSay() throws {
         // Probabilities 0.4, 0.3, 0.2, 0.1 at the ids 2, 0, 3, 1.
         let logits: [Float] = [0.3, 0.1, 0.4, 0.2].map { Float(log(Double($0))) }
-        XCTAssertEqual(try kept(logits) { $0.temperature = 1 }, [2, 0, 3, 1])
+        XCTAssertEqual(try kept(logits) { $0.temperature = 1 }, [0, 1, 2, 3])
+        XCTAssertEqual(try kept(logits) { ($0.temperature, $0.topK) = (1, 9) }, [2, 0, 3, 1])
         XCTAssertEqual(try kept(logits) { ($0.temperature, $0.topK) = (1, 2) }, [2, 0])
         XCTAssertEqual(try kept(logits) { ($0.temperature, $0.topP) = (1, 0.69) }, [2, 0])
         XCTAssertEqual(try kept(logits) { ($0.temperature, $0.topP) = (1, 0.71) }, [2, 0, 3])
@@ -38,14 +39,35 @@ final class SamplingTests: XCTestCase {
         XCTAssertEqual(try kept(logits) { ($0.temperature, $0.topK, $0.topP) = (1, 2, 0.5) }, [2])
         XCTAssertEqual(try kept(logits) { ($0.temperature, $0.topP) = (1, 0.01) }, [2])
         XCTAssertEqual(try kept([1, 1, 1]) { ($0.temperature, $0.topK) = (1, 2) }, [0, 1])
-        XCTAssertEqual(try kept([0, 1, 2]) { $0.temperature = 1e-300 }, [2])
+        XCTAssertEqual(try kept([0, 1, 2]) { ($0.temperature, $0.topK) = (1e-300, 1) }, [2])
+        var sampler = try Sampler(settings { $0.temperature = 1e-300 })
+        XCTAssertEqual(try sampler.sample([0, 1, 2]), 2)
+    }
+
+    /// What is improbable is sorted only where the filters reach it.
+    func testFiltersReachAsFarAsTheyMust() throws {
+        let logits = (0..<100).map { -Float($0) * 0.5 }
+        for topK in [1, 14, 15, 40, 99, 100, 200] {
+            let kept = try kept(logits.reversed()) { ($0.temperature, $0.topK) = (1, topK) }
+            XCTAssertEqual(kept, (0..<min(topK, 100)).map { 99 - $0 })
+        }
+        var sum = 0.0
+        let all = logits.map { exp(Double($0)) }
+        let total = all.reduce(0, +)
+        let needed = all.firstIndex { probability in
+            sum += probability
+            return sum >= 0.99999 * total
+        }
+        XCTAssertEqual(try kept(logits) { ($0.temperature, $0.topP) = (1, 0.99999) }.count, try XCTUnwrap(needed) + 1)
+        let flat = try kept([Float](repeating: 0, count: 5000)) { ($0.temperature, $0.topP) = (1, 0.5) }
+        XCTAssertEqual(flat, Array(0..<2500))
     }
 
     func testTemperatureShapesTheProbabilities() throws {
         let probabilities = try Sampler(settings { $0.temperature = 0.5 }).distribution([0, Float(log(2.0))])
-        XCTAssertEqual(probabilities.map(\.token), [1, 0])
-        XCTAssertEqual(probabilities[0].probability, 0.8, accuracy: 1e-6)
-        XCTAssertEqual(probabilities[1].probability, 0.2, accuracy: 1e-6)
+        XCTAssertEqual(probabilities.map(\.token), [0, 1])
+        XCTAssertEqual(probabilities[1].probability, 0.8, accuracy: 1e-6)
+        XCTAssertEqual(probabilities[0].probability, 0.2, accuracy: 1e-6)
     }
 
     func testDrawsAreRepeatableAndAsFrequentAsProbable() throws {

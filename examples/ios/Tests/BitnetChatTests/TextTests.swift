@@ -139,3 +139,49 @@ final class ChatTests: XCTestCase {
         XCTAssertThrowsError(try ChatFiles(directory: directory.appendingPathComponent("none")))
     }
 }
+
+final class CommandTests: XCTestCase {
+    func testArguments() throws {
+        let command = try Command(
+            "m.mlpackage --prompt hello --temperature 0.7 --top-k 40 --seed 3 --compute-units gpu --raw".split(separator: " ")
+                .map(String.init))
+        XCTAssertEqual(command.packagePath, "m.mlpackage")
+        XCTAssertEqual(command.prompt, "hello")
+        XCTAssertEqual(command.sampling.temperature, 0.7)
+        XCTAssertEqual(command.sampling.topK, 40)
+        XCTAssertEqual(command.sampling.seed, 3)
+        XCTAssertEqual(command.units, .gpu)
+        XCTAssertTrue(command.raw)
+        XCTAssertEqual(command.tokenizerDirectory.lastPathComponent, "m.tokenizer")
+        XCTAssertEqual(try Command(["--ids", "a", "--tokenizer", "t"]).tokenizerDirectory.lastPathComponent, "t")
+        XCTAssertTrue(try Command(["--help"]).help)
+    }
+
+    func testWrongArgumentsAreRefused() {
+        for words in ["", "--prompt", "m --top-k x", "m --compute-units npu", "m n", "m --what", "m --top-p 2", "--ids a"] {
+            XCTAssertThrowsError(try Command(words.split(separator: " ").map(String.init)), words) { error in
+                guard case BitnetError.input = error else { return XCTFail("\(error)") }
+            }
+        }
+    }
+}
+
+final class PackageNamesTests: XCTestCase {
+    func testManifests() throws {
+        XCTAssertEqual(try PackageManifest(metadata: [:]).context, nil)
+        let metadata = [PackageNames.manifest: #"{"format": 1, "context": 7}"#, PackageNames.modelName: "tiny"]
+        XCTAssertEqual(try PackageManifest(metadata: metadata).context, 7)
+        XCTAssertEqual(try PackageManifest(metadata: metadata).modelName, "tiny")
+        for text in ["{", #"{"format": 2, "context": 7}"#, #"{"format": 1, "context": 0}"#] {
+            XCTAssertThrowsError(try PackageManifest(metadata: [PackageNames.manifest: text]))
+        }
+    }
+
+    func testSizes() {
+        XCTAssertEqual(AllowedSizes(1...8).largest(upTo: 5), 5)
+        XCTAssertEqual(AllowedSizes(1...8).largest(upTo: 9), 8)
+        XCTAssertEqual(AllowedSizes([64, 16]).largest(upTo: 63), 16)
+        XCTAssertNil(AllowedSizes([64, 16]).largest(upTo: 15))
+        XCTAssertEqual(AllowedSizes([64, 16]).largest, 64)
+    }
+}
