@@ -36,7 +36,8 @@ public struct ChatFiles: Sendable {
     /// Throws `BitnetError`: there is no template, or as `ChatTemplate.encode`.
     public func encode(_ messages: [ChatMessage]) throws -> [Int] {
         guard let template else {
-            throw templateProblem ?? BitnetError.unsupported("the model has no chat template; give it a text to continue")
+            throw templateProblem
+                ?? BitnetError.unsupported("the model has no chat template; give it a text to continue")
         }
         return try template.encode(messages, with: tokenizer)
     }

@@ -36,7 +36,8 @@ public struct ChatTemplate: Sendable, Equatable {
     /// Throws `BitnetError.unsupported`: the format is none of the three.
     public init(_ template: String) throws {
         for mark in ["strftime_now", "date_string", "Cutting Knowledge Date"] where template.contains(mark) {
-            throw BitnetError.unsupported("the chat template writes dates (\(mark)), which is not covered; use plain text")
+            throw BitnetError.unsupported(
+                "the chat template writes dates (\(mark)), which is not covered; use plain text")
         }
         if template.contains("<|start_header_id|>") {
             format = .llama3

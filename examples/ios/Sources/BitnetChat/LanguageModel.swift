@@ -8,7 +8,9 @@ public protocol LanguageModel: AnyObject {
     var position: Int { get }
     /// Forgets what stands at `position` and after.
     func rewind(to position: Int)
-    /// Reads at least one token into the cache; the logits that follow the last. After an error, `position` is still true.
+    /// Reads at least one token into the cache; the logits that follow the last.
+    ///
+    /// After an error, `position` still tells what the cache holds.
     func prefill(_ tokens: ArraySlice<Int>) throws -> [Float]
     /// Reads one token, as `prefill` does.
     func step(_ token: Int) throws -> [Float]

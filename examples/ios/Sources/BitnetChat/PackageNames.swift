@@ -37,7 +37,8 @@ public struct PackageManifest: Sendable, Equatable {
         }
         let json = try JSON.parse(Array(text.utf8), name: "the package's manifest")
         guard let format = json["format"]?.int, format == 1 else {
-            throw BitnetError.unsupported("the package's manifest is not of format 1: take a newer version of this code")
+            throw BitnetError.unsupported(
+                "the package's manifest is not of format 1: take a newer version of this code")
         }
         guard let context = json["context"]?.int, context > 0 else {
             throw BitnetError.file("the package's manifest names no context")

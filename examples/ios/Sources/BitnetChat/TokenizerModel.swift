@@ -59,7 +59,8 @@ extension Tokenizer {
             var pairs = BytePairs(capacity: rules.count)
             for (rank, rule) in rules.enumerated() {
                 // Two texts, or in older files one with a space between.
-                let halves = rule.string.map { $0.split(separator: " ").map(String.init) }
+                let halves =
+                    rule.string.map { $0.split(separator: " ").map(String.init) }
                     ?? rule.array?.compactMap(\.string) ?? []
                 guard halves.count == 2 else { throw BitnetError.file("merge \(rank) of tokenizer.json is no pair") }
                 let left = key(halves[0], onBytes)
@@ -150,9 +151,10 @@ extension Tokenizer {
         func bytes(of text: String) -> [UInt8] {
             if onBytes { return ByteAlphabet.bytes(of: text) ?? Array(text.utf8) }
             if fallsBack, let byte = byte(named: text) { return [byte] }
-            return Array(replacements.reduce(text) { text, rule in
-                text.replacingOccurrences(of: rule.from, with: rule.to, options: .literal)
-            }.utf8)
+            return Array(
+                replacements.reduce(text) { text, rule in
+                    text.replacingOccurrences(of: rule.from, with: rule.to, options: .literal)
+                }.utf8)
         }
     }
 }

@@ -51,7 +51,8 @@ public final class Conversation {
         messages.append(ChatMessage(.user, text))
         let prompt: [Int]
         do {
-            prompt = try files.template == nil
+            prompt =
+                try files.template == nil
                 ? files.tokenizer.encode(text) : files.encode(messages)
         } catch {
             problem = error.localizedDescription

@@ -158,7 +158,9 @@ private struct Function {
         let array = try MLMultiArray(shape: [1, NSNumber(value: tokens.count)], dataType: .int32)
         try array.withUnsafeMutableBytes { bytes, strides in
             for (index, token) in tokens.enumerated() {
-                guard let id = Int32(exactly: token), id >= 0 else { throw BitnetError.input("\(token) is no token id") }
+                guard let id = Int32(exactly: token), id >= 0 else {
+                    throw BitnetError.input("\(token) is no token id")
+                }
                 bytes.storeBytes(of: id, toByteOffset: index * strides[1] * 4, as: Int32.self)
             }
         }

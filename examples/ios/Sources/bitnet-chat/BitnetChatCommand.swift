@@ -32,7 +32,8 @@ struct BitnetChatCommand {
         var messages: [ChatMessage] = []
         func answer(_ text: String) async throws {
             messages.append(ChatMessage(.user, text))
-            let prompt = command.raw
+            let prompt =
+                command.raw
                 ? files.tokenizer.encode(text, parsesSpecial: true) : try files.encode(messages)
             var answer = ""
             let stream = generator.stream(prompt, sampling: command.sampling, limits: limits, continues: command.raw)

@@ -67,7 +67,8 @@ final class GoldenTests: XCTestCase {
                     let role = try XCTUnwrap(ChatMessage.Role(rawValue: turn.array?[0].string ?? ""))
                     return ChatMessage(role, try XCTUnwrap(turn.array?[1].string))
                 }
-                XCTAssertEqual(try template.encode(messages, with: tokenizer), try ids(chat["ids"]), "\(name): \(messages)")
+                XCTAssertEqual(
+                    try template.encode(messages, with: tokenizer), try ids(chat["ids"]), "\(name): \(messages)")
                 count += 1
             }
         }

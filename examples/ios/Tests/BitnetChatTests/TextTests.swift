@@ -26,7 +26,8 @@ final class JSONTests: XCTestCase {
     func testBrokenTextIsRefused() {
         let deep = String(repeating: "[", count: 100_000)
         for text in [
-            "", "{", "[1,]", "{\"a\" 1}", "{a: 1}", "tru", "1 2", "\"", "\"\\x\"", "\"\\ud800\"", "\"\\u12g4\"", "\"\n\"",
+            "", "{", "[1,]", "{\"a\" 1}", "{a: 1}", "tru", "1 2", "\"", "\"\\x\"", "\"\\ud800\"", "\"\\u12g4\"",
+            "\"\n\"",
             "nan", "--1", "1e999", deep,
         ] {
             XCTAssertThrowsError(try parse(text), text.prefix(20).description) { error in
@@ -43,10 +44,12 @@ final class TokenizerTests: XCTestCase {
             {"added_tokens": [{"id": 5, "content": "<end>", "special": true, "normalized": false}], \(changes)
              "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
              "decoder": {"type": "ByteLevel"},
-             "model": {"type": "BPE", \(model) "vocab": {"a": 0, "b": 1, "\u{120}": 2, "ab": 3, "Ã": 4, "<end>": 5, "©": 6,
+             "model": {"type": "BPE", \(model)
+              "vocab": {"a": 0, "b": 1, "\u{120}": 2, "ab": 3, "Ã": 4, "<end>": 5, "©": 6,
               "ð": 7, "Ł": 8, "ĺ": 9, "Ģ": 10}, "merges": ["a b"]}}
             """
-        return try Tokenizer(JSON.parse(Array(text.utf8)), configuration: TokenizerConfiguration(JSON.parse(Array(config.utf8))))
+        return try Tokenizer(
+            JSON.parse(Array(text.utf8)), configuration: TokenizerConfiguration(JSON.parse(Array(config.utf8))))
     }
 
     func testWhatIsNotCoveredIsRefusedByName() {
@@ -100,7 +103,9 @@ final class ChatTests: XCTestCase {
         XCTAssertEqual(try ChatTemplate("{{'<|im_start|>'}}").format, .chatML)
         XCTAssertEqual(try ChatTemplate("<|start_header_id|> <|eot_id|>").format, .llama3)
         XCTAssertEqual(try ChatTemplate("m['role'] | capitalize + '<|eot_id|>' 'Assistant: '").format, .bitnet)
-        for template in ["[INST]", "", "<|start_header_id|>Cutting Knowledge Date: ", "<|im_start|>{{ strftime_now('%d') }}"] {
+        for template in [
+            "[INST]", "", "<|start_header_id|>Cutting Knowledge Date: ", "<|im_start|>{{ strftime_now('%d') }}",
+        ] {
             XCTAssertThrowsError(try ChatTemplate(template)) { error in
                 guard case BitnetError.unsupported = error else { return XCTFail("\(error)") }
             }
@@ -108,7 +113,8 @@ final class ChatTests: XCTestCase {
     }
 
     func testTheDefaultSystemMessageIsThatOfTheTemplate() throws {
-        XCTAssertNil(try ChatTemplate("{{ '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}").defaultSystem)
+        XCTAssertNil(
+            try ChatTemplate("{{ '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}").defaultSystem)
         let template = #"{{ '<|im_start|>system\nYou are a fox.\nBe one.<|im_end|>\n' }}"#
         XCTAssertEqual(try ChatTemplate(template).defaultSystem, "You are a fox.\nBe one.")
     }
@@ -135,7 +141,9 @@ final class ChatTests: XCTestCase {
         try write("[INST]", "chat_template.jinja")
         let files = try ChatFiles(directory: directory)
         XCTAssertNil(files.template)
-        XCTAssertThrowsError(try files.encode([ChatMessage(.user, "a")])) { XCTAssertEqual($0 as? BitnetError, files.templateProblem) }
+        XCTAssertThrowsError(try files.encode([ChatMessage(.user, "a")])) {
+            XCTAssertEqual($0 as? BitnetError, files.templateProblem)
+        }
         XCTAssertThrowsError(try ChatFiles(directory: directory.appendingPathComponent("none")))
     }
 }
@@ -143,8 +151,10 @@ final class ChatTests: XCTestCase {
 final class CommandTests: XCTestCase {
     func testArguments() throws {
         let command = try Command(
-            "m.mlpackage --prompt hello --temperature 0.7 --top-k 40 --seed 3 --compute-units gpu --raw".split(separator: " ")
-                .map(String.init))
+            "m.mlpackage --prompt hello --temperature 0.7 --top-k 40 --seed 3 --compute-units gpu --raw".split(
+                separator: " "
+            )
+            .map(String.init))
         XCTAssertEqual(command.packagePath, "m.mlpackage")
         XCTAssertEqual(command.prompt, "hello")
         XCTAssertEqual(command.sampling.temperature, 0.7)
@@ -158,7 +168,9 @@ final class CommandTests: XCTestCase {
     }
 
     func testWrongArgumentsAreRefused() {
-        for words in ["", "--prompt", "m --top-k x", "m --compute-units npu", "m n", "m --what", "m --top-p 2", "--ids a"] {
+        for words in [
+            "", "--prompt", "m --top-k x", "m --compute-units npu", "m n", "m --what", "m --top-p 2", "--ids a",
+        ] {
             XCTAssertThrowsError(try Command(words.split(separator: " ").map(String.init)), words) { error in
                 guard case BitnetError.input = error else { return XCTFail("\(error)") }
             }

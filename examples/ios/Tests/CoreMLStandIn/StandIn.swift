@@ -49,16 +49,20 @@ public struct StandIn: Sendable {
         let sizes = function == "prefill" ? prefillSizes : nil
         let one = NSRange(location: 1, length: 1)
         let query = function == "decode" ? one : any
-        let ids = sizes.map { sizes in
-            sizes.count == 1 ? MLMultiArrayShapeConstraint() : MLMultiArrayShapeConstraint(shapes: sizes.map { [1, $0] })
-        } ?? MLMultiArrayShapeConstraint([one, query])
+        let ids =
+            sizes.map { sizes in
+                sizes.count == 1
+                    ? MLMultiArrayShapeConstraint() : MLMultiArrayShapeConstraint(shapes: sizes.map { [1, $0] })
+            } ?? MLMultiArrayShapeConstraint([one, query])
         let mask = MLMultiArrayShapeConstraint([one, one, query, any])
         description.inputDescriptionsByName = [
             "inputIds": MLFeatureDescription(MLMultiArrayConstraint([1, sizes?.first ?? 1], .int32, ids)),
             "causalMask": MLFeatureDescription(MLMultiArrayConstraint([1, 1, 1, 1], maskType, mask)),
         ]
         description.outputDescriptionsByName = ["logits": MLFeatureDescription()]
-        description.stateDescriptionsByName = ["keyCache": MLFeatureDescription(), "valueCache": MLFeatureDescription()]
+        description.stateDescriptionsByName = [
+            "keyCache": MLFeatureDescription(), "valueCache": MLFeatureDescription(),
+        ]
         description.metadata = [.creatorDefinedKey: metadata]
         if let missing {
             description.inputDescriptionsByName[missing] = nil
@@ -68,7 +72,8 @@ public struct StandIn: Sendable {
         return description
     }
 
-    func predict(_ input: any MLFeatureProvider, _ state: MLState, _ function: String?) throws -> any MLFeatureProvider {
+    func predict(_ input: any MLFeatureProvider, _ state: MLState, _ function: String?) throws -> any MLFeatureProvider
+    {
         guard input.featureNames == ["inputIds", "causalMask"],
             let ids = input.featureValue(for: "inputIds")?.multiArrayValue,
             let mask = input.featureValue(for: "causalMask")?.multiArrayValue, mask.dataType == maskType
