@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from tiny_checkpoints import byte_alphabet
 
 from bitnet_onnx.runtime.chat import ChatTemplate, Message, encode_chat
@@ -310,6 +311,31 @@ def random_texts(count: int, seed: int) -> list[str]:
     return ["".join(draw.choices(parts, k=draw.randint(1, 24))) for _ in range(count)]
 
 
+class _Template(ChatTemplate):
+    """Renders in this process: the templates are ours, and a busy machine may start others too late."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+        self._jinja = environment.from_string(source)
+        self._names = special_tokens
+
+    def render(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        tools: Sequence[Mapping[str, object]] | None = None,
+        *,
+        generation_prompt: bool = True,
+    ) -> list[str]:
+        return [
+            self._jinja.render(
+                messages=[message.for_template() for message in messages],
+                add_generation_prompt=generation_prompt,
+                **self._names,
+            )
+            for messages in conversations
+        ]
+
+
 def golden(tokenizer: Mapping[str, Any], config: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
     """What the library and the runtime of packages make of `texts`, of ids, and of conversations."""
     largest = max([*tokenizer["model"]["vocab"].values(), *(entry["id"] for entry in tokenizer["added_tokens"])])
@@ -337,17 +363,14 @@ def golden(tokenizer: Mapping[str, Any], config: Mapping[str, Any], texts: Seque
     result: dict[str, Any] = {"encode": encoded, "decode": decoded}
     if "chat_template" in config:
         names = {"bos_token": reader.inner.id_to_token(reader.bos_id) if reader.bos_id is not None else ""}
-        template = ChatTemplate(config["chat_template"], names)
-        try:
-            result["chat"] = [
-                {
-                    "messages": [list(turn) for turn in turns],
-                    "ids": encode_chat(template, reader, [Message(role, content) for role, content in turns]),
-                }
-                for turns in CHATS
-            ]
-        finally:
-            template.close()
+        template = _Template(config["chat_template"], names)
+        result["chat"] = [
+            {
+                "messages": [list(turn) for turn in turns],
+                "ids": encode_chat(template, reader, [Message(role, content) for role, content in turns]),
+            }
+            for turns in CHATS
+        ]
     return result
 
 
