@@ -24,6 +24,7 @@ FOLDERS = {
     "converters",
     "custom_ops",
     "docs",
+    "examples",
     "model_zoo",
     "runtime",
     "tests",
