@@ -198,10 +198,9 @@ class Call:
             copies: arrays of that shape that are needed at once.
         """
         count = math.prod(int(size) for size in shape) * 4 * copies
-        if not self._room.has(count):
-            raise self.fail(
-                f"{list(shape)!s:.80} takes {count} bytes, {self._room.used} are in use, the limit is {self._room.limit}"
-            )
+        room = self._room
+        if not room.has(count):
+            raise self.fail(f"{list(shape)!s:.80} takes {count} bytes, {room.used} of {room.limit} are in use")
 
     def broadcast(self, *arrays: Array) -> tuple[int, ...]:
         """The shape that arrays have together, which fits."""

@@ -10,9 +10,27 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from bitnet_onnx.errors import InputError
+from bitnet_onnx.errors import InputError, PackageError
+from bitnet_onnx.evaluation.mil._wire import check_size
 
 _NAME: Final = "_bitnet_onnx_coreml_messages"
+
+
+def parse(data: bytes, path: str) -> Any:
+    """The message `Model` that is serialized in a file.
+
+    Raises:
+        InputError: coremltools is not installed.
+        PackageError: it is no such message, or too large a one.
+    """
+    kind = model_message()
+    check_size(data, kind, path)
+    model = kind()
+    try:
+        model.ParseFromString(data)
+    except importlib.import_module("google.protobuf.message").DecodeError as error:
+        raise PackageError(f"{path}: not a Core ML model ({error!s:.200})") from error
+    return model
 
 
 @lru_cache(maxsize=1)

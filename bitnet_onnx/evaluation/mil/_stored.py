@@ -103,7 +103,8 @@ class Palette:
             each[axis] = -1
             place.append((along // (size // count)).reshape(each))
         table = np.ravel_multi_index(tuple(place), tuple(groups)) * entries
-        return np.take(self.values.reshape(-1), table + indices)
+        found: Array = np.take(self.values.reshape(-1), table + indices)
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,5 +163,5 @@ def read_type(message: Any, where: str) -> ValueType:
     )
     known = [size for size in sizes if size is not None]
     if any(size > MAX_ELEMENTS for size in known) or math.prod(known) > MAX_ELEMENTS:
-        raise PackageError(f"{where}: a shape of {str(sizes):.120}, the limit is {MAX_ELEMENTS} elements")
+        raise PackageError(f"{where}: a shape of {sizes!s:.120}, the limit is {MAX_ELEMENTS} elements")
     return TensorType(element, sizes)

@@ -330,17 +330,15 @@ class _Frame:
 
     def _bound(self, operation: Operation, parameter: str, bindings: Sequence[Binding]) -> list[Value]:
         where = f"{operation.name}.{parameter}"
-        return [
-            self._values[binding]
-            if isinstance(binding, str) and binding in self._values
-            else self._inline(binding, where)
-            for binding in bindings
-        ]
+        return [self._value(binding, where) for binding in bindings]
 
-    def _inline(self, binding: Binding, where: str) -> Value:
-        if isinstance(binding, str):
+    def _value(self, binding: Binding, where: str) -> Value:
+        if not isinstance(binding, str):
+            return self._package.constant(binding, where)
+        found = self._values.get(binding)
+        if found is None:
             raise PackageError(f"{self._where()}: {shown(where)} is bound to {shown(binding)}, which is no tensor")
-        return self._package.constant(binding, where)
+        return found
 
     def _compute(self, operation: Operation, following: Operation | None) -> None:
         known = OPERATIONS.get(operation.type)
@@ -365,9 +363,8 @@ class _Frame:
             lambda array, element, what: self._rounded(operation, values, array, element, what),
         )
         common = check_operands(call, known)
-        result = self._in_place(operation, values, following)
-        if result is None:
-            result = known.run(call)
+        updated = self._in_place(operation, values, following)
+        result = known.run(call) if updated is None else updated
         outputs = result if isinstance(result, tuple) else (result,)
         if len(outputs) != len(operation.outputs):
             raise call.fail(f"{len(operation.outputs)} outputs are declared, it gives {len(outputs)}")

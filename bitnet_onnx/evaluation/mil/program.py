@@ -10,13 +10,11 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from bitnet_onnx.errors import PackageError
 from bitnet_onnx.evaluation.mil._bundle import Bundle
-from bitnet_onnx.evaluation.mil._protobuf import model_message
+from bitnet_onnx.evaluation.mil._protobuf import parse
 from bitnet_onnx.evaluation.mil._types import Array, Element, Kind, TensorType, ValueType, read_type
-from bitnet_onnx.evaluation.mil._wire import check_size
 from bitnet_onnx.json_input import shown
 
 #: By the names of sets of operations: the release whose rules they have.
@@ -178,13 +176,8 @@ def read_program(bundle: Bundle) -> Program:
     Raises:
         PackageError: it is broken, contradicts itself, or is not an ML program.
     """
-    path, data, message = bundle.model, bundle.read_model(), model_message()
-    check_size(data, message, str(path))
-    model = message()
-    try:
-        model.ParseFromString(data)
-    except DecodeError as error:
-        raise PackageError(f"{path}: not a Core ML model ({error!s:.200})") from error
+    path = bundle.model
+    model = parse(bundle.read_model(), str(path))
     if model.WhichOneof("Type") != "mlProgram":
         raise PackageError(f"{path}: a model of the type {model.WhichOneof('Type')}: expected an ML program")
     functions = {name: _function(name, part, str(path)) for name, part in model.mlProgram.functions.items()}
@@ -240,10 +233,10 @@ def _function(name: str, message: Any, path: str) -> Function:
         for used in operation.names():
             if used not in seen:
                 raise PackageError(f"{where}: {operation.type} {shown(operation.name)} reads {shown(used)} too early")
-        for output in operation.outputs:
-            if output.name in seen:
-                raise PackageError(f"{where}: two values have the name {shown(output.name)}")
-            seen.add(output.name)
+        for made in operation.outputs:
+            if made.name in seen:
+                raise PackageError(f"{where}: two values have the name {shown(made.name)}")
+            seen.add(made.name)
         operations.append(operation)
     outputs = tuple(str(output) for output in block.outputs)
     for output in outputs:

@@ -67,7 +67,7 @@ def gelu(call: Call) -> Array:
             result = x * _sigmoid(1.702 * x)
         case _:
             raise call.fail(f"mode is {mode!r:.60}")
-    return result.astype(np.float32)
+    return np.asarray(result, np.float32)
 
 
 @operation("softmax")

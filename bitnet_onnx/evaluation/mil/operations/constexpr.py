@@ -205,7 +205,8 @@ def quantize(call: Call) -> Array:
     if target not in (Element.INT8, Element.UINT8):
         raise call.fail(f"output_dtype is {call.text('output_dtype')!r:.40}, expected int8 or uint8")
     limits = np.iinfo(target.stored)
-    return np.clip(np.rint(data / scale) + zero, limits.min, limits.max).astype(target.stored)
+    codes: Array = np.clip(np.rint(data / scale) + zero, limits.min, limits.max)
+    return codes.astype(target.stored)
 
 
 def _affine(call: Call) -> tuple[Array, Array, Array]:

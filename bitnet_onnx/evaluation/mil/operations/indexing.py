@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -179,19 +179,20 @@ def scatter(call: Call) -> Array:
     if expected != updates.shape:
         raise call.fail(f"updates are {list(updates.shape)}, expected {list(expected)}")
     result = data.copy()
+    index: Any = where
     match mode:
         case "update":
-            result[where] = updates
+            result[index] = updates
         case "add":
-            np.add.at(result, where, updates)
+            np.add.at(result, index, updates)
         case "sub":
-            np.subtract.at(result, where, updates)
+            np.subtract.at(result, index, updates)
         case "mul":
-            np.multiply.at(result, where, updates)
+            np.multiply.at(result, index, updates)
         case "max":
-            np.maximum.at(result, where, updates)
+            np.maximum.at(result, index, updates)
         case "min":
-            np.minimum.at(result, where, updates)
+            np.minimum.at(result, index, updates)
         case _:
             raise call.fail(f"the mode {mode!r:.40} is not supported")
     return result
@@ -250,7 +251,7 @@ def argsort(call: Call) -> Array:
 
 def _order(call: Call, x: Array, axis: int) -> Array:
     wide = x.astype(np.float64)
-    return np.argsort(wide if call.boolean("ascending") else -wide, axis=axis, kind="stable")
+    return np.asarray(np.argsort(wide if call.boolean("ascending") else -wide, axis=axis, kind="stable"))
 
 
 @operation("non_zero", result=Result.DECLARED, moves=True)

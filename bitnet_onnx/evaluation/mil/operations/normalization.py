@@ -42,7 +42,7 @@ def l2_norm(call: Call) -> Array:
         raise call.fail(f"x has {x.ndim} dimensions, expected at least 3")
     squares = call.inner(np.square(x), "x", "squares").astype(np.float64)
     total = squares.sum(axis=(-3, -2, -1), keepdims=True)
-    return (x / np.sqrt(total + call.number("epsilon", 1e-6))).astype(np.float32)
+    return np.asarray(x / np.sqrt(total + call.number("epsilon", 1e-6)), np.float32)
 
 
 @operation("batch_norm", "instance_norm", operands=("x", "mean", "variance", "gamma", "beta"))

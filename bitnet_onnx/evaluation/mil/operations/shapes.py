@@ -218,4 +218,4 @@ def range_1d(call: Call) -> Array:
     count = max(0, math.ceil(span))
     call.reserve((count,))
     numbers = start[0].astype(np.float64) + np.arange(count) * float(step[0])
-    return numbers.astype(start.dtype)
+    return np.asarray(numbers, start.dtype)
