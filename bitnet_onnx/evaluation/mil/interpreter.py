@@ -26,6 +26,8 @@ from bitnet_onnx.json_input import shown
 
 #: Bytes of all values of one run, for packages of strangers.
 DEFAULT_ROOM: Final = 400 << 20
+#: What numpy says of operands that no check has caught.
+_IMPOSSIBLE: Final = (MemoryError, ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError)
 _STATES: Final = {"read_state", "write_state", "coreml_update_state"}
 #: Of one run; what comes after the first operations that overflow follows from them.
 _MAX_FINDINGS: Final = 1000
@@ -212,7 +214,7 @@ class _Frame:
                 following = operations[index + 1] if index + 1 < len(operations) else None
                 try:
                     self._step(operation, following)
-                except (MemoryError, ValueError, IndexError, OverflowError, ZeroDivisionError) as error:
+                except _IMPOSSIBLE as error:
                     place = f"{operation.type} {shown(operation.name)}"
                     raise PackageError(f"{self._where()}: {place}: {error!s:.200}") from error
         outputs = {name: self._dense(name) for name in self._function.outputs}

@@ -35,9 +35,8 @@ _SHAPED: Final[dict[str, Callable[[Array, float, float], Array]]] = {
     "leaky_relu": lambda x, alpha, _: np.where(x >= 0, x, alpha * x),
     "thresholded_relu": lambda x, alpha, _: np.where(x >= alpha, x, 0),
 }
-#: As coremltools has them where a program says nothing.
-_ALPHA: Final = {"scaled_tanh": 1.0, "sigmoid_hard": 0.2, "elu": 1.0, "leaky_relu": 0.01, "thresholded_relu": 1.0}
-_BETA: Final = {"scaled_tanh": 1.0, "sigmoid_hard": 0.5, "linear_activation": 0.0, "clamped_relu": 1.0}
+#: Those that have both.
+_TWO: Final = {"clamped_relu", "linear_activation", "scaled_tanh", "sigmoid_hard"}
 
 
 @operation(*_PLAIN)
@@ -50,7 +49,7 @@ def plain(call: Call) -> Array:
 def shaped(call: Call) -> Array:
     """A function with one or two parameters."""
     name = call.operation.type
-    alpha, beta = call.number("alpha", _ALPHA.get(name, 1.0)), call.number("beta", _BETA.get(name, 0.0))
+    alpha, beta = call.number("alpha"), call.number("beta") if name in _TWO else 0.0
     return np.asarray(_SHAPED[name](call.array("x").astype(np.float64), alpha, beta)).astype(np.float32)
 
 

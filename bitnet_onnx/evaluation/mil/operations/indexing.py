@@ -107,7 +107,7 @@ def _rows(stored: Stored, indices: Array) -> Array:
     rows = np.empty((len(unique), *stored.shape[1:]), stored.element.computed)
     for place, row in enumerate(unique):
         rows[place] = stored.rows(int(row), int(row) + 1)[0]
-    return rows[inverse].reshape(*indices.shape, *stored.shape[1:])
+    return rows[inverse].reshape((*indices.shape, *stored.shape[1:]))
 
 
 def _indices(call: Call, size: int, parameter: str = "indices") -> Array:
@@ -246,7 +246,8 @@ def argsort(call: Call) -> Array:
     """The order of elements along an axis, the largest first unless `ascending`."""
     x = call.array("x")
     call.reserve(x.shape, 3)
-    return _order(call, x, call.axis(call.integer("axis", -1), x.ndim)).astype(np.int32)
+    order = _order(call, x, call.axis(call.integer("axis", -1), x.ndim))
+    return np.asarray(order, np.int32)
 
 
 def _order(call: Call, x: Array, axis: int) -> Array:
