@@ -17,7 +17,7 @@ from bitnet_onnx.evaluation.mil.package import open_package
 with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import coremltools as ct
-    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil import Builder as mb  # noqa: N813 - as everybody calls it
     from coremltools.converters.mil.mil import get_new_symbol, types
     from coremltools.converters.mil.mil.types import type_int
 
