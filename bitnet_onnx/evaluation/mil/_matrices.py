@@ -59,13 +59,14 @@ class StoredMatrix:
         if self.steps is None:
             raise ValueError("floats have no codes")
         stored = self.stored
+        values: Array
         if isinstance(stored, Scaled):
             values = stored.data.rows(start, stop).astype(np.float32)
             if stored.offset is not None:
                 values -= spread(stored.offset, self.shape, start, stop - start)
         elif isinstance(stored, Palettized | Sparse):
             steps = spread(self.steps, self.shape, start, stop - start)
-            values = stored.rows(start, stop) / np.where(steps == 0, np.float32(1), steps)
+            values = np.asarray(stored.rows(start, stop) / np.where(steps == 0, np.float32(1), steps))
         else:
             values = stored.rows(start, stop)
         codes = np.rint(values)

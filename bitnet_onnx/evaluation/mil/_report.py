@@ -137,13 +137,14 @@ class Verification:
     @property
     def holds(self) -> bool:
         """Whether everything that is judged holds."""
-        judged = (*self.weights, *self.logits, *self.layers)
-        return not self.overflows and all(check.holds for check in judged)
+        judged = [check.holds for check in self.weights]
+        judged += [check.holds for check in self.logits]
+        judged += [check.holds for check in self.layers]
+        return not self.overflows and all(judged)
 
     def as_dict(self) -> dict[str, object]:
         """All facts as JSON values."""
-        judged = {
-            name: [{**asdict(check), "holds": check.holds} for check in getattr(self, name)]
-            for name in ("weights", "logits", "layers")
-        }
-        return {"holds": self.holds, **asdict(self), **judged}
+        weights = [{**asdict(check), "holds": check.holds} for check in self.weights]
+        logits = [{**asdict(check), "holds": check.holds} for check in self.logits]
+        layers = [{**asdict(check), "holds": check.holds} for check in self.layers]
+        return {"holds": self.holds, **asdict(self), "weights": weights, "logits": logits, "layers": layers}

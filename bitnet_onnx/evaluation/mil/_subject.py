@@ -119,7 +119,7 @@ class Subject:
         if logits is None or logits.shape != (1, count, self._vocabulary):
             shapes = {name: list(value.shape) for name, value in run.outputs.items()}
             raise PackageError(f"outputs are {shapes!s:.200}, expected {LOGITS} [1, {count}, {self._vocabulary}]")
-        return logits[0]
+        return np.asarray(logits[0])
 
 
 class Reference:
