@@ -76,18 +76,21 @@ def verify(
     chosen, report = options or Options(), progress or _silent
     with open_package(Path(package)) as opened:
         _check_known(opened)
-        manifest = read_manifest(opened.program)
         if source is None:
             return try_out(opened, float16=chosen.float16)
-        if manifest is None:
-            raise PackageError(f"{opened.path}: no package of ours, whose weights have names: leave out --source")
-        with _source(Path(source), manifest, chosen.i2s_layout) as model:
-            manifest.check(model.spec)
-            return _compare(opened, manifest, model, chosen, report)
+        with _source(Path(source), _manifest(opened), chosen.i2s_layout) as model:
+            return compare(opened, model, chosen, progress=report)
 
 
 def _silent(_: str, __: int, ___: int) -> None:
     """No progress."""
+
+
+def _manifest(package: Package) -> Manifest:
+    found = read_manifest(package.program)
+    if found is None:
+        raise PackageError(f"{package.path}: no package of ours, whose weights have names: leave out --source")
+    return found
 
 
 def _check_known(package: Package) -> None:
@@ -115,10 +118,16 @@ def _source(path: Path, manifest: Manifest, layout: str | None) -> Iterator[Sour
         yield model
 
 
-def _compare(
-    package: Package, manifest: Manifest, model: SourceModel, options: Options, report: Progress
+def compare(
+    package: Package, model: SourceModel, options: Options, *, progress: Progress | None = None
 ) -> Verification:
-    spec = model.spec
+    """Compare an open package of ours with the open model that it was made from, whose context is the package's.
+
+    Raises:
+        InputError: they are of different models, or an option is impossible.
+    """
+    spec, report, manifest = model.spec, progress or _silent, _manifest(package)
+    manifest.check(spec)
     functions = _functions(package)
     prompts, layers = _prompts(options, model), _layers(options, spec.num_hidden_layers)
     matrices = PackageMatrices(package, functions.prefill)
