@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from bitnet_onnx.converters.coreml.options import CoreMLOptions
 from bitnet_onnx.converters.coreml.package import MODEL_FILE, WEIGHT_FILE, write_bundle
 from bitnet_onnx.converters.onnx._linears import LayerRecord
 from bitnet_onnx.decoder import DecoderSpec
+from bitnet_onnx.evaluation.mil.interpreter import Finding, Interpreter, Mode
+from bitnet_onnx.evaluation.mil.package import open_package
 from bitnet_onnx.policy import Policy
 
 _SENTINEL = 0xDEADBEEF
@@ -211,3 +213,36 @@ def _protobuf() -> object:
     finally:
         logger.setLevel(level)
     return Model_pb2
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a package makes of one sequence."""
+
+    logits: np.ndarray
+    layers: list[np.ndarray]
+    findings: list[Finding]
+
+
+def play(path: Path, spec: DecoderSpec, calls: Sequence[tuple[str, np.ndarray]], mode: Mode = Mode.WIDE) -> Played:
+    """Give a package tokens in several calls, each by a function, with a mask of zeros, behind caches of rubbish."""
+    names = [f"layers_{index}_output" for index in range(spec.num_hidden_layers)]
+    logits, layers, findings = [], [[] for _ in names], []
+    with open_package(path) as package:
+        interpreter = Interpreter(package, mode)
+        states = {name: np.full_like(state, 7) for name, state in interpreter.states(calls[0][0]).items()}
+        length = 0
+        for function, ids in calls:
+            length += len(ids)
+            inputs = {"inputIds": ids[None], "causalMask": np.zeros((1, 1, len(ids), length), np.float32)}
+            run = interpreter.run(function, inputs, states, keep=names)
+            logits.append(run.outputs["logits"][0])
+            for layer, name in zip(layers, names, strict=True):
+                layer.append(run.kept[name][0])
+            findings += run.findings
+    return Played(np.concatenate(logits), [np.concatenate(layer) for layer in layers], findings)
+
+
+def distance(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, as a part of the largest value."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
