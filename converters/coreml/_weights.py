@@ -61,8 +61,8 @@ class Matrix:
         shape: `(N, K)`.
         encoding: how it is stored.
         factor_kind: whether there is a factor, and whether it is `[N]`.
-        byte_unit: where codes are bytes without groups, what one step of them is in the decompressed matrix: rows can be
-            looked up without decompressing all of it. Otherwise 0.
+        byte_unit: where codes are bytes without groups, what one step of them is in the decompressed matrix: rows can
+            be looked up without decompressing all of it. Otherwise 0.
         bits: that it takes, all in all.
     """
 

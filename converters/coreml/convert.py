@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from bitnet_onnx.converters._config import Config
 from bitnet_onnx.converters._scaling import search_scaling
 from bitnet_onnx.converters.convert import Conversion
 from bitnet_onnx.converters.coreml.options import CoreMLOptions
@@ -20,7 +21,7 @@ from bitnet_onnx.converters.coreml.package import (
     write_bundle,
     write_tokenizer,
 )
-from bitnet_onnx.converters.model import SourceModel, open_model
+from bitnet_onnx.converters.model import SourceModel, describe, open_model
 from bitnet_onnx.converters.onnx._directory import Kind, new_directory
 from bitnet_onnx.converters.onnx._space import check_space
 from bitnet_onnx.converters.onnx.package import Progress
@@ -36,6 +37,7 @@ def _is_tokenizer(directory: Path) -> bool:
     return all((directory / name).is_file() for name in (CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG))
 
 
+_PACKAGE: Final = "package"
 _TOKENIZER: Final = Kind("tokenizer directory", _is_tokenizer, f"no {GENERATION_CONFIG}")
 
 
@@ -107,5 +109,10 @@ def convert_coreml(
 
 
 def _with_default_context(model: SourceModel) -> SourceModel:
-    context = min(model.spec.context_length, DEFAULT_CONTEXT)
-    return replace(model, spec=replace(model.spec, context_length=context))
+    """With room for no more positions than a package has where nobody asks."""
+    if model.spec.context_length <= DEFAULT_CONTEXT:
+        return model
+    if model.format == _PACKAGE:
+        return replace(model, spec=replace(model.spec, context_length=DEFAULT_CONTEXT))
+    # Some rotations depend on it.
+    return replace(model, spec=describe(Config(model.config), DEFAULT_CONTEXT).spec)

@@ -133,8 +133,8 @@ def _check_state(spec: DecoderSpec) -> None:
     size = 2 * spec.num_hidden_layers * spec.key_value_size * spec.context_length
     if size > _MAX_STATE_BYTES:
         raise UnsupportedError(
-            f"context_length is {spec.context_length}: the keys of all layers take {size} bytes, more than the limit of "
-            f"{_MAX_STATE_BYTES}; choose a shorter --context"
+            f"context_length is {spec.context_length}: the keys of all layers take {size} bytes, more than the limit "
+            f"of {_MAX_STATE_BYTES}; choose a shorter --context"
         )
 
 

@@ -63,9 +63,7 @@ def test_precisions_and_the_context(run, tiny_checkpoint, tmp_path: Path) -> Non
         (("--weights", "int8", "--to", "gguf"), "--weights belongs to --to onnx or coreml, not to gguf"),
     ],
 )
-def test_options_of_other_targets(
-    run, tiny_checkpoint, tmp_path: Path, options: tuple[str, ...], message: str
-) -> None:
+def test_options_of_other_targets(run, tiny_checkpoint, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
     result = run("convert", tiny_checkpoint("tied_mha"), tmp_path / "a.mlpackage", *options)
     assert result.status == 2
     assert message in result.err

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from random_decoders import source
@@ -60,8 +61,7 @@ class Saved:
 
     @classmethod
     def read(cls, package: Path) -> Saved:
-        Model_pb2 = _protobuf()  # noqa: N806
-        model = Model_pb2.Model()
+        model = _protobuf().Model()
         model.ParseFromString((package / MODEL_FILE).read_bytes())
         return cls(model, (package / WEIGHT_FILE).read_bytes())
 
@@ -201,7 +201,7 @@ def _type_name(number: int) -> str:
     return str(MIL_pb2.DataType.Name(number))
 
 
-def _protobuf() -> object:
+def _protobuf() -> Any:
     """coremltools greets with warnings; tests make errors of them."""
     logger = logging.getLogger("coremltools")
     level = logger.level

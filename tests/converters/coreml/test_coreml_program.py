@@ -35,9 +35,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _ranges(described: object) -> dict[str, list[tuple[int, int]]]:
     return {
-        given.name: [
-            (size.lowerBound, size.upperBound) for size in given.type.multiArrayType.shapeRange.sizeRanges
-        ]
+        given.name: [(size.lowerBound, size.upperBound) for size in given.type.multiArrayType.shapeRange.sizeRanges]
         for given in described.input
     }
 
