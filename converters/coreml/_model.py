@@ -124,7 +124,6 @@ def export_model(tools: Tools, program: Any, weights: WeightFile, target: Deploy
         weights: what holds its constants.
         target: the oldest system that reads it.
     """
-
     base: Any = tools.program_exporter
 
     class Exporter(base):  # type: ignore[misc]  # the class is known only when coremltools is loaded
