@@ -159,6 +159,12 @@ class Scaled:
 def scaled(values: Array, scale: Array, offset: Array | None, shape: tuple[int, ...], start: int) -> Array:
     """`scale * (values - offset)` on the rows of a tensor of `shape` from `start` on; changes its argument."""
     count = len(values)
+    if values.ndim == 2 and offset is None and scale.shape[1] < shape[1]:
+        # As spreading, without an array of scales that is as large as the values.
+        steps = spread(scale, (shape[0], scale.shape[1]), start, count)
+        blocks = values.reshape(count, scale.shape[1], -1)
+        blocks *= steps[:, :, None]
+        return values
     if offset is not None:
         values -= spread(offset, shape, start, count)
     values *= spread(scale, shape, start, count)

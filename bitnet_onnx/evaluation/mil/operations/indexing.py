@@ -220,7 +220,7 @@ def one_hot(call: Call) -> Array:
     on = call.array("on_value") if call.has("on_value") else np.array(1, np.int32)
     off = call.array("off_value") if call.has("off_value") else np.zeros_like(on)
     found = np.expand_dims(indices, -1) == np.arange(size)
-    return np.where(np.moveaxis(found, -1, axis), on.reshape(-1)[0], off.reshape(-1)[0])
+    return np.asarray(np.where(np.moveaxis(found, -1, axis), on.reshape(-1)[0], off.reshape(-1)[0]))
 
 
 @operation("topk", result=Result.DECLARED, moves=True)
