@@ -102,7 +102,15 @@ def convert_coreml(
             found = search_scaling(model.spec, model.tensors, chosen, calibration, searched)
             scaled = len(found.scales)
             model, calibration = replace(model, tensors=found.tensors(model.tensors)), found.calibration(calibration)
-        layers = write_bundle(bundle, model, options, policy=chosen, calibration=calibration, progress=progress)
+        layers = write_bundle(
+            bundle,
+            model,
+            options,
+            policy=chosen,
+            calibration=calibration,
+            scaled_inputs=scaled,
+            progress=progress,
+        )
         write_tokenizer(tokenizer, model)
         graph_bytes, data_bytes = ((bundle / name).stat().st_size for name in (MODEL_FILE, WEIGHT_FILE))
     return Conversion(output, model.spec, layers, graph_bytes, data_bytes, model.trained_ternary, scaled)

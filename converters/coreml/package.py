@@ -73,6 +73,7 @@ def write_bundle(
     *,
     policy: Policy,
     calibration: Calibration | None = None,
+    scaled_inputs: int = 0,
     progress: Progress | None = None,
 ) -> tuple[LayerRecord, ...]:
     """Write every file of a package into an empty directory and return the records of its matrices.
@@ -94,7 +95,7 @@ def write_bundle(
     finally:
         weights.close()
     layers = tuple(records.layers)
-    _describe(saved, model, options, layers, tools)
+    _describe(saved, _manifest(model, options, layers, scaled_inputs), model.name, tools)
     (work / MODEL_FILE).write_bytes(saved.SerializeToString(deterministic=True))
     (work / _BUNDLE_MANIFEST).write_text(json.dumps(_bundle_manifest(), indent=4) + "\n", encoding="utf-8")
     return layers
@@ -138,13 +139,24 @@ def _check_state(spec: DecoderSpec) -> None:
         )
 
 
-def _describe(
-    saved: Any, model: SourceModel, options: CoreMLOptions, layers: tuple[LayerRecord, ...], tools: Tools
-) -> None:
+def _describe(saved: Any, manifest: Mapping[str, object], name: str, tools: Tools) -> None:
     """What an application can ask the package."""
-    spec, metadata = model.spec, saved.description.metadata
-    metadata.shortDescription = f"{model.name}, written by bitnet-onnx {tool_version()}"
-    manifest = {
+    metadata = saved.description.metadata
+    metadata.shortDescription = f"{name}, written by bitnet-onnx {tool_version()}"
+    facts = {
+        NAME_KEY: name,
+        MANIFEST_KEY: json.dumps(manifest, separators=(",", ":")),
+        _VERSION_KEY: tools.version,
+    }
+    for key, value in facts.items():
+        metadata.userDefined[key] = value
+
+
+def _manifest(
+    model: SourceModel, options: CoreMLOptions, layers: tuple[LayerRecord, ...], scaled_inputs: int
+) -> dict[str, object]:
+    spec = model.spec
+    return {
         "format": _MANIFEST_FORMAT,
         "tool": f"bitnet-onnx {tool_version()}",
         "sizes": {
@@ -156,23 +168,19 @@ def _describe(
         "weights": str(options.ternary),
         "target": str(options.target),
         "functions": list(function_names(split=options.split)),
+        "scaled_inputs": scaled_inputs,
         "precisions": {
             layer.role: {
                 "weights": str(layer.weights),
                 "group_size": layer.group_size,
                 "activation_bits": layer.activation_bits,
+                "relative_error": round(layer.relative_error, 6),
+                "method": layer.method,
             }
             for layer in layers
         },
         "source": {"name": model.name, "format": model.format, "sha256": model.sha256()},
     }
-    facts: Mapping[str, str] = {
-        NAME_KEY: model.name,
-        MANIFEST_KEY: json.dumps(manifest, separators=(",", ":")),
-        _VERSION_KEY: tools.version,
-    }
-    for key, value in facts.items():
-        metadata.userDefined[key] = value
 
 
 def _bundle_manifest() -> dict[str, object]:

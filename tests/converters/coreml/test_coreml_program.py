@@ -137,11 +137,10 @@ def test_metadata(split: Path) -> None:
     assert manifest["sizes"]["family"] == "llama"
     assert manifest["sizes"]["head_dim"] == SPEC.head_dim
     assert set(manifest["precisions"]) == {role for role, _ in SPEC.matrices()}
-    assert manifest["precisions"]["layers.1.mlp.up_proj"] == {
-        "weights": "ternary",
-        "group_size": 0,
-        "activation_bits": 8,
-    }
+    up = manifest["precisions"]["layers.1.mlp.up_proj"]
+    assert (up["weights"], up["group_size"], up["activation_bits"], up["method"]) == ("ternary", 0, 8, "absmean")
+    assert 0.3 < up["relative_error"] < 0.7
+    assert manifest["scaled_inputs"] == 0
 
 
 def test_the_same_model_gives_the_same_bytes(whole: Path, tmp_path: Path) -> None:
