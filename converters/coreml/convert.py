@@ -30,15 +30,20 @@ from bitnet_onnx.package_format import CONFIG, GENERATION_CONFIG, TOKENIZER_CONF
 from bitnet_onnx.policy import Policy
 from bitnet_onnx.quantization.statistics import Calibration
 
+#: What `SourceModel.format` says of our own packages.
+_PACKAGE: Final = "package"
+#: Of the files beside a package.
+_SUFFIXES: Final = frozenset({".json", ".jinja"})
 _BUNDLE: Final = Kind("Core ML package", is_ours, "it was written by something else")
 
 
 def _is_tokenizer(directory: Path) -> bool:
-    return all((directory / name).is_file() for name in (CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG))
+    """Whether a directory holds what is written beside a package, and nothing like weights."""
+    complete = all((directory / name).is_file() for name in (CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG))
+    return complete and all(path.is_file() and path.suffix in _SUFFIXES for path in directory.iterdir())
 
 
-_PACKAGE: Final = "package"
-_TOKENIZER: Final = Kind("tokenizer directory", _is_tokenizer, f"no {GENERATION_CONFIG}")
+_TOKENIZER: Final = Kind("tokenizer directory", _is_tokenizer, "it holds other files")
 
 
 def tokenizer_directory(output: Path) -> Path:

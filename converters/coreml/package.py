@@ -45,6 +45,8 @@ _MANIFEST_FORMAT: Final = 1
 #: Positions of a package whose checkpoint has more and whose user names no number: the whole cache is allocated.
 DEFAULT_CONTEXT: Final = 2048
 _MAX_STATE_BYTES: Final = 1 << 32
+#: More than a program of a thousand layers takes: its weights are in a file of their own.
+_MAX_PROGRAM_BYTES: Final = 1 << 27
 
 _log = logging.getLogger(__name__)
 
@@ -112,7 +114,8 @@ def write_tokenizer(work: Path, model: SourceModel) -> None:
 def is_ours(bundle: Path) -> bool:
     """Whether a directory is a package that was written here."""
     try:
-        return MANIFEST_KEY.encode() in (bundle / MODEL_FILE).read_bytes()
+        with (bundle / MODEL_FILE).open("rb") as file:
+            return MANIFEST_KEY.encode() in file.read(_MAX_PROGRAM_BYTES)
     except OSError:
         return False
 
