@@ -71,7 +71,8 @@ _TARGETS = {
     default="onnx",
     show_default=True,
     help="onnx: our package. coreml: an .mlpackage for Apple's systems, its tokenizer in a directory beside it. "
-    "safetensors: a Hugging Face directory. gguf: a file for llama.cpp and its like. The last two keep the codes of ternary matrices, and say what else they had to round.",
+    "safetensors: a Hugging Face directory. gguf: a file for llama.cpp and its like. The last two keep the codes of "
+    "ternary matrices, and say what else they had to round.",
 )
 @click.option(
     "--weights",

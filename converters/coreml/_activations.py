@@ -37,7 +37,7 @@ class LayerInput:
         self._scaled: dict[bool, Value] = {}
 
     def scaled(self, activation_bits: int) -> tuple[Value, Value]:
-        """The tokens as a layer of so many bits reads them, float16, and the step of each token, float32 `[1, query, 1]`."""
+        """The tokens as a layer of so many bits reads them, float16, and their steps, float32 `[1, query, 1]`."""
         ops, rounded = self._graph.ops, activation_bits == ROUNDED_BITS
         if self._scales is None:
             magnitude = ops.abs(x=self.value)

@@ -90,8 +90,7 @@ class Attentions:
         plain = spec.attention_scale is None and not spec.attention_softcap
         query = graph.narrow(query if plain else graph.scaled(query, scale * own))
         keys, values = (
-            self._update(index, cache, graph.narrow(part))
-            for cache, part in zip(CACHES, (key, value), strict=True)
+            self._update(index, cache, graph.narrow(part)) for cache, part in zip(CACHES, (key, value), strict=True)
         )
         attended = self._attend(query, keys, values, layer.window)
         return graph.wide(attended, f"{mil_name(role)}_attended")
@@ -116,9 +115,9 @@ class Attentions:
             Float16 `[1, key_value_heads, key, head_dim]`.
         """
         spec, ops, cache, positions = self._spec, self._graph.ops, self._caches[name], self._positions
-        heads, size = np.int32(spec.num_key_value_heads), np.int32(spec.head_dim)
-        first, last = np.array([index, 0, 0], np.int32), np.array([index + 1, 1, heads], np.int32)
-        end = ops.concat(values=[last, positions.end, size[None]], axis=0)
+        first = np.array([index, 0, 0], np.int32)
+        last = np.array([index + 1, 1, spec.num_key_value_heads], np.int32)
+        end = ops.concat(values=[last, positions.end, np.array([spec.head_dim], np.int32)], axis=0)
         updated = ops.slice_update(
             x=cache.content,
             update=ops.expand_dims(x=ops.transpose(x=new, perm=[0, 2, 1, 3]), axes=[0]),

@@ -64,7 +64,7 @@ class Matrices:
             if tensor is None:
                 matrix, bits = write_floats(self._weights, role, self._tensors), 0
             else:
-                matrix = write_codes(self._weights, role, tensor, self._ternary)
+                matrix = write_codes(self._weights, role, tensor, self._ternary, looked_up=looked_up)
                 bits = precision.activation_bits
             self._record(replace(record, bits_per_weight=matrix.bits / (matrix.shape[0] * matrix.shape[1])))
             self._written[role] = matrix, bits

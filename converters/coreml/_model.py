@@ -124,8 +124,9 @@ def export_model(tools: Tools, program: Any, weights: WeightFile, target: Deploy
         weights: what holds its constants.
         target: the oldest system that reads it.
     """
+    base: Any = tools.program_exporter
 
-    class Exporter(tools.program_exporter):  # type: ignore[misc]  # known only when coremltools is loaded
+    class Exporter(base):  # type: ignore[misc]  # the class is known only when coremltools is loaded
         """Knows where constants stand that were written before."""
 
         def create_file_value(self, var: Any) -> Any:

@@ -58,17 +58,12 @@ class Rotaries:
     def _angles(self, rotary: Rotary) -> tuple[Value, Value]:
         """Cosines and sines of the tokens, float32 `[1, query, 1, dim / 2]`."""
         if rotary not in self._known:
-            ops, half, number = self._graph.ops, rotary.dim // 2, len(self._known)
-            cosine, sine = (
-                ops.expand_dims(
-                    x=self._positions.rows(
-                        self._graph.constant(
-                            f"rotary_{number}_{name}", lambda which=which: tables(rotary, self._context_length)[which][:, :half]
-                        )
-                    ),
-                    axes=[0, 2],
-                )
-                for which, name in enumerate(("cos", "sin"))
-            )
-            self._known[rotary] = cosine, sine
+            name = f"rotary_{len(self._known)}"
+            self._known[rotary] = self._rows(rotary, f"{name}_cos", 0), self._rows(rotary, f"{name}_sin", 1)
         return self._known[rotary]
+
+    def _rows(self, rotary: Rotary, name: str, which: int) -> Value:
+        """The tokens' rows of one of the two tables."""
+        half, length = rotary.dim // 2, self._context_length
+        table = self._graph.constant(name, lambda: tables(rotary, length)[which][:, :half])
+        return self._graph.ops.expand_dims(x=self._positions.rows(table), axes=[0, 2])

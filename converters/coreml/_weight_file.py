@@ -60,7 +60,7 @@ class WeightFile:
         self.path = path
         self._stored: dict[str, Stored] = {}
         #: coremltools' own writer, which appends what the program's exporter finds besides.
-        self.writer: Any = tools.blob_writer(str(path))
+        self.writer: Any = _new_writer(tools, path)
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored
@@ -112,6 +112,10 @@ class WeightFile:
 
     def _type(self, kind: str) -> Any:
         return getattr(self._tools.types, kind)
+
+
+def _new_writer(tools: Tools, path: Path) -> Any:
+    return tools.blob_writer(str(path))
 
 
 class StandIn(np.ndarray[Any, Any]):

@@ -61,8 +61,8 @@ class Matrix:
         shape: `(N, K)`.
         encoding: how it is stored.
         factor_kind: whether there is a factor, and whether it is `[N]`.
-        byte_unit: where codes are bytes without groups, what one step of them is in the decompressed matrix: rows can be
-            looked up without decompressing all of it. Otherwise 0.
+        byte_unit: where codes are bytes without groups, what one step of them is in the decompressed matrix: rows can
+            be looked up without decompressing all of it. Otherwise 0.
         bits: that it takes, all in all.
     """
 
@@ -125,7 +125,9 @@ def _decompressed(graph: Graph, matrix: Matrix) -> Value:
             return ops.constexpr_blockwise_shift_scale(data=data, scale=scale, name=matrix.name)
 
 
-def write_codes(weights: WeightFile, role: str, tensor: QuantizedTensor, storage: TernaryStorage) -> Matrix:
+def write_codes(
+    weights: WeightFile, role: str, tensor: QuantizedTensor, storage: TernaryStorage, *, looked_up: bool = False
+) -> Matrix:
     """Write a quantized matrix.
 
     Args:
@@ -133,10 +135,11 @@ def write_codes(weights: WeightFile, role: str, tensor: QuantizedTensor, storage
         role: of the matrix, no `.weight`.
         tensor: its codes.
         storage: of ternary codes that have no groups.
+        looked_up: rows of it are, and nothing is ever multiplied with them.
     """
     grid, columns = tensor.grid, tensor.shape[1]
     most = max(grid.zero_point, grid.levels - 1 - grid.zero_point)
-    unit = power_below(_LARGEST / (PEAK * columns * most))
+    unit = 1.0 if looked_up else power_below(_LARGEST / (PEAK * columns * most))
     if grid.group_size:
         steps, factor = _group_steps(tensor, unit)
     else:

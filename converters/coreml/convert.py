@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from bitnet_onnx.converters._config import Config
 from bitnet_onnx.converters._scaling import search_scaling
 from bitnet_onnx.converters.convert import Conversion
 from bitnet_onnx.converters.coreml.options import CoreMLOptions
@@ -20,7 +21,7 @@ from bitnet_onnx.converters.coreml.package import (
     write_bundle,
     write_tokenizer,
 )
-from bitnet_onnx.converters.model import SourceModel, open_model
+from bitnet_onnx.converters.model import SourceModel, describe, open_model
 from bitnet_onnx.converters.onnx._directory import Kind, new_directory
 from bitnet_onnx.converters.onnx._space import check_space
 from bitnet_onnx.converters.onnx.package import Progress
@@ -29,14 +30,20 @@ from bitnet_onnx.package_format import CONFIG, GENERATION_CONFIG, TOKENIZER_CONF
 from bitnet_onnx.policy import Policy
 from bitnet_onnx.quantization.statistics import Calibration
 
+#: What `SourceModel.format` says of our own packages.
+_PACKAGE: Final = "package"
+#: Of the files beside a package.
+_SUFFIXES: Final = frozenset({".json", ".jinja"})
 _BUNDLE: Final = Kind("Core ML package", is_ours, "it was written by something else")
 
 
 def _is_tokenizer(directory: Path) -> bool:
-    return all((directory / name).is_file() for name in (CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG))
+    """Whether a directory holds what is written beside a package, and nothing like weights."""
+    complete = all((directory / name).is_file() for name in (CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG))
+    return complete and all(path.is_file() and path.suffix in _SUFFIXES for path in directory.iterdir())
 
 
-_TOKENIZER: Final = Kind("tokenizer directory", _is_tokenizer, f"no {GENERATION_CONFIG}")
+_TOKENIZER: Final = Kind("tokenizer directory", _is_tokenizer, "it holds other files")
 
 
 def tokenizer_directory(output: Path) -> Path:
@@ -100,12 +107,25 @@ def convert_coreml(
             found = search_scaling(model.spec, model.tensors, chosen, calibration, searched)
             scaled = len(found.scales)
             model, calibration = replace(model, tensors=found.tensors(model.tensors)), found.calibration(calibration)
-        layers = write_bundle(bundle, model, options, policy=chosen, calibration=calibration, progress=progress)
+        layers = write_bundle(
+            bundle,
+            model,
+            options,
+            policy=chosen,
+            calibration=calibration,
+            scaled_inputs=scaled,
+            progress=progress,
+        )
         write_tokenizer(tokenizer, model)
         graph_bytes, data_bytes = ((bundle / name).stat().st_size for name in (MODEL_FILE, WEIGHT_FILE))
     return Conversion(output, model.spec, layers, graph_bytes, data_bytes, model.trained_ternary, scaled)
 
 
 def _with_default_context(model: SourceModel) -> SourceModel:
-    context = min(model.spec.context_length, DEFAULT_CONTEXT)
-    return replace(model, spec=replace(model.spec, context_length=context))
+    """With room for no more positions than a package has where nobody asks."""
+    if model.spec.context_length <= DEFAULT_CONTEXT:
+        return model
+    if model.format == _PACKAGE:
+        return replace(model, spec=replace(model.spec, context_length=DEFAULT_CONTEXT))
+    # Some rotations depend on it.
+    return replace(model, spec=describe(Config(model.config), DEFAULT_CONTEXT).spec)

@@ -45,6 +45,8 @@ _MANIFEST_FORMAT: Final = 1
 #: Positions of a package whose checkpoint has more and whose user names no number: the whole cache is allocated.
 DEFAULT_CONTEXT: Final = 2048
 _MAX_STATE_BYTES: Final = 1 << 32
+#: More than a program of a thousand layers takes: its weights are in a file of their own.
+_MAX_PROGRAM_BYTES: Final = 1 << 27
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ def write_bundle(
     *,
     policy: Policy,
     calibration: Calibration | None = None,
+    scaled_inputs: int = 0,
     progress: Progress | None = None,
 ) -> tuple[LayerRecord, ...]:
     """Write every file of a package into an empty directory and return the records of its matrices.
@@ -94,7 +97,7 @@ def write_bundle(
     finally:
         weights.close()
     layers = tuple(records.layers)
-    _describe(saved, model, options, layers, tools)
+    _describe(saved, _manifest(model, options, layers, scaled_inputs), model.name, tools)
     (work / MODEL_FILE).write_bytes(saved.SerializeToString(deterministic=True))
     (work / _BUNDLE_MANIFEST).write_text(json.dumps(_bundle_manifest(), indent=4) + "\n", encoding="utf-8")
     return layers
@@ -111,7 +114,8 @@ def write_tokenizer(work: Path, model: SourceModel) -> None:
 def is_ours(bundle: Path) -> bool:
     """Whether a directory is a package that was written here."""
     try:
-        return MANIFEST_KEY.encode() in (bundle / MODEL_FILE).read_bytes()
+        with (bundle / MODEL_FILE).open("rb") as file:
+            return MANIFEST_KEY.encode() in file.read(_MAX_PROGRAM_BYTES)
     except OSError:
         return False
 
@@ -133,18 +137,29 @@ def _check_state(spec: DecoderSpec) -> None:
     size = 2 * spec.num_hidden_layers * spec.key_value_size * spec.context_length
     if size > _MAX_STATE_BYTES:
         raise UnsupportedError(
-            f"context_length is {spec.context_length}: the keys of all layers take {size} bytes, more than the limit of "
-            f"{_MAX_STATE_BYTES}; choose a shorter --context"
+            f"context_length is {spec.context_length}: the keys of all layers take {size} bytes, more than the limit "
+            f"of {_MAX_STATE_BYTES}; choose a shorter --context"
         )
 
 
-def _describe(
-    saved: Any, model: SourceModel, options: CoreMLOptions, layers: tuple[LayerRecord, ...], tools: Tools
-) -> None:
+def _describe(saved: Any, manifest: Mapping[str, object], name: str, tools: Tools) -> None:
     """What an application can ask the package."""
-    spec, metadata = model.spec, saved.description.metadata
-    metadata.shortDescription = f"{model.name}, written by bitnet-onnx {tool_version()}"
-    manifest = {
+    metadata = saved.description.metadata
+    metadata.shortDescription = f"{name}, written by bitnet-onnx {tool_version()}"
+    facts = {
+        NAME_KEY: name,
+        MANIFEST_KEY: json.dumps(manifest, separators=(",", ":")),
+        _VERSION_KEY: tools.version,
+    }
+    for key, value in facts.items():
+        metadata.userDefined[key] = value
+
+
+def _manifest(
+    model: SourceModel, options: CoreMLOptions, layers: tuple[LayerRecord, ...], scaled_inputs: int
+) -> dict[str, object]:
+    spec = model.spec
+    return {
         "format": _MANIFEST_FORMAT,
         "tool": f"bitnet-onnx {tool_version()}",
         "sizes": {
@@ -156,23 +171,19 @@ def _describe(
         "weights": str(options.ternary),
         "target": str(options.target),
         "functions": list(function_names(split=options.split)),
+        "scaled_inputs": scaled_inputs,
         "precisions": {
             layer.role: {
                 "weights": str(layer.weights),
                 "group_size": layer.group_size,
                 "activation_bits": layer.activation_bits,
+                "relative_error": round(layer.relative_error, 6),
+                "method": layer.method,
             }
             for layer in layers
         },
         "source": {"name": model.name, "format": model.format, "sha256": model.sha256()},
     }
-    facts: Mapping[str, str] = {
-        NAME_KEY: model.name,
-        MANIFEST_KEY: json.dumps(manifest, separators=(",", ":")),
-        _VERSION_KEY: tools.version,
-    }
-    for key, value in facts.items():
-        metadata.userDefined[key] = value
 
 
 def _bundle_manifest() -> dict[str, object]:
