@@ -26,7 +26,7 @@ from bitnet_onnx.converters.onnx._directory import Kind, new_directory
 from bitnet_onnx.converters.onnx._space import check_space
 from bitnet_onnx.converters.onnx.package import Progress
 from bitnet_onnx.errors import InputError, PackageError
-from bitnet_onnx.package_format import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG
+from bitnet_onnx.package_format import CONFIG, GENERATION_CONFIG, SCALING, TOKENIZER_CONFIG
 from bitnet_onnx.policy import Policy
 from bitnet_onnx.quantization.statistics import Calibration
 
@@ -40,7 +40,9 @@ _BUNDLE: Final = Kind("Core ML package", is_ours, "it was written by something e
 def _is_tokenizer(directory: Path) -> bool:
     """Whether a directory holds what is written beside a package, and nothing like weights."""
     complete = all((directory / name).is_file() for name in (CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG))
-    return complete and all(path.is_file() and path.suffix in _SUFFIXES for path in directory.iterdir())
+    return complete and all(
+        path.is_file() and (path.suffix in _SUFFIXES or path.name == SCALING) for path in directory.iterdir()
+    )
 
 
 _TOKENIZER: Final = Kind("tokenizer directory", _is_tokenizer, "it holds other files")
@@ -106,6 +108,8 @@ def convert_coreml(
         if calibration is not None and scaling:
             found = search_scaling(model.spec, model.tensors, chosen, calibration, searched)
             scaled = len(found.scales)
+            # Who compares the weights with the source's needs them.
+            found.save(tokenizer)
             model, calibration = replace(model, tensors=found.tensors(model.tensors)), found.calibration(calibration)
         layers = write_bundle(
             bundle,
