@@ -61,6 +61,19 @@ class BlobTensor:
         width = math.prod(self.shape[1:])
         return self.flat(start * width, (stop - start) * width).reshape(stop - start, *self.shape[1:])
 
+    @property
+    def rows_are_bytes(self) -> bool:
+        """Whether rows are of whole bytes, each of which holds whole elements of less than a byte."""
+        bits = self.element.bits
+        return bits < 8 and 8 % bits == 0 and math.prod(self.shape[1:]) * bits % 8 == 0
+
+    def packed(self, start: int, stop: int) -> Array:
+        """The bytes of rows of whole bytes."""
+        width = math.prod(self.shape[1:]) * self.element.bits // 8
+        data = np.empty((stop - start) * width, np.uint8)
+        self.file.read_into(self.offset + start * width, data)
+        return data
+
     def flat(self, start: int, count: int) -> Array:
         """`count` elements from `start` on, in the order in which they lie."""
         bits = self.element.bits

@@ -9,7 +9,7 @@ from typing import Final, Protocol, TypeAlias
 import numpy as np
 
 from bitnet_onnx.errors import PackageError
-from bitnet_onnx.evaluation.mil._blob import BlobTensor
+from bitnet_onnx.evaluation.mil._blob import BlobTensor, unpack
 from bitnet_onnx.evaluation.mil._types import Array, Element, Kind
 
 #: Elements made dense at once.
@@ -126,7 +126,13 @@ class Palettized:
 
     def rows(self, start: int, stop: int) -> Array:
         """Looked up."""
-        return self.palette.choose(self.indices.rows(start, stop), start)
+        indices, values = self.indices, self.palette.values
+        if isinstance(indices, BlobTensor) and values.size == values.shape[-1] and indices.rows_are_bytes:
+            # Whole bytes at once: each stands for several values.
+            several = unpack(np.arange(256, dtype=np.uint8), indices.element, 256 * 8 // indices.element.bits)
+            table = np.take(values.reshape(-1), several).reshape(256, -1)
+            return np.take(table, indices.packed(start, stop), axis=0).reshape(stop - start, *self.shape[1:])
+        return self.palette.choose(indices.rows(start, stop), start)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -152,16 +152,14 @@ class Reference:
         count = len(self._prompts)
         self._plain, self._shaken = results[:count], results[count:]
 
-    def logits(self, ways: Sequence[tuple[Way, Sequence[Array]]], *, judged: bool = True) -> list[LogitError]:
-        """Logits of every prompt in several ways against the reference's."""
-        moved = max(
-            relative_error(one.logits, other.logits) for one, other in zip(self._plain, self._shaken, strict=True)
-        )
+    def logits(self, way: Way, found: Mapping[int, Array], *, judged: bool = True) -> list[LogitError]:
+        """Logits of some prompts, by their place, against the reference's."""
+        pairs = zip(self._plain, self._shaken, strict=True)
+        moved = max(relative_error(one.logits, other.logits) for one, other in pairs)
         tolerance = max(LOGIT_TOLERANCE, MOVEMENTS * moved) if judged else None
         return [
-            LogitError(len(result.logits), way, relative_error(result.logits, found), tolerance)
-            for way, prompts in ways
-            for result, found in zip(self._plain, prompts, strict=True)
+            LogitError(len(logits), way, relative_error(self._plain[place].logits, logits), tolerance)
+            for place, logits in found.items()
         ]
 
     def layer(self, index: int, before: Sequence[Array] | None, after: Sequence[Array]) -> LayerError:
@@ -181,11 +179,3 @@ class Reference:
         for result, states in zip(self._plain, after, strict=True):
             whole.add(result.hidden[index], states)
         return LayerError(index, relative_error(plain, found), tolerance, whole.relative)
-
-
-def half_ways(subject: Subject, prompts: Sequence[Ids]) -> list[tuple[Way, Sequence[Array]]]:
-    """Every prompt in half precision, whole and in parts."""
-    return [
-        (Way.FLOAT16, [subject.whole(ids)[0] for ids in prompts]),
-        (Way.FLOAT16_CACHED, [subject.cached(ids) for ids in prompts]),
-    ]

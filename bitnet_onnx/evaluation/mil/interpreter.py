@@ -462,7 +462,7 @@ class _Frame:
                 continue
             first = tuple(int(place) for place in np.unravel_index(int(wrong.argmax()), wrong.shape))
             largest = float(np.abs(array[wrong]).max()) if what == "overflow" else 0.0
-            inputs = {name: _largest(data) for name, data in arrays.items()}
+            inputs = {name: _largest(arrays[name]) for name in sorted(arrays)}
             self._findings.append(Finding(operation.name, operation.type, what, within, count, first, largest, inputs))
 
 

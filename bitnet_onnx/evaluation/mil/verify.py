@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from bitnet_onnx.converters._scaling import Scaling
-from bitnet_onnx.converters.coreml.package import DEFAULT_CONTEXT, TOKENIZER_SUFFIX
+from bitnet_onnx.converters.coreml.package import TOKENIZER_SUFFIX
 from bitnet_onnx.converters.model import SourceModel, open_model
 from bitnet_onnx.errors import InputError, PackageError, UnsupportedError
 from bitnet_onnx.evaluation._report import WeightCheck
 from bitnet_onnx.evaluation.mil._manifest import Manifest, read_manifest
 from bitnet_onnx.evaluation.mil._matrices import PackageDecoder, PackageMatrices
 from bitnet_onnx.evaluation.mil._report import LayerError, LogitError, Overflow, Verification, Way
-from bitnet_onnx.evaluation.mil._subject import Functions, Ids, Progress, Reference, Subject, half_ways
+from bitnet_onnx.evaluation.mil._subject import Functions, Ids, Progress, Reference, Subject
 from bitnet_onnx.evaluation.mil._trial import try_out
 from bitnet_onnx.evaluation.mil._weights import check_weights
 from bitnet_onnx.evaluation.mil.interpreter import DEFAULT_ROOM, Interpreter, Mode
@@ -78,7 +78,7 @@ def verify(
         _check_known(opened)
         if source is None:
             return try_out(opened, float16=chosen.float16)
-        with _source(Path(source), _manifest(opened), chosen.i2s_layout) as model:
+        with _source(Path(source), _manifest(opened).context, chosen.i2s_layout) as model:
             return compare(opened, model, chosen, progress=report)
 
 
@@ -105,16 +105,13 @@ def _check_known(package: Package) -> None:
 
 
 @contextmanager
-def _source(path: Path, manifest: Manifest, layout: str | None) -> Iterator[SourceModel]:
-    """The source with the package's context, as the conversion opened it: one that a user names may decide the rotary
-    scaling, the default one does not.
-    """
+def _source(path: Path, context: int, layout: str | None) -> Iterator[SourceModel]:
+    """The source with the context of the package, which may decide how it rotates."""
     with open_model(path, i2s_layout=layout) as model:
-        own = model.spec.context_length
-        if manifest.context in (own, min(own, DEFAULT_CONTEXT)):
-            yield replace(model, spec=replace(model.spec, context_length=manifest.context))
+        if model.spec.context_length == context:
+            yield model
             return
-    with open_model(path, context_length=manifest.context, i2s_layout=layout) as model:
+    with open_model(path, context_length=context, i2s_layout=layout) as model:
         yield model
 
 
@@ -154,7 +151,7 @@ def compare(
         if options.float16:
             report("float16", 0, 1)
             half = Subject(Interpreter(package, Mode.FLOAT16, room=room, cache=_CACHE), functions, spec.vocab_size)
-            logits += reference.logits(half_ways(half, prompts), judged=False)
+            logits += _half(half, reference, prompts)
             overflows += half.overflows
     return Verification(
         package=str(package.path),
@@ -178,18 +175,12 @@ def _wide(
     for done, ids in enumerate(prompts):
         whole.append(subject.whole(ids, kept))
         report("package", done + 1, len(prompts))
-    longer = [ids for ids in prompts if len(ids) > 1]
-    ways = [(Way.WHOLE, [logits for logits, _ in whole])]
-    logits = reference.logits(ways)
-    if longer:
-        ways = [
-            (
-                Way.CACHED,
-                [subject.cached(ids) if len(ids) > 1 else first[0] for ids, first in zip(prompts, whole, strict=True)],
-            ),
-            (Way.MASKED, [subject.whole(ids, masked=True)[0] for ids in prompts]),
-        ]
-        logits += [check for check in reference.logits(ways) if check.tokens > 1]
+    logits = reference.logits(Way.WHOLE, dict(enumerate(found for found, _ in whole)))
+    longer = [place for place, ids in enumerate(prompts) if len(ids) > 1]
+    logits += reference.logits(Way.CACHED, {place: subject.cached(prompts[place]) for place in longer})
+    # What the mask adds does not depend on the prompt.
+    shortest = sorted(longer, key=lambda place: len(prompts[place]))[:1]
+    logits += reference.logits(Way.MASKED, {place: subject.whole(prompts[place], masked=True)[0] for place in shortest})
     states = []
     for layer in layers:
         before, after = kept.index(layer - 1) if layer else None, kept.index(layer)
@@ -197,6 +188,17 @@ def _wide(
         states.append(reference.layer(layer, given, [hidden[after] for _, hidden in whole]))
         report("layers", len(states), len(layers))
     return logits, states
+
+
+def _half(subject: Subject, reference: Reference, prompts: Sequence[Ids]) -> list[LogitError]:
+    """Every prompt in half precision, and the longest in several calls."""
+    whole = {place: subject.whole(ids)[0] for place, ids in enumerate(prompts)}
+    longest = max(range(len(prompts)), key=lambda place: len(prompts[place]))
+    cached = {longest: subject.cached(prompts[longest])} if len(prompts[longest]) > 1 else {}
+    return [
+        *reference.logits(Way.FLOAT16, whole, judged=False),
+        *reference.logits(Way.FLOAT16_CACHED, cached, judged=False),
+    ]
 
 
 def _functions(package: Package) -> Functions:
