@@ -71,6 +71,7 @@ def test_integers_of_less_than_a_byte_lie_from_the_lowest_bit_on(bits: int, numb
 INDICES = {bits: RANDOM.integers(0, 1 << bits, (6, 8)).astype(np.uint8) for bits in (1, 2, 3, 4, 6, 8)}
 MASK = RANDOM.integers(0, 2, (6, 8)).astype(np.uint8)
 SIGNS = RANDOM.integers(0, 2, int(MASK.sum())).astype(np.uint8)
+FLOATS = RANDOM.normal(size=len(SIGNS)).astype(np.float16)
 DATA = RANDOM.integers(-8, 8, (6, 8)).astype(np.int8)
 SCALES = RANDOM.uniform(0.5, 2, (6, 4)).astype(np.float16)
 OFFSETS = RANDOM.integers(-3, 3, (6, 4)).astype(np.int8)
@@ -156,15 +157,11 @@ STORED = {
         np.array([[SIGN_ROWS[i, 0, SIGN_DENSE[i, j], 0] if MASK[i, j] else 0 for j in range(8)] for i in range(6)]),
     ),
     "sparse floats": (
-        lambda: mb.constexpr_sparse_to_dense(
-            nonzero_data=WIDE.reshape(-1)[: len(SIGNS)].astype(np.float16), mask=typed(MASK, "uint1")
-        ),
-        scattered(WIDE.reshape(-1)[: len(SIGNS)]),
+        lambda: mb.constexpr_sparse_to_dense(nonzero_data=FLOATS, mask=typed(MASK, "uint1")),
+        scattered(FLOATS),
     ),
     "sparse and scaled": (sparse_scaled, np.where(MASK, DATA * np.repeat(WIDE, 2, 1), 0)),
 }
-if len(SIGNS) > WIDE.size:
-    raise AssertionError("more elements than there are numbers for them")
 
 
 @pytest.fixture(scope="module")
