@@ -131,6 +131,14 @@ STORED = {
         lambda: mb.constexpr_lut_to_dense(indices=typed(INDICES[2], "uint2"), lut=BLOCKS),
         np.array([[BLOCKS[i // 2, j // 4, INDICES[2][i, j], 0] for j in range(8)] for i in range(6)]),
     ),
+    "few indices, in the program itself": (
+        lambda: mb.constexpr_lut_to_dense(indices=typed(INDICES[6][:1], "uint6"), lut=TABLES[6]),
+        TABLES[6].reshape(-1)[INDICES[6][:1]],
+    ),
+    "few nibbles, in the program itself": (
+        lambda: mb.constexpr_blockwise_shift_scale(data=typed(DATA[:1], "int4"), scale=np.float16([[2]])),
+        2 * DATA[:1],
+    ),
     "vectors": (
         lambda: mb.constexpr_lut_to_dense(indices=typed(INDICES[2], "uint2"), lut=VECTORS, vector_axis=0),
         np.array([[VECTORS[0, j // 4, INDICES[2][i // 3, j], i % 3] for j in range(8)] for i in range(18)]),
@@ -202,7 +210,7 @@ def test_weights_are_the_same_kept_and_not_kept_and_a_row_at_a_time(
 
 
 def test_half_precision_rounds_weights(tmp_path: Path) -> None:
-    scale = np.float16([[0.1001]])
+    scale = np.float16([[1 / 3]])
 
     def body(x: Any) -> Any:
         return mb.linear(x=x, weight=mb.constexpr_blockwise_shift_scale(data=DATA, scale=scale), name="y")
