@@ -223,6 +223,12 @@ def test_half_precision_rounds_weights(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run(path, {"x": np.eye(8)}, Mode.FLOAT16).outputs["y"], halves)
 
 
+def test_half_precision_rounds_the_products_with_all_of_them(stored: Path) -> None:
+    wide, half = (run(stored, {"x": np.eye(8)}, mode).outputs for mode in Mode)
+    for name, value in wide.items():
+        np.testing.assert_array_equal(half[name], value.astype(np.float16).astype(np.float32))
+
+
 @pytest.mark.parametrize("kind", ["lut", "sparse", "affine", "cast"])
 def test_the_packed_forms_of_older_releases(kind: str, tmp_path: Path) -> None:
     values = np.float16([0.5, -1, 2, 4])
