@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from coreml_packages import needs_coremltools
 
 from bitnet_onnx.converters.coreml._tools import load_tools
 from bitnet_onnx.converters.coreml.package import MODEL_FILE, WEIGHT_FILE
+
+pytestmark = needs_coremltools
 
 TO = ("--to", "coreml")
 
