@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 from click.testing import CliRunner
+from coreml_packages import needs_coremltools
 
 from bitnet_onnx.benchmarks import coreml_conversion
 from bitnet_onnx.benchmarks.shape import SHAPES
 
 
+@needs_coremltools
 def test_it_measures_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     arguments = [

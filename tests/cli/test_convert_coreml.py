@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from coreml_packages import needs_coremltools
 
 from bitnet_onnx.converters.coreml._tools import load_tools
 from bitnet_onnx.converters.coreml.package import MODEL_FILE, WEIGHT_FILE
+
+pytestmark = needs_coremltools
 
 TO = ("--to", "coreml")
 
@@ -153,3 +156,15 @@ def test_the_context_is_bounded_where_nobody_asks(run, tiny_checkpoint, tmp_path
     result = run("convert", source, tmp_path / "b.mlpackage", *TO, "--context", "1000000000")
     assert result.status == 2
     assert "more than the limit of 4294967296; choose a shorter --context" in result.err
+
+
+def test_what_calibration_found_is_applied_and_can_be_validated(run, tiny_checkpoint, tmp_path: Path) -> None:
+    source, package, stats = tiny_checkpoint("tied_mha"), tmp_path / "a.mlpackage", tmp_path / "stats"
+    (tmp_path / "text").write_text("In the beginning there was a word, and many words came after it. " * 40)
+    assert run("calibrate", source, "--text", tmp_path / "text", "-o", stats).status == 0
+    result = run("convert", source, package, *TO, "--calibration", stats, "--context", "64")
+    assert result.status == 0
+    assert "inputs of layers were scaled to round better" in result.out
+    assert b'"method":"gptq"' in (package / MODEL_FILE).read_bytes()
+    assert (tmp_path / "a.tokenizer" / "scaling.safetensors").exists()
+    assert run("validate", package, "--source", source).status == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from random_decoders import source
 
 from bitnet_onnx.converters.coreml.options import CoreMLOptions
@@ -20,6 +22,12 @@ from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.evaluation.mil.interpreter import Finding, Interpreter, Mode
 from bitnet_onnx.evaluation.mil.package import open_package
 from bitnet_onnx.policy import Policy
+
+#: For modules whose tests write packages.
+needs_coremltools = pytest.mark.skipif(
+    importlib.util.find_spec("coremltools") is None,
+    reason="coremltools is not installed: not every system has it",
+)
 
 _SENTINEL = 0xDEADBEEF
 #: Bits of an element and how a whole byte of it is read, by the names of the protobuf.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coreml_packages import Saved, distance, play, write_coreml
+from coreml_packages import Saved, distance, needs_coremltools, play, write_coreml
 from random_decoders import BASE, FLOAT, SPECS, RandomDecoder
 
 from bitnet_onnx.converters.coreml.options import CoreMLOptions, TernaryStorage
@@ -16,6 +16,8 @@ from bitnet_onnx.evaluation._linear import PolicyRule
 from bitnet_onnx.evaluation.mil.interpreter import Mode
 from bitnet_onnx.evaluation.reference import Forward, Prompt, forward
 from bitnet_onnx.policy import Policy, Precision, Weights
+
+pytestmark = needs_coremltools
 
 #: Between them every option of a specification, each where another way of emitting it would show.
 OPTIONS = [

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from coreml_packages import Saved, write_coreml
+from coreml_packages import Saved, needs_coremltools, write_coreml
 from random_decoders import BASE
 
 from bitnet_onnx.converters.coreml import package as package_module
@@ -17,6 +17,8 @@ from bitnet_onnx.converters.coreml.options import CoreMLOptions, DeploymentTarge
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import UnsupportedError
 from bitnet_onnx.policy import Policy, Precision, Weights
+
+pytestmark = needs_coremltools
 
 SPEC = replace(BASE, context_length=40, tie_word_embeddings=True)
 POLICY = Policy(Precision(Weights.TERNARY))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coreml_packages import Saved, factor_name, write_coreml
+from coreml_packages import Saved, factor_name, needs_coremltools, write_coreml
 from random_decoders import BASE, FLOAT, RandomDecoder
 
 from bitnet_onnx.converters.coreml._tools import load_tools
@@ -19,6 +19,8 @@ from bitnet_onnx.errors import CheckpointError
 from bitnet_onnx.policy import Policy, Precision, Weights
 from bitnet_onnx.quantization.method import MethodName
 from bitnet_onnx.quantized import TERNARY, Grid, QuantizedTensor
+
+pytestmark = needs_coremltools
 
 #: One layer, with rows that are no whole number of groups.
 SPEC = replace(BASE, num_hidden_layers=1, intermediate_size=172, context_length=32)
