@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from coreml_packages import needs_coremltools
 from random_decoders import BASE, FLOAT, SPECS, RandomDecoder, source
 
 from bitnet_onnx.converters.coreml.options import CoreMLOptions, TernaryStorage
@@ -24,6 +25,8 @@ from bitnet_onnx.evaluation.mil.package import open_package
 from bitnet_onnx.evaluation.mil.program import FileValue
 from bitnet_onnx.evaluation.mil.verify import compare
 from bitnet_onnx.policy import Policy, Precision, Weights
+
+pytestmark = needs_coremltools
 
 HEAD = Precision(Weights.INT8, 0, 16)
 TERNARY = Policy(Precision(Weights.TERNARY), HEAD)
