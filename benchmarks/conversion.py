@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -88,13 +89,18 @@ def measure(name: str, folder: Path | None, rounds: int) -> Report:
     )
 
 
-def convert(source: Path, package: Path) -> Run:
+def convert(source: Path, package: Path, options: Sequence[str] = ()) -> Run:
     """Convert in a process of its own and watch it.
+
+    Args:
+        source: the checkpoint.
+        package: to write.
+        options: of the command line.
 
     Raises:
         BitnetOnnxError: it failed, with its last words.
     """
-    command = [sys.executable, "-P", "-m", "bitnet_onnx", "convert", str(source), str(package)]
+    command = [sys.executable, "-P", "-m", "bitnet_onnx", "convert", str(source), str(package), *options]
     with tempfile.TemporaryFile() as errors:
         before, started = os.times(), time.perf_counter()
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)

@@ -17,12 +17,14 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from bitnet_onnx.api import (
+        CoreMLOptions,
         GgufOptions,
         Quality,
         QualityOptions,
         SafetensorsOptions,
         WindowRule,
         convert,
+        convert_coreml,
         evaluate,
         export,
     )
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from bitnet_onnx.runtime import Generation, Model, SamplingParameters, load
 
 __all__ = [
+    "CoreMLOptions",
     "Generation",
     "GgufOptions",
     "Inspection",
@@ -41,6 +44,7 @@ __all__ = [
     "WindowRule",
     "__version__",
     "convert",
+    "convert_coreml",
     "evaluate",
     "export",
     "inspect",
@@ -49,6 +53,7 @@ __all__ = [
 
 #: Where each name comes from: running a package must not import what converts checkpoints.
 _MODULES = {
+    "CoreMLOptions": "api",
     "Generation": "runtime",
     "GgufOptions": "api",
     "Inspection": "inspection",
@@ -59,6 +64,7 @@ _MODULES = {
     "SamplingParameters": "runtime",
     "WindowRule": "api",
     "convert": "api",
+    "convert_coreml": "api",
     "evaluate": "api",
     "export": "api",
     "inspect": "inspection",

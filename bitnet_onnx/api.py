@@ -1,4 +1,4 @@
-"""The verbs as Python functions: `convert`, `export`, `evaluate`, `inspect`, `load`."""
+"""The verbs as Python functions: `convert`, `convert_coreml`, `export`, `evaluate`, `inspect`, `load`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bitnet_onnx import converters, model_zoo
 from bitnet_onnx.calibration import CollectOptions, ModelStatistics, collect
-from bitnet_onnx.converters import GgufOptions, SafetensorsOptions
+from bitnet_onnx.converters import CoreMLOptions, GgufOptions, SafetensorsOptions
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.evaluation import quality
 from bitnet_onnx.evaluation.quality import Quality, QualityOptions, WindowRule
@@ -18,6 +18,7 @@ from bitnet_onnx.quantization.statistics import Calibration
 from bitnet_onnx.runtime import Generation, Model, SamplingParameters, load
 
 __all__ = [
+    "CoreMLOptions",
     "Generation",
     "GgufOptions",
     "Inspection",
@@ -29,6 +30,7 @@ __all__ = [
     "WindowRule",
     "calibrate",
     "convert",
+    "convert_coreml",
     "evaluate",
     "export",
     "inspect",
@@ -162,6 +164,55 @@ def convert(
         calibration=calibration,
         scaling=scaling,
         fallback=converters.Fallback(fallback),
+        context_length=context_length,
+        i2s_layout=i2s_layout,
+        overwrite=overwrite,
+        progress=progress,
+        searched=searched,
+    )
+
+
+def convert_coreml(
+    source: str | Path,
+    output: str | Path,
+    options: CoreMLOptions | None = None,
+    *,
+    policy: Policy | None = None,
+    calibration: Calibration | None = None,
+    scaling: bool = True,
+    context_length: int | None = None,
+    i2s_layout: str | None = None,
+    overwrite: bool = False,
+    progress: converters.Progress | None = None,
+    searched: Callable[[int, int], None] | None = None,
+) -> converters.Conversion:
+    """Convert a checkpoint into a Core ML package, with the tokenizer's files in a directory beside it.
+
+    Args:
+        source: a Hugging Face directory, a GGUF file, a package, or the name of a model of the zoo.
+        output: the `.mlpackage` to create; it appears only when it is complete.
+        options: the oldest system that opens it, how ternary matrices are stored, and whether it has two functions.
+        policy: the precision of each layer, see `make_policy`.
+        calibration: see `convert`.
+        scaling: see `convert`.
+        context_length: positions that the package has room for; by default those that the checkpoint names, at most
+            2048.
+        i2s_layout: see `convert`.
+        overwrite: replace an existing package.
+        progress: see `convert`.
+        searched: see `convert`.
+
+    Raises:
+        InputError: an argument is wrong, or coremltools is not installed; its subclasses tell of a broken or
+            unsupported checkpoint, and of an output that exists.
+    """
+    return converters.convert_coreml(
+        model_zoo.resolve(source),
+        output,
+        options,
+        policy=make_policy() if policy is None else policy,
+        calibration=calibration,
+        scaling=scaling,
         context_length=context_length,
         i2s_layout=i2s_layout,
         overwrite=overwrite,

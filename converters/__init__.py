@@ -1,8 +1,10 @@
-"""Converters: checkpoints and packages in, ONNX packages and checkpoints out."""
+"""Converters: checkpoints and packages in, packages and checkpoints out."""
 
 from __future__ import annotations
 
 from bitnet_onnx.converters.convert import Conversion, convert
+from bitnet_onnx.converters.coreml.convert import convert_coreml
+from bitnet_onnx.converters.coreml.options import CoreMLOptions, DeploymentTarget, TernaryStorage
 from bitnet_onnx.converters.export import (
     Export,
     FloatType,
@@ -19,6 +21,8 @@ from bitnet_onnx.converters.onnx.package import Progress
 
 __all__ = [
     "Conversion",
+    "CoreMLOptions",
+    "DeploymentTarget",
     "Export",
     "Fallback",
     "FloatType",
@@ -28,7 +32,9 @@ __all__ = [
     "Progress",
     "SafetensorsOptions",
     "Target",
+    "TernaryStorage",
     "Written",
     "convert",
+    "convert_coreml",
     "export",
 ]

@@ -10,43 +10,50 @@ from typing import Final
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Column
 
-from bitnet_onnx.api import convert, export
-from bitnet_onnx.cli._console import error_console, printable, size
+from bitnet_onnx.api import convert, convert_coreml, export
+from bitnet_onnx.cli._console import error_console
+from bitnet_onnx.cli._conversion_report import report_conversion, report_export
 from bitnet_onnx.cli._precision import PrecisionOptions, plan
 from bitnet_onnx.converters import (
-    Conversion,
-    Export,
+    CoreMLOptions,
+    DeploymentTarget,
     FloatType,
     GgufOptions,
     GgufTernary,
     Layout,
     SafetensorsOptions,
     Target,
+    TernaryStorage,
 )
 from bitnet_onnx.converters.onnx._linears import LayerRecord
-from bitnet_onnx.policy import HEAD_ROLES, Weights
+from bitnet_onnx.policy import Weights
 from bitnet_onnx.quantization.method import MethodName
 
 #: Columns of the terminal for `layers.100.mlp.gate_proj`, so that the bar does not jump; all fit into 80.
 _NAME_WIDTH: Final = 24
+_COREML: Final = "coreml"
+#: Targets whose matrices get the precisions that are asked for.
+_QUANTIZED: Final = ("onnx", _COREML)
 #: Options that only some targets have.
 _TARGETS = {
-    "weights": ("onnx",),
-    "group_size": ("onnx",),
-    "head": ("onnx",),
-    "calibration": ("onnx",),
-    "no_scaling": ("onnx",),
-    "method": ("onnx",),
-    "bits": ("onnx",),
-    "max_loss": ("onnx",),
-    "policy": ("onnx",),
+    "weights": _QUANTIZED,
+    "group_size": _QUANTIZED,
+    "head": _QUANTIZED,
+    "calibration": _QUANTIZED,
+    "no_scaling": _QUANTIZED,
+    "method": _QUANTIZED,
+    "bits": _QUANTIZED,
+    "max_loss": _QUANTIZED,
+    "policy": _QUANTIZED,
     "fallback": ("onnx",),
-    "context": ("onnx", "gguf"),
+    "context": (*_QUANTIZED, "gguf"),
+    "deployment": (_COREML,),
+    "coreml_weights": (_COREML,),
+    "split": (_COREML,),
     "layout": ("safetensors",),
     "dtype": ("safetensors", "gguf"),
     "ternary": ("gguf",),
@@ -60,11 +67,12 @@ _TARGETS = {
 @click.option(
     "--to",
     "target",
-    type=click.Choice(["onnx", *map(str, Target)]),
+    type=click.Choice([*_QUANTIZED, *map(str, Target)]),
     default="onnx",
     show_default=True,
-    help="onnx: our package. safetensors: a Hugging Face directory. gguf: a file for llama.cpp and its like. The last "
-    "two keep the codes of ternary matrices, and say what else they had to round.",
+    help="onnx: our package. coreml: an .mlpackage for Apple's systems, its tokenizer in a directory beside it. "
+    "safetensors: a Hugging Face directory. gguf: a file for llama.cpp and its like. The last two keep the codes of "
+    "ternary matrices, and say what else they had to round.",
 )
 @click.option(
     "--weights",
@@ -134,7 +142,28 @@ _TARGETS = {
 @click.option(
     "--context",
     type=click.IntRange(min=1),
-    help="Positions that the package has room for.  [default: what the checkpoint names]",
+    help="Positions that the package has room for.  [default: what the checkpoint names; coreml: at most 2048 of them]",
+)
+@click.option(
+    "--target",
+    "deployment",
+    type=click.Choice([str(name) for name in DeploymentTarget], case_sensitive=False),
+    default="iOS18",
+    show_default=True,
+    help="--to coreml: the oldest system that opens the package; iOS18 is macOS 15 too, iOS26 macOS 26.",
+)
+@click.option(
+    "--coreml-weights",
+    type=click.Choice([str(name) for name in TernaryStorage]),
+    default="lut",
+    show_default=True,
+    help="--to coreml: ternary matrices as 2-bit indices of a table, or as a bit for each weight that tells zeros and "
+    "one for the sign of the others, which is smaller.",
+)
+@click.option(
+    "--split",
+    is_flag=True,
+    help="--to coreml: two functions on the same weights, prefill for many tokens and decode for one.",
 )
 @click.option(
     "--i2s-layout",
@@ -186,6 +215,9 @@ def command(
     policy: Path | None,
     fallback: str,
     context: int | None,
+    deployment: str,
+    coreml_weights: str,
+    split: bool,
     i2s_layout: str | None,
     layout: str,
     dtype: str | None,
@@ -200,7 +232,7 @@ def command(
     """
     started = time.perf_counter()
     _check_target(click_context, target)
-    if target != "onnx":
+    if target not in _QUANTIZED:
         options: SafetensorsOptions | GgufOptions
         if target == Target.GGUF:
             options = GgufOptions(GgufTernary(ternary), FloatType(dtype or "float16"), tokenizer=not no_tokenizer)
@@ -216,7 +248,7 @@ def command(
                 overwrite=overwrite,
                 written=None if bar is None else bar.weights,
             )
-        _report_export(written, time.perf_counter() - started)
+        report_export(written, time.perf_counter() - started)
         return
     if no_scaling and calibration is None:
         raise click.UsageError("--no-scaling belongs to --calibration: without it nothing is scaled", click_context)
@@ -224,20 +256,36 @@ def command(
     named = frozenset(name for name in ("weights", "head", "group_size") if _is_given(click_context, name))
     planned = plan(given, named=named)
     with _bar() as bar:
-        conversion = convert(
-            source,
-            output,
-            policy=planned.policy,
-            calibration=planned.statistics,
-            scaling=not no_scaling,
-            fallback=fallback,
-            context_length=context,
-            i2s_layout=i2s_layout,
-            overwrite=overwrite,
-            progress=None if bar is None else bar.layer,
-            searched=None if bar is None else bar.searched,
-        )
-    _report(conversion, weights, time.perf_counter() - started)
+        progress, searched = (None, None) if bar is None else (bar.layer, bar.searched)
+        if target == _COREML:
+            conversion = convert_coreml(
+                source,
+                output,
+                CoreMLOptions(DeploymentTarget(deployment), TernaryStorage(coreml_weights), split),
+                policy=planned.policy,
+                calibration=planned.statistics,
+                scaling=not no_scaling,
+                context_length=context,
+                i2s_layout=i2s_layout,
+                overwrite=overwrite,
+                progress=progress,
+                searched=searched,
+            )
+        else:
+            conversion = convert(
+                source,
+                output,
+                policy=planned.policy,
+                calibration=planned.statistics,
+                scaling=not no_scaling,
+                fallback=fallback,
+                context_length=context,
+                i2s_layout=i2s_layout,
+                overwrite=overwrite,
+                progress=progress,
+                searched=searched,
+            )
+    report_conversion(conversion, weights, time.perf_counter() - started)
     if planned.found is not None:
         click.echo(f"  expected loss: {planned.found.loss:.3g} nats a token (`bitnet-onnx evaluate` measures it)")
 
@@ -294,81 +342,8 @@ def _bar() -> Iterator[_Bar | None]:
         yield _Bar(bar)
 
 
-def _report_export(written: Export, seconds: float) -> None:
-    console = Console(highlight=False, markup=False, emoji=False)
-    console.print(printable(str(written.path)), style="bold", soft_wrap=True)
-    spec = written.spec
-    console.print(
-        f"  {spec.family}, {spec.num_hidden_layers} layers, hidden {spec.hidden_size}, vocabulary {spec.vocab_size}"
-        f"; {size(written.total_bytes)} in {seconds:.1f} s"
-    )
-    console.print(f"  {written.target}: {written.layout}", soft_wrap=True)
-    for loss in written.losses or ("nothing was lost",):
-        console.print(f"  {printable(loss)}", soft_wrap=True)
-
-
 def _pace(done: int, total: int, seconds: float) -> str:
     """Weights a second so far, and the time left at that: `81.2 M weights/s, 0:12 left`."""
     rate = done / max(seconds, 1e-6)
     minutes, rest = divmod(round((total - done) / max(rate, 1.0)), 60)
     return f"{rate / 1e6:.1f} M weights/s, {minutes}:{rest:02} left"
-
-
-def _report(conversion: Conversion, asked: str, seconds: float) -> None:
-    console = Console(highlight=False, markup=False, emoji=False)
-    console.print(printable(str(conversion.path)), style="bold", soft_wrap=True)
-    total = conversion.graph_bytes + conversion.data_bytes
-    spec = conversion.spec
-    console.print(
-        f"  {spec.family}, {spec.num_hidden_layers} layers, hidden {spec.hidden_size}, vocabulary {spec.vocab_size}"
-        f"; {size(total)} in {seconds:.1f} s"
-    )
-    blocks = _summary(conversion, head=False)
-    console.print(f"  blocks: {blocks}")
-    console.print(f"  head and embedding: {_summary(conversion, head=True)}")
-    console.print(f"  {conversion.bits_per_weight:.2f} bits a weight over all, scales included")
-    if conversion.scaled_inputs:
-        console.print(f"  {conversion.scaled_inputs} inputs of layers were scaled to round better")
-    if asked == "auto" and "int4" in blocks:
-        click.echo(
-            "  The checkpoint is not ternary, so auto chose int4: the smallest precision at which an ordinary model\n"
-            "  still answers properly. Ternary without training loses the model's quality."
-        )
-    if warning := _warning(conversion):
-        error_console().print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
-
-
-def _warning(conversion: Conversion) -> str:
-    """What makes the package a worse model than it looks, or empty."""
-    blocks = [layer for layer in conversion.layers if layer.role not in HEAD_ROLES]
-    if conversion.trained_ternary:
-        if all(layer.weights in (Weights.TERNARY, Weights.INT2) for layer in blocks):
-            return ""
-        return (
-            "this model was trained with ternary weights and is another model at any other precision; "
-            "--weights auto makes it ternary"
-        )
-    if any(layer.weights is Weights.TERNARY and layer.relative_error > 0.1 for layer in blocks):
-        return (
-            "these weights were not trained to be ternary: expect a model that no longer answers sensibly; "
-            "int4 is the smallest precision that does without training"
-        )
-    return ""
-
-
-def _summary(conversion: Conversion, *, head: bool) -> str:
-    """Precisions of a part of the model, most weights first: `int4 in groups of 32 (5.00 bits, error 8.9 %)`."""
-    parts: dict[str, list[LayerRecord]] = {}
-    for layer in conversion.layers:
-        if (layer.role in HEAD_ROLES) is head:
-            name = f"{layer.weights} in groups of {layer.group_size}" if layer.group_size else str(layer.weights)
-            parts.setdefault(name, []).append(layer)
-    return ", ".join(f"{name} ({_mean(layers)})" for name, layers in parts.items())
-
-
-def _mean(layers: list[LayerRecord]) -> str:
-    weights = [layer.shape[0] * layer.shape[1] for layer in layers]
-    bits = sum(layer.bits_per_weight * count for layer, count in zip(layers, weights, strict=True)) / sum(weights)
-    error = sum(layer.relative_error * count for layer, count in zip(layers, weights, strict=True)) / sum(weights)
-    lossless = "exact" if error == 0 else f"weight error {100 * error:.1f} %"
-    return f"{bits:.2f} bits a weight, {lossless}"

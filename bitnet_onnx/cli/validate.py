@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
 from bitnet_onnx import model_zoo
 from bitnet_onnx.cli._console import error_console, printable
 from bitnet_onnx.cli._package import package_path
-from bitnet_onnx.evaluation import Measure, Options, Progress, Validation, WeightCheck, validate
+from bitnet_onnx.cli._validation import LISTED, print_weights, progress_bar
+from bitnet_onnx.cli._validation_coreml import CoreMLChecks, validate_coreml
+from bitnet_onnx.evaluation import Measure, Options, Validation, validate
+from bitnet_onnx.evaluation.mil._bundle import is_bundle
 
-#: Tensors that fail are listed up to this many.
-_LISTED = 20
 _DOES_NOT_HOLD = 1
 _ALL = "all"
 
@@ -41,7 +38,10 @@ def _integers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, .
 
 @click.command()
 @click.argument("package", type=package_path)
-@click.option("--source", required=True, help="The checkpoint that the package was made from, or its name in the zoo.")
+@click.option(
+    "--source",
+    help="The checkpoint that the package was made from, or its name in the zoo. Without it an .mlpackage is only run.",
+)
 @click.option(
     "--tokens",
     callback=_integers,
@@ -57,8 +57,10 @@ def _integers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, .
     metavar="N,N...",
     is_flag=False,
     flag_value=_ALL,
-    help="Compare hidden states after these layers too, such as 0,15,29; without a value after all.",
+    help="Compare hidden states after these layers too, such as 0,15,29; without a value after all, as of an "
+    ".mlpackage in any case.",
 )
+@click.option("--float16", is_flag=True, help="Of an .mlpackage: look for values that half precision does not hold.")
 @click.option("--fallback", is_flag=True, help="Run the function bodies although the operator library is there.")
 @click.option(
     "--i2s-layout",
@@ -70,10 +72,11 @@ def _integers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, .
 def command(
     ctx: click.Context,
     package: Path,
-    source: str,
+    source: str | None,
     tokens: tuple[int, ...],
     prompt: str | None,
     layers: tuple[int, ...] | None,
+    float16: bool,
     fallback: bool,
     i2s_layout: str | None,
     as_json: bool,
@@ -83,9 +86,18 @@ def command(
     Every tensor must be equal bit for bit to what the recorded precision makes of the source's, with its inputs scaled
     as the package says, and logits must be those of an independent forward pass in numpy. Exit status: 0 it holds, 1 it
     does not, 2 bad input.
+
+    An .mlpackage is run in numpy, operation by operation: its logits must be within 1 % of the reference's, and every
+    layer within 0.1 % of what the reference gives on the same input.
     """
+    if is_bundle(package):
+        if fallback:
+            raise click.UsageError("--fallback is for ONNX packages")
+        ctx.exit(validate_coreml(package, source, CoreMLChecks(tokens, prompt, layers, float16, i2s_layout), as_json))
+    if source is None or float16:
+        raise click.UsageError("Missing option '--source'." if source is None else "--float16 is for an .mlpackage")
     options = Options(tokens=tokens, prompt=prompt, layers=layers, fallback=fallback, i2s_layout=i2s_layout)
-    with _progress() as progress:
+    with progress_bar() as progress:
         found = validate(package, model_zoo.resolve(source), options, progress=progress)
     for warning in found.warnings:
         error_console().print(f"[yellow]warning:[/] {printable(warning)}", soft_wrap=True)
@@ -96,30 +108,9 @@ def command(
     ctx.exit(0 if found.holds else _DOES_NOT_HOLD)
 
 
-@contextmanager
-def _progress() -> Iterator[Progress | None]:
-    if not error_console().is_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Bar(*columns, console=error_console(), transient=True) as bar:
-        task = bar.add_task("reading", total=None)
-
-        def report(name: str, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, description=name)
-
-        yield report
-
-
 def _print(found: Validation, *, made_up: bool) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
-    failing = [check for check in found.weights if not check.holds]
-    if failing:
-        _weights(console, failing)
-    held = len(found.weights) - len(failing)
-    by_error = sum(check.by_error and check.holds for check in found.weights)
-    rest = f", {by_error} as far from it as the manifest says" if by_error else ""
-    console.print(f"weights: {held - by_error} of {len(found.weights)} tensors are equal bit for bit{rest}")
+    print_weights(console, found.weights)
     if found.logits:
         _logits(console, found, made_up)
     else:
@@ -129,21 +120,6 @@ def _print(found: Validation, *, made_up: bool) -> None:
     if found.layers:
         _layers(console, found)
     console.print("the package holds" if found.holds else "the package DOES NOT hold", style="bold")
-
-
-def _weights(console: Console, failing: list[WeightCheck]) -> None:
-    table = Table("tensor", "stored as", box=None, pad_edge=False)
-    for name in ("differing", "scales"):
-        table.add_column(name, justify="right")
-    table.add_column("first")
-    for check in failing[:_LISTED]:
-        first = printable(check.problem) if check.problem else str(list(check.first or ()))
-        table.add_row(
-            printable(check.role), check.stored, f"{check.differing} of {check.size}", str(check.scales), first
-        )
-    console.print(table)
-    if len(failing) > _LISTED:
-        console.print(f"... and {len(failing) - _LISTED} more")
 
 
 def _logits(console: Console, found: Validation, made_up: bool) -> None:
@@ -172,7 +148,7 @@ def _operators(console: Console, found: Validation) -> None:
     failing = [check for check in found.operators if not check.holds]
     total = len(found.operators)
     console.print(f"operators: {total - len(failing)} of {total} linear layers give the numpy operator's bits")
-    for check in failing[:_LISTED]:
+    for check in failing[:LISTED]:
         problem = check.problem or f"{check.differing} of {check.size} values differ"
         console.print(f"  {printable(check.node)}: {problem}", soft_wrap=True)
 

@@ -89,6 +89,30 @@ def forward(
     return _Decoder(spec, tensors, rule, sequences).run(frozenset(layers), progress)
 
 
+def run_layer(
+    spec: DecoderSpec,
+    tensors: Tensors,
+    rule: LinearRule,
+    sequences: Sequence[Prompt],
+    index: int,
+    hidden: FloatArray | None,
+) -> FloatArray:
+    """One layer by itself, on an input that is given.
+
+    Args:
+        spec: what the decoder is.
+        tensors: as of `forward`.
+        rule: as of `forward`.
+        sequences: as of `forward`; only their lengths and noise count where `hidden` is given.
+        index: of the layer.
+        hidden: float32 `[tokens of all sequences, hidden]` before it, or None for embedded tokens; left as it is.
+
+    Returns:
+        float32 `[tokens of all sequences, hidden]` after it.
+    """
+    return _Decoder(spec, tensors, rule, sequences).step(index, hidden)
+
+
 class _Decoder:
     """The tokens of all sequences one behind the other, `[T, width]`; only attention tells them apart."""
 
@@ -123,6 +147,11 @@ class _Decoder:
                 progress(index + 1, spec.num_hidden_layers)
         logits = self._logits(x, embedding)
         return [Forward(logits[part], {index: kept[part] for index, kept in hidden.items()}) for part in self._parts]
+
+    def step(self, index: int, hidden: FloatArray | None) -> FloatArray:
+        """One layer."""
+        x = self._embed(self._rule.linear("embed_tokens")) if hidden is None else hidden.copy()
+        return self._block(index, x)
 
     def _embed(self, embedding: Linear) -> FloatArray:
         spec = self._spec
