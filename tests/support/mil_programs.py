@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from bitnet_onnx.evaluation.mil.interpreter import Interpreter, Mode, Run, State
 from bitnet_onnx.evaluation.mil.package import open_package
+
+if importlib.util.find_spec("coremltools") is None:
+    pytest.skip("coremltools is not installed: not every system has it", allow_module_level=True)
 
 with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -308,6 +308,27 @@ class Reshaped:
         return self.whole.rows(start * width, stop * width).reshape(stop - start, *self.shape[1:])
 
 
+@dataclass(frozen=True, slots=True)
+class Widened:
+    """`constexpr_cast`: the same numbers in single precision."""
+
+    stored: Stored
+
+    @property
+    def element(self) -> Element:
+        """Single precision."""
+        return Element.FLOAT32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the numbers."""
+        return self.stored.shape
+
+    def rows(self, start: int, stop: int) -> Array:
+        """As they are: all floats are computed with in single precision."""
+        return self.stored.rows(start, stop)
+
+
 class Rounded:
     """Weights as hardware that computes in half precision sees them.
 

@@ -150,9 +150,9 @@ def _compared(
     wanted = expected.with_row_scales().scale.reshape(rows, -1)
     factor = np.broadcast_to(found.factor, (rows,))[:, None]
     if found.unknown_step:
-        # The same power of two for all rows.
+        # The same power of two for all rows; a wrong one is no reason to take all others for wrong.
         ratio = np.where(factor == 0, np.float32(1), wanted / np.where(factor == 0, np.float32(1), factor))
-        unit = float(ratio.reshape(-1)[0])
+        unit = float(np.sort(ratio, axis=None)[ratio.size // 2])
         matrices.units[role] = unit
         scales.add((ratio != np.float32(unit)) | (math.frexp(unit)[0] != 0.5))
     else:

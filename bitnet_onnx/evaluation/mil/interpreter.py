@@ -16,7 +16,7 @@ import numpy as np
 
 from bitnet_onnx.errors import PackageError, UnsupportedError
 from bitnet_onnx.evaluation.mil._call import Call, Known, Result, Room, Value, check_operands
-from bitnet_onnx.evaluation.mil._stored import Rounded, Stored, dense
+from bitnet_onnx.evaluation.mil._stored import Nonzeros, Rounded, Stored, dense
 from bitnet_onnx.evaluation.mil._types import Array, Element, Kind, StateType, TensorType
 from bitnet_onnx.evaluation.mil.operations import OPERATIONS
 from bitnet_onnx.evaluation.mil.operations.indexing import places
@@ -162,6 +162,9 @@ class Interpreter:
 
     def weights(self, function: str, output: Named, stored: Stored) -> Value:
         """Weights as a run sees them: rounded, and dense where there is room to keep them so."""
+        if isinstance(stored, Nonzeros):
+            # What is made of them is rounded and kept.
+            return Value(stored, stored.element)
         key = (function, output.name)
         found = self._weights.get(key)
         if found is None:

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from bitnet_onnx.errors import PackageError
+from bitnet_onnx.evaluation.mil._blob import unpack
 from bitnet_onnx.evaluation.mil._bundle import Bundle
 from bitnet_onnx.evaluation.mil._protobuf import parse
 from bitnet_onnx.evaluation.mil._types import Array, Element, Kind, TensorType, ValueType, read_type
@@ -30,7 +31,6 @@ _FIELDS: Final = {
     Element.INT16: "ints",
     Element.UINT16: "ints",
     Element.INT32: "ints",
-    Element.UINT32: "ints",
     Element.INT64: "longInts",
     Element.UINT64: "longInts",
 }
@@ -301,15 +301,16 @@ def _tensor(message: Any, kind: TensorType, where: str) -> Array | tuple[str, ..
     if found != field and not (found is None and size == 0):
         raise PackageError(f"{where}: a constant of the type {kind} in the field {found}, expected {field}")
     values = getattr(message, field).values
-    count = len(values) if field != "bytes" else len(values) * 8 // kind.element.bits
-    if field == "bytes" and kind.element.bits < kind.element.stored.itemsize * 8:
-        # Whoever writes constants of less than a byte: coremltools puts them into files.
-        raise PackageError(f"{where}: a constant of the type {kind} outside of a file of weights")
-    if count != size:
-        raise PackageError(f"{where}: a constant of the type {kind} has {count} values, expected {size}")
+    bits = kind.element.bits
+    count, expected = (len(values), size) if field != "bytes" else (len(values), -(-size * bits // 8))
+    if count != expected:
+        unit = "values" if field != "bytes" else "bytes"
+        raise PackageError(f"{where}: a constant of the type {kind} has {count} {unit}, expected {expected}")
     if kind.element.kind is Kind.STRING:
         return tuple(str(value) for value in values)
-    if field == "bytes":
+    if field == "bytes" and bits < 8:
+        raw = unpack(np.frombuffer(values, np.uint8), kind.element, size)
+    elif field == "bytes":
         raw = np.frombuffer(values, kind.element.stored.newbyteorder("<"))
     else:
         raw = np.array(values, np.float64 if kind.element.kind is Kind.FLOAT else None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from coreml_packages import needs_coremltools
 from random_decoders import BASE, FLOAT, SPECS, RandomDecoder, source
 
 from bitnet_onnx.converters.coreml.options import CoreMLOptions, TernaryStorage
@@ -19,12 +20,13 @@ from bitnet_onnx.errors import PackageError
 from bitnet_onnx.evaluation.mil import Options, Verification, Way
 from bitnet_onnx.evaluation.mil._blob import BlobFile
 from bitnet_onnx.evaluation.mil._protobuf import model_message
-from bitnet_onnx.evaluation.mil._types import TensorType
 from bitnet_onnx.evaluation.mil.interpreter import Interpreter, Mode
 from bitnet_onnx.evaluation.mil.package import open_package
 from bitnet_onnx.evaluation.mil.program import FileValue
 from bitnet_onnx.evaluation.mil.verify import compare
 from bitnet_onnx.policy import Policy, Precision, Weights
+
+pytestmark = needs_coremltools
 
 HEAD = Precision(Weights.INT8, 0, 16)
 TERNARY = Policy(Precision(Weights.TERNARY), HEAD)
@@ -149,45 +151,61 @@ def of(block: Any, name: str) -> Any:
     return next(operation for operation in block.operations if any(output.name == name for output in operation.outputs))
 
 
-def flip_bit(bundle: Path, name: str) -> None:
-    """Another lowest bit of the first byte of a constant."""
+def flip_bit(bundle: Path, name: str, parameter: str) -> None:
+    """Another lowest bit of a stored constant, `val` of its own or a parameter of an operation."""
     with open_package(bundle) as found:
-        for operation in found.program.functions["main"].operations:
-            for constant in operation.attributes.values():
-                if operation.name == name and isinstance(constant, FileValue):
-                    file = BlobFile(bundle / WEIGHTS)
-                    assert isinstance(constant.type, TensorType)
-                    place = file.tensor(constant.offset, constant.type, name).offset
-                    file.close()
-                    data = bytearray((bundle / WEIGHTS).read_bytes())
-                    data[place] ^= 1
-                    (bundle / WEIGHTS).write_bytes(bytes(data))
-                    return
-    raise AssertionError(name)
+        operation = next(one for one in found.program.functions["main"].operations if one.name == name)
+        constant = operation.attributes["val"] if parameter == "val" else operation.inputs[parameter][0]
+        assert isinstance(constant, FileValue)
+        file = BlobFile(bundle / WEIGHTS)
+        place = file.tensor(constant.offset, constant.type, name).offset
+        file.close()
+    data = bytearray((bundle / WEIGHTS).read_bytes())
+    data[place] ^= 1
+    (bundle / WEIGHTS).write_bytes(bytes(data))
 
 
 @pytest.mark.parametrize(
-    ("policy", "name", "role", "codes", "scales"),
+    ("policy", "name", "parameter", "role", "codes", "scales"),
     [
-        (TERNARY, "layers_0_attn_q_proj_codes", "layers.0.attn.q_proj", 1, 0),
-        (TERNARY, "layers_0_attn_q_proj_factor", "layers.0.attn.q_proj", 0, 1),
-        (INT4, "layers_1_mlp_up_proj_codes", "layers.1.mlp.up_proj", 1, 0),
-        (INT4, "layers_1_mlp_up_proj_table", "layers.1.mlp.up_proj", 0, 1),
-        (FLOAT, "layers_1_mlp_up_proj_weight", "layers.1.mlp.up_proj", 1, 0),
-        (FLOAT, "layers_0_input_norm_weight", "layers.0.input_norm", 1, 0),
-        (INT8, "embed_tokens_codes", "embed_tokens", 1, 0),
+        (TERNARY, "layers_0_attn_q_proj_weight", "indices", "layers.0.attn.q_proj", 1, 0),
+        (TERNARY, "embed_tokens_codes", "val", "embed_tokens", 1, 0),
+        (TERNARY, "embed_tokens_factor", "val", "embed_tokens", 0, 1),
+        (INT4, "layers_1_mlp_up_proj_weight", "data", "layers.1.mlp.up_proj", 1, 0),
+        (INT4, "layers_1_mlp_up_proj_weight", "scale", "layers.1.mlp.up_proj", 0, 1),
+        (INT6, "layers_1_mlp_up_proj_weight", "data", "layers.1.mlp.up_proj", 1, 0),
+        (INT8, "lm_head_weight", "data", "lm_head", 1, 0),
+        (FLOAT, "layers_1_mlp_up_proj_weight", "val", "layers.1.mlp.up_proj", 1, 0),
+        (FLOAT, "layers_0_input_norm_weight", "val", "layers.0.input_norm", 1, 0),
     ],
 )
-def test_one_bit_of_the_weights(policy: Policy, name: str, role: str, codes: int, scales: int, tmp_path: Path) -> None:
+def test_one_bit_of_the_weights(
+    policy: Policy, name: str, parameter: str, role: str, codes: int, scales: int, tmp_path: Path
+) -> None:
     model = opened(BASE)
     bundle = package(tmp_path, model, policy)
-    flip_bit(bundle, name)
+    flip_bit(bundle, name, parameter)
     found = looked_at(bundle, model, tokens=(3,), float16=False)
     (wrong,) = (check for check in found.weights if not check.holds)
-    # One ternary scale stands for all rows.
-    scales = 64 if scales and policy is TERNARY else scales
     assert (wrong.role, wrong.differing, wrong.scales) == (role, codes, scales)
+    assert wrong.first is not None
     assert not found.holds
+
+
+def test_the_scale_of_a_ternary_matrix(tmp_path: Path) -> None:
+    model = opened(BASE)
+    bundle = package(tmp_path, model, TERNARY)
+
+    def change(block: Any) -> None:
+        floats = of(block, "layers_0_attn_q_proj_factor").attributes["val"].immediateValue.tensor.floats
+        floats.values[0] = float(np.nextafter(np.float32(floats.values[0]), np.float32(1)))
+
+    edited(bundle, change)
+    found = looked_at(bundle, model, tokens=(3,), float16=False)
+    (wrong,) = (check for check in found.weights if not check.holds)
+    assert (wrong.role, wrong.differing, wrong.scales) == ("layers.0.attn.q_proj", 0, 64)
+    # One unit in the last place is far below what logits show.
+    assert all(check.holds for check in (*found.logits, *found.layers))
 
 
 def test_a_read_of_a_state_that_comes_too_early(tmp_path: Path) -> None:

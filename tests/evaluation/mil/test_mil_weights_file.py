@@ -71,6 +71,7 @@ def test_integers_of_less_than_a_byte_lie_from_the_lowest_bit_on(bits: int, numb
 INDICES = {bits: RANDOM.integers(0, 1 << bits, (6, 8)).astype(np.uint8) for bits in (1, 2, 3, 4, 6, 8)}
 MASK = RANDOM.integers(0, 2, (6, 8)).astype(np.uint8)
 SIGNS = RANDOM.integers(0, 2, int(MASK.sum())).astype(np.uint8)
+FLOATS = RANDOM.normal(size=len(SIGNS)).astype(np.float16)
 DATA = RANDOM.integers(-8, 8, (6, 8)).astype(np.int8)
 SCALES = RANDOM.uniform(0.5, 2, (6, 4)).astype(np.float16)
 OFFSETS = RANDOM.integers(-3, 3, (6, 4)).astype(np.int8)
@@ -130,6 +131,14 @@ STORED = {
         lambda: mb.constexpr_lut_to_dense(indices=typed(INDICES[2], "uint2"), lut=BLOCKS),
         np.array([[BLOCKS[i // 2, j // 4, INDICES[2][i, j], 0] for j in range(8)] for i in range(6)]),
     ),
+    "few indices, in the program itself": (
+        lambda: mb.constexpr_lut_to_dense(indices=typed(INDICES[6][:1], "uint6"), lut=TABLES[6]),
+        TABLES[6].reshape(-1)[INDICES[6][:1]],
+    ),
+    "few nibbles, in the program itself": (
+        lambda: mb.constexpr_blockwise_shift_scale(data=typed(DATA[:1], "int4"), scale=np.float16([[2]])),
+        2 * DATA[:1],
+    ),
     "vectors": (
         lambda: mb.constexpr_lut_to_dense(indices=typed(INDICES[2], "uint2"), lut=VECTORS, vector_axis=0),
         np.array([[VECTORS[0, j // 4, INDICES[2][i // 3, j], i % 3] for j in range(8)] for i in range(18)]),
@@ -156,15 +165,11 @@ STORED = {
         np.array([[SIGN_ROWS[i, 0, SIGN_DENSE[i, j], 0] if MASK[i, j] else 0 for j in range(8)] for i in range(6)]),
     ),
     "sparse floats": (
-        lambda: mb.constexpr_sparse_to_dense(
-            nonzero_data=WIDE.reshape(-1)[: len(SIGNS)].astype(np.float16), mask=typed(MASK, "uint1")
-        ),
-        scattered(WIDE.reshape(-1)[: len(SIGNS)]),
+        lambda: mb.constexpr_sparse_to_dense(nonzero_data=FLOATS, mask=typed(MASK, "uint1")),
+        scattered(FLOATS),
     ),
     "sparse and scaled": (sparse_scaled, np.where(MASK, DATA * np.repeat(WIDE, 2, 1), 0)),
 }
-if len(SIGNS) > WIDE.size:
-    raise AssertionError("more elements than there are numbers for them")
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +210,7 @@ def test_weights_are_the_same_kept_and_not_kept_and_a_row_at_a_time(
 
 
 def test_half_precision_rounds_weights(tmp_path: Path) -> None:
-    scale = np.float16([[0.1001]])
+    scale = np.float16([[1 / 3]])
 
     def body(x: Any) -> Any:
         return mb.linear(x=x, weight=mb.constexpr_blockwise_shift_scale(data=DATA, scale=scale), name="y")
@@ -216,6 +221,12 @@ def test_half_precision_rounds_weights(tmp_path: Path) -> None:
     halves = product.astype(np.float16).astype(np.float32)
     assert (halves != product).any()
     np.testing.assert_array_equal(run(path, {"x": np.eye(8)}, Mode.FLOAT16).outputs["y"], halves)
+
+
+def test_half_precision_rounds_the_products_with_all_of_them(stored: Path) -> None:
+    wide, half = (run(stored, {"x": np.eye(8)}, mode).outputs for mode in Mode)
+    for name, value in wide.items():
+        np.testing.assert_array_equal(half[name], value.astype(np.float16).astype(np.float32))
 
 
 @pytest.mark.parametrize("kind", ["lut", "sparse", "affine", "cast"])

@@ -19,6 +19,7 @@ from bitnet_onnx.evaluation.mil._stored import (
     Scaled,
     Sparse,
     Stored,
+    Widened,
     dense,
 )
 from bitnet_onnx.evaluation.mil._types import CAST_NAMES, MAX_ELEMENTS, MAX_RANK, Array, Element, Kind
@@ -139,7 +140,7 @@ def constexpr_cast(call: Call) -> Stored:
     """Halves as singles."""
     if CAST_NAMES.get(call.text("output_dtype")) is not Element.FLOAT32:
         raise call.fail(f"output_dtype is {call.text('output_dtype')!r:.40}, expected fp32")
-    return call.stored("source_val")
+    return Widened(call.stored("source_val"))
 
 
 @operation("constexpr_affine_dequantize", operands=("scale",))
