@@ -12,7 +12,7 @@ import numpy as np
 from bitnet_onnx.errors import PackageError
 from bitnet_onnx.evaluation._linear import Linear
 from bitnet_onnx.evaluation.mil._call import Call, Room, Value
-from bitnet_onnx.evaluation.mil._stored import Dense, Palettized, Scaled, Sparse, Stored, dense, spread
+from bitnet_onnx.evaluation.mil._stored import Dense, Palettized, Scaled, Sparse, Stored, dense, spread, steps
 from bitnet_onnx.evaluation.mil._types import Array, Element
 from bitnet_onnx.evaluation.mil.operations import OPERATIONS
 from bitnet_onnx.evaluation.mil.package import Package
@@ -65,8 +65,8 @@ class StoredMatrix:
             if stored.offset is not None:
                 values -= spread(stored.offset, self.shape, start, stop - start)
         elif isinstance(stored, Palettized | Sparse):
-            steps = spread(self.steps, self.shape, start, stop - start)
-            values = np.asarray(stored.rows(start, stop) / np.where(steps == 0, np.float32(1), steps))
+            unit = spread(self.steps, self.shape, start, stop - start)
+            values = np.asarray(stored.rows(start, stop) / np.where(unit == 0, np.float32(1), unit))
         else:
             values = stored.rows(start, stop)
         codes = np.rint(values)
@@ -138,8 +138,8 @@ class PackageMatrices:
             unit = self.units.get(role)
             if unit is None:
                 return StoredMatrix(shape, stored, np.ones((1, 1), np.float32), factor, unknown_step=True)
-            steps = np.full((1, 1), unit, np.float32)
-            return StoredMatrix(shape, Scaled(stored, steps, None, Element.FLOAT32), steps, factor)
+            step = np.full((1, 1), unit, np.float32)
+            return StoredMatrix(shape, Scaled(stored, step, None, Element.FLOAT32), step, factor)
         return StoredMatrix(shape, stored, _steps(stored), factor)
 
     def _stored(self, name: str) -> Stored:
@@ -258,7 +258,11 @@ class PackageDecoder:
             return None
         grid = grid_of(precision)
         rows, columns = matrix.shape
-        raw = (matrix.codes(0, rows) + grid.zero_point).astype(np.uint8)
+        raw = np.empty((rows, columns), np.uint8)
+        parts = steps(matrix.shape)
+        for start in parts:
+            stop = min(start + parts.step, rows)
+            raw[start:stop] = matrix.codes(start, stop) + grid.zero_point
         scales = matrix.scales()
         if not grid.group_size:
             return QuantizedTensor(raw, np.ascontiguousarray(scales[:, 0], np.float32), grid)

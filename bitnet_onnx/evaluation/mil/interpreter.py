@@ -16,6 +16,7 @@ import numpy as np
 
 from bitnet_onnx.errors import PackageError, UnsupportedError
 from bitnet_onnx.evaluation.mil._call import Call, Known, Result, Room, Value, check_operands
+from bitnet_onnx.evaluation.mil._findings import MAX_FINDINGS, Finding, examine, half
 from bitnet_onnx.evaluation.mil._stored import Nonzeros, Rounded, Stored, dense
 from bitnet_onnx.evaluation.mil._types import Array, Element, Kind, StateType, TensorType
 from bitnet_onnx.evaluation.mil.operations import OPERATIONS
@@ -29,8 +30,6 @@ DEFAULT_ROOM: Final = 400 << 20
 #: What numpy says of operands that no check has caught.
 _IMPOSSIBLE: Final = (MemoryError, ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError)
 _STATES: Final = {"read_state", "write_state", "coreml_update_state"}
-#: Of one run; what comes after the first operations that overflow follows from them.
-_MAX_FINDINGS: Final = 1000
 
 #: The content of states by name, changed by a run.
 State = dict[str, Array]
@@ -43,39 +42,6 @@ class Mode(enum.StrEnum):
     WIDE = "wide"
     #: what is declared float16 is rounded to it
     FLOAT16 = "float16"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A value that arithmetic in half precision does not give as it should.
-
-    Attributes:
-        operation: its name.
-        type: its type, such as `mul`.
-        what: `overflow`: finite values became infinite; `nan`: values became not a number, which no input was.
-        within: what within the operation, such as the scores of attention; empty for its output.
-        count: of such elements.
-        index: of the first.
-        largest: the largest magnitude before it was rounded; with `nan` zero.
-        inputs: the largest finite magnitude of each input.
-    """
-
-    operation: str
-    type: str
-    what: str
-    within: str
-    count: int
-    index: tuple[int, ...]
-    largest: float
-    inputs: Mapping[str, float]
-
-    def __str__(self) -> str:
-        inputs = ", ".join(f"{name} up to {value:.6g}" for name, value in self.inputs.items())
-        place = f"{self.within} of " if self.within else ""
-        head = f"{place}{self.type} {self.operation}: "
-        if self.what == "nan":
-            return f"{head}{self.count} values are not numbers, the first at {list(self.index)}; {inputs}"
-        return f"{head}{self.count} values up to {self.largest:.6g}, the first at {list(self.index)}; {inputs}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +211,7 @@ class _Frame:
             raise PackageError(f"{self._where()}: {shown(given.name)} is {kind}, given are {list(array.shape)}")
         values = array.astype(kind.element.computed)
         if self._rounds(kind.element):
-            values = _half(values)
+            values = half(values)
         self._set(given.name, Value(values, kind.element))
 
     def _rounds(self, element: Element) -> bool:
@@ -437,42 +403,9 @@ class _Frame:
         """A value as it is held, and what is wrong with it."""
         if array.dtype.kind != "f":
             return array
-        rounded = _half(array) if self._rounds(element) else array
+        rounded = half(array) if self._rounds(element) else array
         # One sum instead of a test of each element: it is finite where all are, and mostly they are.
         if not np.isfinite(np.sum(rounded, dtype=np.float64)):
-            self._examine(operation, values, array, rounded, within)
+            room = MAX_FINDINGS - len(self._findings)
+            self._findings += examine(operation, values, array, rounded, within)[:room]
         return rounded
-
-    def _examine(
-        self,
-        operation: Operation,
-        values: Mapping[str, Sequence[Value]],
-        array: Array,
-        rounded: Array,
-        within: str,
-    ) -> None:
-        if len(self._findings) >= _MAX_FINDINGS:
-            return
-        given = [(name, value.data) for name, all_of in values.items() for value in all_of]
-        arrays = {name: data for name, data in given if isinstance(data, np.ndarray) and data.dtype.kind == "f"}
-        # Infinite where no input was: too large for single precision, too.
-        finite = all(np.isfinite(data).all() for data in arrays.values())
-        overflow = np.isinf(rounded) & (finite | np.isfinite(array))
-        nan = np.isnan(rounded)
-        for what, wrong in (("overflow", overflow), ("nan", nan)):
-            count = int(np.count_nonzero(wrong))
-            if not count or (what == "nan" and any(np.isnan(data).any() for data in arrays.values())):
-                continue
-            first = tuple(int(place) for place in np.unravel_index(int(wrong.argmax()), wrong.shape))
-            largest = float(np.abs(array[wrong]).max()) if what == "overflow" else 0.0
-            inputs = {name: _largest(arrays[name]) for name in sorted(arrays)}
-            self._findings.append(Finding(operation.name, operation.type, what, within, count, first, largest, inputs))
-
-
-def _half(values: Array) -> Array:
-    return values.astype(np.float16).astype(np.float32)
-
-
-def _largest(values: Array) -> float:
-    finite = np.abs(values[np.isfinite(values)])
-    return float(finite.max()) if finite.size else 0.0
