@@ -27,7 +27,7 @@ enum {
   kConstantPanels = 6,        /* matvec, matvec_small: panels that a SIMD group takes at once: 1, 2 or 4 */
   kConstantUnroll = 7,        /* matvec, matvec_small: units whose words are loaded together: 1, 2 or 4 */
   kConstantTokens = 8,        /* matvec_small: tokens taken at once, 1 to 8; Panels * Tokens <= 16 */
-  kConstantMasks = 9,         /* matvec with 2 bits: 1 by masks and sums, 0 by products */
+  kConstantMasks = 9,         /* matvec, matvec_small with 2 bits: 1 by masks and sums, 0 by products */
   kConstantMatrices = 10,     /* matmul: 1 by simdgroup_matrix, 0 by integers: the same results */
   kConstantResidual = 11,     /* norms: 1 with a residual that is added first */
   kConstantInt8Cache = 12,    /* attention_prepare, attention, attention_copy: 1 with an int8 cache */
@@ -82,7 +82,7 @@ enum {
 /* matvec (M = 1), matvec_small (any M, meant for 2 to 8), matmul (any M): steps 4 to 6. One panel is 32 rows of
  * weights. Constants of all: Simdgroups, Half (of y), Bits, ScaleKind, Bias.
  * matvec:       {ceil(panels / Panels), 1, 1}; also Panels, Unroll, Masks (0 unless Bits is 2).
- * matvec_small: {ceil(panels / Panels), ceil(M / Tokens), 1}; also Panels, Unroll, Tokens.
+ * matvec_small: {ceil(panels / Panels), ceil(M / Tokens), 1}; also Panels, Unroll, Masks, Tokens.
  * matmul:       {panels, ceil(M / kTileTokens), 1}; also Matrices; Simdgroups is kMatmulSimdgroups.
  * Simdgroups of the first two is at most 8: they share the columns of the same rows. */
 enum {
