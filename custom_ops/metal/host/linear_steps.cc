@@ -233,7 +233,8 @@ bool MakeBitLinear(Builder& builder, const Node& node) {
   step->small = kernel("matvec_small", {{kConstantSimdgroups, kVectorGroups},
                                         {kConstantPanels, step->panels},
                                         {kConstantUnroll, kUnroll},
-                                        {kConstantTokens, kSmallTokens}});
+                                        {kConstantTokens, kSmallTokens},
+                                        {kConstantMasks, matrix->bits == 2 ? 1u : 0u}});
   step->many = kernel("matmul", {{kConstantSimdgroups, kMatmulSimdgroups}, {kConstantMatrices, 1}});
   step->reads = {codes.codes, codes.factor, codes.sums, matrix->weight, matrix->scale};
   if (step->bias != kNone) {
