@@ -13,6 +13,7 @@ namespace {
 // The runtime reads the base, we the rest.
 struct Provider : Ep {
   std::shared_ptr<const Shared> shared;
+  std::filesystem::path folder;
 };
 
 struct Fused : NodeComputeInfo {
@@ -22,13 +23,14 @@ struct Fused : NodeComputeInfo {
 
 const Provider& Self(const Ep* ep) { return *static_cast<const Provider*>(ep); }
 
-void GetCapability(const Shared& shared, const Graph& graph, GraphSupportInfo& info) {
+void GetCapability(const Provider& self, const Graph& graph, GraphSupportInfo& info) {
+  const Shared& shared = *self.shared;
   const Node* parent = nullptr;
   Check(shared.api, shared.api.Graph_GetParentNode(&graph, &parent));
   if (parent != nullptr) {
     return;  // the body of a loop or a branch
   }
-  const ReadGraph read = Read(shared.api, graph);
+  const ReadGraph read = Read(shared.api, graph, self.folder);
   FusionOptions options{};
   options.ort_version_supported = kApiVersion;
   options.drop_constant_initializers = true;
@@ -63,8 +65,9 @@ void Compute(const Fused& fused, KernelContext& context) {
       });
 }
 
-std::unique_ptr<Fused> Compile(const std::shared_ptr<const Shared>& shared, const Graph& graph, const Node& node) {
-  ReadGraph read = Read(shared->api, graph);
+std::unique_ptr<Fused> Compile(const Provider& provider, const Graph& graph, const Node& node) {
+  const std::shared_ptr<const Shared>& shared = provider.shared;
+  ReadGraph read = Read(shared->api, graph, provider.folder);
   auto fused = std::make_unique<Fused>();
   fused->ort_version_supported = kApiVersion;
   fused->CreateState = [](NodeComputeInfo* self, NodeComputeContext*, void** state) -> Status* {
@@ -84,22 +87,21 @@ std::unique_ptr<Fused> Compile(const std::shared_ptr<const Shared>& shared, cons
 
 }  // namespace
 
-Ep* MakeEp(std::shared_ptr<const Shared> shared) {
+Ep* MakeEp(std::shared_ptr<const Shared> shared, std::filesystem::path folder) {
   auto provider = std::make_unique<Provider>();
   provider->shared = std::move(shared);
+  provider->folder = std::move(folder);
   provider->ort_version_supported = kApiVersion;
   provider->GetName = [](const Ep*) { return kName; };
   provider->GetCapability = [](Ep* ep, const Graph* graph, GraphSupportInfo* info) -> Status* {
-    const Shared& all = *Self(ep).shared;
-    return Guard(all.api, [&] { GetCapability(all, *graph, *info); });
+    return Guard(Self(ep).shared->api, [&] { GetCapability(Self(ep), *graph, *info); });
   };
   provider->Compile = [](Ep* ep, const Graph** graphs, const Node** nodes, size_t count, NodeComputeInfo** infos,
                          Node**) -> Status* {
-    const std::shared_ptr<const Shared>& all = Self(ep).shared;
-    return Guard(all->api, [&] {
+    return Guard(Self(ep).shared->api, [&] {
       std::vector<std::unique_ptr<Fused>> made;
       for (size_t i = 0; i < count; ++i) {
-        made.push_back(Compile(all, *graphs[i], *nodes[i]));
+        made.push_back(Compile(Self(ep), *graphs[i], *nodes[i]));
       }
       for (size_t i = 0; i < count; ++i) {
         infos[i] = made[i].release();

@@ -20,11 +20,13 @@ namespace bitnet::ep {
 constexpr uint32_t kApiVersion = 24;
 
 // Opaque types of the runtime.
+struct CustomOpDomain;
 struct EpDevice;
 struct ExternalInitializerInfo;
 struct Graph;
 struct GraphSupportInfo;
 struct HardwareDevice;
+struct IncompatibilityDetails;
 struct KernelContext;
 struct KeyValuePairs;
 struct Logger;
@@ -33,6 +35,7 @@ struct MemoryInfo;
 struct Node;
 struct NodeComputeContext;
 struct OpAttr;
+struct ResourceImporter;
 struct RunOptions;
 struct SessionOptions;
 struct Status;
@@ -101,7 +104,10 @@ struct Api {
   Release<Value> ReleaseValue;
   Slot reserved_97_98[2];
   Release<TensorTypeAndShapeInfo> ReleaseTensorTypeAndShapeInfo;
-  Slot reserved_100_271[172];
+  Slot reserved_100_236[137];
+  Call<const SessionOptions*, const char*, int*> HasSessionConfigEntry;
+  Call<const SessionOptions*, const char*, char*, size_t*> GetSessionConfigEntry;
+  Slot reserved_239_271[33];
   Call<const OpAttr*, AttributeType, void*, size_t, size_t*> ReadOpAttr;
   Slot reserved_273_288[16];
   Call<const ValueInfo*, const char**> GetValueInfoName;
@@ -125,7 +131,9 @@ struct Api {
   Slot reserved_328_329[2];
   Call<const ValueInfo*, bool*> ValueInfo_IsGraphOutput;
   Call<const ValueInfo*, bool*> ValueInfo_IsConstantInitializer;
-  Slot reserved_332_343[12];
+  Slot reserved_332_333[2];
+  Call<const Graph*, const PathChar**> Graph_GetModelPath;
+  Slot reserved_335_343[9];
   Call<const Graph*, size_t*> Graph_GetNumNodes;
   Call<const Graph*, const Node**, size_t> Graph_GetNodes;
   Call<const Graph*, const Node**> Graph_GetParentNode;
@@ -175,7 +183,7 @@ struct FusionOptions {
   bool drop_constant_initializers;
 };
 
-// What follows is filled in by us and read by the runtime, up to the version that each says it supports.
+// What follows is filled in by us and read by the runtime: all members that the version has which it says it supports.
 
 struct Allocator {
   uint32_t version;
@@ -233,6 +241,10 @@ struct Factory {
   Call<Factory*, DataTransfer**> CreateDataTransfer;
   bool(BITNET_EP_CALL* IsStreamAware)(const Factory*);
   Call<Factory*, const MemoryDevice*, const KeyValuePairs*, SyncStreamImpl**> CreateSyncStreamForDevice;
+  Call<Factory*, const HardwareDevice*, IncompatibilityDetails*> GetHardwareDeviceIncompatibilityDetails;
+  Call<Factory*, const EpDevice*, ResourceImporter**> CreateExternalResourceImporterForDevice;
+  Call<Factory*, size_t*> GetNumCustomOpDomains;
+  Call<Factory*, CustomOpDomain**, size_t> GetCustomOpDomains;
 };
 
 }  // namespace bitnet::ep

@@ -64,6 +64,21 @@ Status* GetSupportedDevices(Factory* factory, const HardwareDevice* const* devic
   });
 }
 
+// The folder of the weights of a model that is given as bytes.
+std::filesystem::path WeightsFolder(const Api& api, const SessionOptions& options) {
+  constexpr const char* kKey = "session.model_external_initializers_file_folder_path";
+  int has = 0;
+  Check(api, api.HasSessionConfigEntry(&options, kKey, &has));
+  if (has == 0) {
+    return {};
+  }
+  size_t size = 0;
+  Check(api, api.GetSessionConfigEntry(&options, kKey, nullptr, &size));
+  std::string text(size, '\0');
+  Check(api, api.GetSessionConfigEntry(&options, kKey, text.data(), &size));
+  return std::filesystem::u8path(text.c_str());
+}
+
 std::unique_ptr<ProviderFactory> MakeFactory(const Api& api, const char* name) {
   auto factory = std::make_unique<ProviderFactory>();
   factory->shared = std::make_shared<const Shared>(Shared{api, *api.GetEpApi(), OpenDevice()});
@@ -78,13 +93,13 @@ std::unique_ptr<ProviderFactory> MakeFactory(const Api& api, const char* name) {
   factory->GetVersion = [](const Factory*) { return BITNET_OPS_VERSION; };
   factory->GetSupportedDevices = GetSupportedDevices;
   factory->CreateEp = [](Factory* self, const HardwareDevice* const*, const KeyValuePairs* const*, size_t count,
-                         const SessionOptions*, const Logger*, Ep** ep) -> Status* {
+                         const SessionOptions* options, const Logger*, Ep** ep) -> Status* {
     const Shared& shared = *Self(self).shared;
     return Guard(shared.api, [&] {
       if (count != 1) {
         throw std::runtime_error("BitNetMetal: a session runs on one device, not on " + std::to_string(count));
       }
-      *ep = MakeEp(Self(self).shared);
+      *ep = MakeEp(Self(self).shared, WeightsFolder(shared.api, *options));
     });
   };
   factory->ReleaseEp = [](Factory*, Ep* ep) { ReleaseEp(ep); };
@@ -110,6 +125,19 @@ std::unique_ptr<ProviderFactory> MakeFactory(const Api& api, const char* name) {
                                           SyncStreamImpl**) -> Status* {
     return Self(self).shared->api.CreateStatus(kFail, "BitNetMetal has no streams");
   };
+  factory->GetHardwareDeviceIncompatibilityDetails = [](Factory*, const HardwareDevice*,
+                                                        IncompatibilityDetails*) -> Status* { return nullptr; };
+  factory->CreateExternalResourceImporterForDevice = [](Factory*, const EpDevice*,
+                                                        ResourceImporter** importer) -> Status* {
+    *importer = nullptr;
+    return nullptr;
+  };
+  // The operators are those of the operator library, or function bodies.
+  factory->GetNumCustomOpDomains = [](Factory*, size_t* count) -> Status* {
+    *count = 0;
+    return nullptr;
+  };
+  factory->GetCustomOpDomains = [](Factory*, CustomOpDomain**, size_t) -> Status* { return nullptr; };
   return factory;
 }
 

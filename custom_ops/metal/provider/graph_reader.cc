@@ -1,6 +1,6 @@
 #include "metal/provider/graph_reader.h"
 
-#include <filesystem>
+#include <algorithm>
 #include <memory>
 #include <unordered_map>
 
@@ -47,7 +47,8 @@ TensorView Described(const Api& api, const TensorTypeAndShapeInfo& info) {
 
 class Reader {
  public:
-  Reader(const Api& api, ReadGraph& result) : api_(api), graph_(result.graph) {}
+  Reader(const Api& api, ReadGraph& result, std::filesystem::path folder)
+      : api_(api), graph_(result.graph), folder_(std::move(folder)) {}
 
   void Add(const Node& source) {
     metal::Node node;
@@ -147,16 +148,7 @@ class Reader {
   }
 
   void ReadConstant(const ValueInfo& info, metal::Value& value) {
-    ExternalInitializerInfo* external = nullptr;
-    Check(api_, api_.ValueInfo_GetExternalInitializerInfo(&info, &external));
-    if (external != nullptr) {
-      const std::unique_ptr<ExternalInitializerInfo, Release<ExternalInitializerInfo>> holder(
-          external, api_.ReleaseExternalInitializerInfo);
-      value.constant.path = std::filesystem::path(api_.ExternalInitializerInfo_GetFilePath(external)).string();
-      value.constant.offset = api_.ExternalInitializerInfo_GetFileOffset(external);
-      value.constant.bytes = api_.ExternalInitializerInfo_GetByteSize(external);
-      return;
-    }
+    // This asks the runtime to map what lies in a file, and with that to check where the file is.
     const Value* tensor = nullptr;
     Check(api_, api_.ValueInfo_GetInitializerValue(&info, &tensor));
     if (tensor == nullptr) {
@@ -165,10 +157,28 @@ class Reader {
     value.shape = View(api_, tensor).shape;
     Check(api_, api_.GetTensorData(tensor, &value.constant.data));
     Check(api_, api_.GetTensorSizeInBytes(tensor, &value.constant.bytes));
+    ExternalInitializerInfo* external = nullptr;
+    Check(api_, api_.ValueInfo_GetExternalInitializerInfo(&info, &external));
+    if (external == nullptr) {
+      return;
+    }
+    const std::unique_ptr<ExternalInitializerInfo, Release<ExternalInitializerInfo>> holder(
+        external, api_.ReleaseExternalInitializerInfo);
+    const std::filesystem::path location = api_.ExternalInitializerInfo_GetFilePath(external);
+    const int64_t offset = api_.ExternalInitializerInfo_GetFileOffset(external);
+    const std::filesystem::path path = folder_ / location;
+    std::error_code error;
+    if (api_.ExternalInitializerInfo_GetByteSize(external) == value.constant.bytes && location.is_relative() &&
+        std::find(location.begin(), location.end(), "..") == location.end() &&
+        std::filesystem::is_regular_file(path, error)) {
+      value.constant.path = path.string();
+      value.constant.offset = offset;
+    }
   }
 
   const Api& api_;
   metal::Graph& graph_;
+  const std::filesystem::path folder_;
   std::unordered_map<std::string, int> places_;
 };
 
@@ -216,15 +226,18 @@ TensorView View(const Api& api, const Value* value) {
   return Described(api, *info);
 }
 
-ReadGraph Read(const Api& api, const Graph& source) {
+ReadGraph Read(const Api& api, const Graph& source, const std::filesystem::path& folder) {
   ReadGraph result;
+  const PathChar* model = nullptr;
+  Check(api, api.Graph_GetModelPath(&source, &model));
+  const std::filesystem::path file = model == nullptr ? std::filesystem::path() : std::filesystem::path(model);
   size_t count = 0;
   Check(api, api.Graph_GetNumNodes(&source, &count));
   result.nodes.resize(count);
   if (count != 0) {
     Check(api, api.Graph_GetNodes(&source, result.nodes.data(), count));
   }
-  Reader reader(api, result);
+  Reader reader(api, result, folder.empty() ? file.parent_path() : folder);
   for (const Node* node : result.nodes) {
     reader.Add(*node);
   }

@@ -3,6 +3,7 @@
 #define BITNET_METAL_PROVIDER_GRAPH_READER_H_
 
 #include <exception>
+#include <filesystem>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -33,8 +34,9 @@ struct ReadGraph {
   std::vector<const Node*> nodes;  // of the runtime, in the order of `graph.nodes`
 };
 
-// Constants point into the runtime's memory: valid as long as `source` is.
-ReadGraph Read(const Api& api, const Graph& source);
+// Constants point into the runtime's memory, valid as long as `source` is, or to a file of `folder`: where the model
+// keeps its weights, or empty for the folder of the model's own file.
+ReadGraph Read(const Api& api, const Graph& source, const std::filesystem::path& folder);
 
 // Names of the inputs and outputs of a fused node, in order; an empty name is an input that is not there.
 std::vector<std::string> InputNames(const Api& api, const Node& node);

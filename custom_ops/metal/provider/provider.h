@@ -2,6 +2,7 @@
 #ifndef BITNET_METAL_PROVIDER_PROVIDER_H_
 #define BITNET_METAL_PROVIDER_PROVIDER_H_
 
+#include <filesystem>
 #include <memory>
 
 #include "metal/host/memory.h"
@@ -22,7 +23,8 @@ struct Shared {
 // The device of this build, opened once in the process and never closed; throws where there is none.
 const std::shared_ptr<metal::Context>& OpenDevice();
 
-Ep* MakeEp(std::shared_ptr<const Shared> shared);
+// `folder`: where the session keeps weights, where it says so.
+Ep* MakeEp(std::shared_ptr<const Shared> shared, std::filesystem::path folder);
 void ReleaseEp(Ep* ep);
 
 // Memory of the device for tensors of the runtime.
