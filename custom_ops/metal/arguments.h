@@ -12,7 +12,9 @@
 #ifndef BITNET_METAL_ARGUMENTS_H_
 #define BITNET_METAL_ARGUMENTS_H_
 
-#if !defined(__METAL_VERSION__) && !defined(__OPENCL_CPP_VERSION__)
+#if defined(__METAL_VERSION__) || defined(__OPENCL_CPP_VERSION__)
+#include <metal_stdlib>
+#else
 #include <stdint.h>
 #endif
 

@@ -3,6 +3,7 @@
 #define BITNET_METAL_SHADERS_CONSTANTS_H_
 
 #include "../arguments.h"
+#include "prelude.h"
 
 constant uint kSimdgroups [[function_constant(kConstantSimdgroups)]];
 constant uint kHalf [[function_constant(kConstantHalf)]];

@@ -32,6 +32,20 @@ inline float fold16(float sum) {
   return sum + simd_shuffle_xor(sum, 1);
 }
 
+// `lanes16` of x - shift, or of its squares, over one row. Every lane of the SIMD group calls it; both its
+// halves form the same sums.
+inline float lanes16(device const uchar* x, ulong first, uint width, float shift, bool squares, uint lane) {
+  float sum = 0.0f;
+  for (uint k = lane % 16; k < (width + 15) / 16 * 16; k += 16) {
+    float value = k < width ? load_value(x, first + k) - shift : 0.0f;
+    if (squares) {
+      value = value * value;
+    }
+    sum = k < 16 ? value : sum + value;
+  }
+  return fold16(sum);
+}
+
 // The end of the sums of 8 lanes of docs/attention.md, for each eight lanes of a SIMD group.
 inline float fold8(float sum) {
   sum = sum + simd_shuffle_xor(sum, 4);
