@@ -167,6 +167,7 @@ class Emulation:
         buffers: Mapping[str, npt.NDArray[np.generic] | tuple[npt.NDArray[np.generic], int]],
         grid: tuple[int, int, int],
         outputs: Sequence[str] = (),
+        keep: Sequence[str] = (),
     ) -> None:
         """Dispatch once.
 
@@ -178,6 +179,7 @@ class Emulation:
                 twice is one buffer.
             grid: threadgroups.
             outputs: names of the buffers that are copied back into their arrays.
+            keep: those of them that begin with what their arrays hold; others begin with poison.
 
         Raises:
             MetalError: what the device reported.
@@ -194,7 +196,7 @@ class Emulation:
             if id(array) not in allocated:
                 memory = self.library.BitnetMetalAllocate(ctypes.c_void_p(self.device), ctypes.c_size_t(array.nbytes))
                 allocated[id(array)] = memory, array
-                if name not in outputs or offset:
+                if name not in outputs or name in keep:
                     ctypes.memmove(self._contents(memory), array.ctypes.data, array.nbytes)
             indices.append(names[name])
             pointers.append(allocated[id(array)][0])

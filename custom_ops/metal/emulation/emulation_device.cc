@@ -13,12 +13,11 @@
 #include <string>
 
 #include "emulation.h"
-#include "threads.h"
+#include "grid.h"
 
 namespace bitnet::emulation {
 namespace {
 
-constexpr std::uint32_t kMaxBindings = 31;  // of Metal
 constexpr std::size_t kMaxArgumentBytes = 4096;
 constexpr std::size_t kMaxThreadgroupBytes = 32768;
 constexpr std::uint32_t kSimdgroupsConstant = 0;
@@ -52,7 +51,7 @@ class HostPipeline : public gpu::Pipeline {
   std::uint32_t max_threads() const override { return kMaxThreads; }
   const Kernel& kernel() const { return kernel_; }
   void SetConstants() const {
-    for (FunctionConstant* constant : *kernel_.constants) {
+    for (FunctionConstant* constant : kernel_.constants) {
       const auto found = constants_.find(constant->index);
       constant->set = found != constants_.end();
       constant->current = constant->set ? found->second : 0;
@@ -62,9 +61,10 @@ class HostPipeline : public gpu::Pipeline {
     const auto found = constants_.find(kSimdgroupsConstant);
     if (found != constants_.end() &&
         (threads.x != found->second * kSimdLanes || threads.y != 1 || threads.z != 1)) {
-      throw std::runtime_error("kernel " + kernel_.name + " is made for " + std::to_string(found->second) +
-                               " SIMD groups and dispatched with {" + std::to_string(threads.x) + ", " +
-                               std::to_string(threads.y) + ", " + std::to_string(threads.z) + "} threads");
+      throw std::runtime_error("kernel " + std::string(kernel_.name) + " is made for " +
+                               std::to_string(found->second) + " SIMD groups and dispatched with {" +
+                               std::to_string(threads.x) + ", " + std::to_string(threads.y) + ", " +
+                               std::to_string(threads.z) + "} threads");
     }
   }
 
@@ -74,11 +74,9 @@ class HostPipeline : public gpu::Pipeline {
 };
 
 struct Dispatch {
-  const HostPipeline* pipeline;
-  std::vector<void*> buffers;
+  const HostPipeline* pipeline = nullptr;
+  GridRun run{};
   std::vector<std::shared_ptr<void>> arguments;  // what `bytes` has copied
-  std::vector<std::size_t> memory;
-  gpu::Grid threadgroups, threads;
 };
 
 struct Batch {
@@ -112,8 +110,7 @@ class Queue {
       try {
         for (const Dispatch& dispatch : batch->dispatches) {
           dispatch.pipeline->SetConstants();
-          RunGrid(dispatch.pipeline->kernel(), dispatch.buffers, dispatch.memory, dispatch.threadgroups,
-                  dispatch.threads, Seed());
+          Run(dispatch.run, Seed());
         }
       } catch (const std::exception& error) {
         batch->error = error.what();
@@ -136,11 +133,10 @@ class HostCommands : public gpu::Commands {
   void use(const gpu::Pipeline& pipeline) override {
     next_ = {};
     next_.pipeline = dynamic_cast<const HostPipeline*>(&pipeline);
-    next_.buffers.assign(kMaxBindings, nullptr);
-    next_.memory.assign(kMaxBindings, 0);
     if (next_.pipeline == nullptr) {
       throw std::runtime_error("the pipeline is of another device");
     }
+    next_.run.kernel = &next_.pipeline->kernel();
   }
 
   void buffer(std::uint32_t index, gpu::Binding binding) override {
@@ -150,7 +146,7 @@ class HostCommands : public gpu::Commands {
                                " is bound at offset " + std::to_string(binding.offset) +
                                ": it must be a multiple of 4 within a buffer that is there");
     }
-    next_.buffers[index] = static_cast<unsigned char*>(binding.buffer->contents()) + binding.offset;
+    next_.run.buffers[index] = static_cast<unsigned char*>(binding.buffer->contents()) + binding.offset;
   }
 
   void bytes(std::uint32_t index, const void* data, std::size_t size) override {
@@ -161,7 +157,7 @@ class HostCommands : public gpu::Commands {
     }
     std::shared_ptr<void> copy(::operator new(size), [](void* memory) { ::operator delete(memory); });
     std::memcpy(copy.get(), data, size);
-    next_.buffers[index] = copy.get();
+    next_.run.buffers[index] = copy.get();
     next_.arguments.push_back(std::move(copy));
   }
 
@@ -171,14 +167,14 @@ class HostCommands : public gpu::Commands {
       throw std::runtime_error("threadgroup memory of kernel " + Name() + " has " + std::to_string(size) +
                                " bytes: multiples of 16 up to 32768 are possible");
     }
-    next_.memory[index] = size;
+    next_.run.memory[index] = size;
   }
 
   void dispatch(gpu::Grid threadgroups, gpu::Grid threads) override {
     CheckIndex(0);
     next_.pipeline->CheckThreads(threads);
-    next_.threadgroups = threadgroups;
-    next_.threads = threads;
+    next_.run.threadgroups = threadgroups;
+    next_.run.threads = threads;
     batch_->dispatches.push_back(next_);
   }
 

@@ -12,6 +12,7 @@
 #define BITNET_FIBER_ASAN 1
 #endif
 #if defined(BITNET_FIBER_ASAN)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -140,6 +141,10 @@ void Fiber::start(Entry entry, void* argument) {
   state.argument = argument;
   state.done = false;
   state.fake_inside = nullptr;
+#if defined(BITNET_FIBER_ASAN)
+  // A fiber that was given up has left frames behind.
+  __asan_unpoison_memory_region(state.stack.get(), kStackBytes);
+#endif
 #if defined(__x86_64__)
   // [r15, r14, r13, r12, rbx, rbp, return address]: begin finds the stack aligned to 16 bytes.
   auto top = reinterpret_cast<std::uintptr_t>(state.stack.get() + kStackBytes) & ~std::uintptr_t{15};

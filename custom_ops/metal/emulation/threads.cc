@@ -1,3 +1,4 @@
+// Fibers as the threads of a threadgroup, and the walk over the grid.
 #include "threads.h"
 
 #include <algorithm>
@@ -7,8 +8,11 @@
 #include <memory>
 #include <random>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "fiber.h"
+#include "grid.h"
 
 namespace bitnet::emulation {
 namespace {
@@ -71,7 +75,8 @@ std::string Describe(const Thread& thread) {
 }
 
 [[noreturn]] void Diverged(const Kernel& kernel, const Thread& one, const Thread& other) {
-  throw std::runtime_error("kernel " + kernel.name + " diverges: " + Describe(one) + ", " + Describe(other));
+  throw std::runtime_error("kernel " + std::string(kernel.name) + " diverges: " + Describe(one) + ", " +
+                           Describe(other));
 }
 
 void Entry(void* argument) {
@@ -197,8 +202,8 @@ void FunctionConstant::Missing() const {
 }
 
 Kernel::Kernel(const char* kernel_name, void (*kernel_run)(const Arguments&),
-               std::vector<BufferUse> kernel_buffers, ConstantTable* kernel_constants)
-    : name(kernel_name), run(kernel_run), buffers(std::move(kernel_buffers)), constants(kernel_constants) {
+               List<const BufferUse> kernel_buffers, List<FunctionConstant* const> kernel_constants)
+    : name(kernel_name), run(kernel_run), buffers(kernel_buffers), constants(kernel_constants) {
   Kernels()[name] = this;
 }
 
@@ -207,20 +212,21 @@ const Kernel* FindKernel(const std::string& name) {
   return found == Kernels().end() ? nullptr : found->second;
 }
 
-void RunGrid(const Kernel& kernel, const std::vector<void*>& buffers, const std::vector<std::size_t>& memory,
-             gpu::Grid threadgroups, gpu::Grid threads, std::uint64_t seed) {
+void Run(const GridRun& run, std::uint64_t seed) {
+  const Kernel& kernel = *run.kernel;
+  const gpu::Grid threads = run.threads, threadgroups = run.threadgroups;
   const std::uint64_t all = std::uint64_t{threads.x} * threads.y * threads.z;
   if (all == 0 || all > kMaxThreads || all % kSimdLanes != 0) {
-    throw std::runtime_error("kernel " + kernel.name + ": a threadgroup of " + std::to_string(all) +
+    throw std::runtime_error("kernel " + std::string(kernel.name) + ": a threadgroup of " +
+                             std::to_string(all) +
                              " threads: it must be whole SIMD groups of 32, at most 1024 threads");
   }
   if (threadgroups.x == 0 || threadgroups.y == 0 || threadgroups.z == 0) {
-    throw std::runtime_error("kernel " + kernel.name + ": the grid is empty");
+    throw std::runtime_error("kernel " + std::string(kernel.name) + ": the grid is empty");
   }
   for (const BufferUse& use : kernel.buffers) {
-    const bool bound = use.index < buffers.size() && buffers[use.index] != nullptr;
-    if (!bound && (use.needed == nullptr || use.needed())) {
-      throw std::runtime_error("kernel " + kernel.name + ": buffer " + std::to_string(use.index) +
+    if (run.buffers[use.index] == nullptr && (use.needed == nullptr || use.needed())) {
+      throw std::runtime_error("kernel " + std::string(kernel.name) + ": buffer " + std::to_string(use.index) +
                                " is not bound");
     }
   }
@@ -232,10 +238,10 @@ void RunGrid(const Kernel& kernel, const std::vector<void*>& buffers, const std:
   machine.groups.resize(std::max<std::size_t>(machine.groups.size(), count / kSimdLanes));
   machine.variables.clear();
   Memory dynamic;
-  std::vector<void*> pointers;
-  for (std::size_t bytes : memory) {
-    dynamic.push_back(std::make_unique<std::vector<unsigned char>>(bytes));
-    pointers.push_back(bytes == 0 ? nullptr : dynamic.back()->data());
+  std::array<void*, kMaxBindings> pointers;
+  for (std::uint32_t i = 0; i < kMaxBindings; ++i) {
+    dynamic.push_back(std::make_unique<std::vector<unsigned char>>(run.memory[i]));
+    pointers[i] = run.memory[i] == 0 ? nullptr : dynamic.back()->data();
   }
   std::mt19937_64 random(seed);
   const std::uint64_t grid = std::uint64_t{threadgroups.x} * threadgroups.y * threadgroups.z;
@@ -259,8 +265,8 @@ void RunGrid(const Kernel& kernel, const std::vector<void*>& buffers, const std:
       thread.group->lanes[i % kSimdLanes] = &thread;
       thread.kernel = &kernel;
       thread.failure = nullptr;
-      thread.arguments = {&buffers,
-                          &pointers,
+      thread.arguments = {run.buffers.data(),
+                          pointers.data(),
                           position,
                           {i % threads.x, i / threads.x % threads.y, i / threads.x / threads.y},
                           {threads.x, threads.y, threads.z},

@@ -9,16 +9,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
-#include <string>
-#include <vector>
-
-#include "../device.h"
 
 namespace bitnet::emulation {
 
 constexpr std::uint32_t kSimdLanes = 32;
 constexpr std::uint32_t kMaxThreads = 1024;
+constexpr std::uint32_t kMaxBindings = 31;  // of Metal
 constexpr std::size_t kSlotBytes = 64;
 
 // Where a thread waits.
@@ -52,8 +48,8 @@ struct Position {
 
 // One thread's arguments.
 struct Arguments {
-  const std::vector<void*>* buffers;       // by index; null where there is none
-  const std::vector<void*>* threadgroups;  // memory arguments, likewise
+  void* const* buffers;       // kMaxBindings; null where there is none
+  void* const* threadgroups;  // memory arguments, likewise
   Position threadgroup_position, thread_position_in_threadgroup, threads_per_threadgroup, threadgroups_per_grid;
   std::uint32_t thread_index, simdgroup, lane;
 };
@@ -75,30 +71,30 @@ struct FunctionConstant {
   bool set = false;
 };
 
-// The constants of one file of shaders.
-using ConstantTable = std::vector<FunctionConstant*>;
-
 struct BufferUse {
   std::uint32_t index;
   bool (*needed)();  // null: always
 };
 
-// A kernel's function of the shaders; constructing one makes it known.
-struct Kernel {
-  Kernel(const char* kernel_name, void (*kernel_run)(const Arguments&), std::vector<BufferUse> kernel_buffers,
-         ConstantTable* kernel_constants);
+template <typename T>
+struct List {
+  T* data;
+  std::size_t count;
 
-  std::string name;
-  void (*run)(const Arguments&);
-  std::vector<BufferUse> buffers;
-  ConstantTable* constants;
+  T* begin() const { return data; }
+  T* end() const { return data + count; }
 };
 
-const Kernel* FindKernel(const std::string& name);
+// A kernel of the shaders. Constructing one makes it known.
+struct Kernel {
+  Kernel(const char* name, void (*run)(const Arguments&), List<const BufferUse> buffers,
+         List<FunctionConstant* const> constants);
 
-// Runs one grid; throws std::runtime_error.
-void RunGrid(const Kernel& kernel, const std::vector<void*>& buffers, const std::vector<std::size_t>& memory,
-             gpu::Grid threadgroups, gpu::Grid threads, std::uint64_t seed);
+  const char* name;
+  void (*run)(const Arguments&);
+  List<const BufferUse> buffers;
+  List<FunctionConstant* const> constants;  // of its file of shaders
+};
 
 }  // namespace bitnet::emulation
 

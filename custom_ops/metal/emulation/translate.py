@@ -62,7 +62,7 @@ def to_cpp(text: str) -> str:
         r'"\2"); [[maybe_unused]] static const struct { operator \1() const { return \2_constant.value(); } } \2;',
         text,
     )
-    constants = ", ".join(f"&{name}_constant" for name in re.findall(r"FunctionConstant (\w+)_constant", text))
+    names = re.findall(r"FunctionConstant (\w+)_constant", text)
     text = _DERIVED.sub(r"[[maybe_unused]] static const struct { operator \1() const { return \3; } } \2;", text)
     numbers = iter(range(1 << 16))
     text = _VARIABLE.sub(
@@ -74,8 +74,10 @@ def to_cpp(text: str) -> str:
     )
     kernels = [_registration(m[1], m[2]) for m in _KERNEL.finditer(text)]
     text = _KERNEL.sub(lambda m: f"static void {m[1]}({_ATTRIBUTE.sub('', m[2])}) {{", text)
-    table = f"static bitnet::emulation::ConstantTable the_constants = {{{constants}}};\n"
-    return "\n".join([text, '#line 1 "registration"', table, *kernels])
+    # Arrays of one element more, so that none is empty.
+    table = ", ".join([*(f"&{name}_constant" for name in names), "nullptr"])
+    constants = f"static bitnet::emulation::FunctionConstant* const the_constants[] = {{{table}}};\n"
+    return "\n".join([text, '#line 1 "registration"', constants, *kernels])
 
 
 def to_opencl(text: str) -> str:
@@ -95,17 +97,18 @@ def _registration(name: str, parameters: str) -> str:
         if buffer := _BUFFER.match(attribute):
             condition = f"[]() -> bool {{ return {buffer[2]}; }}" if buffer[2] else "nullptr"
             uses.append(f"{{{buffer[1]}, {condition}}}")
-            arguments.append(f"static_cast<{kind}>(a.buffers->at({buffer[1]}))")
+            arguments.append(f"static_cast<{kind}>(a.buffers[{buffer[1]}])")
         elif memory := _MEMORY.match(attribute):
-            arguments.append(f"static_cast<{kind}>(a.threadgroups->at({memory[1]}))")
+            arguments.append(f"static_cast<{kind}>(a.threadgroups[{memory[1]}])")
         elif attribute in _BUILTINS:
             arguments.append(f"a.{_BUILTINS[attribute]}")
         else:
             raise SystemExit(f"kernel {name}: attribute [[{attribute}]] is not known")
     return (
         f"static void call_{name}(const bitnet::emulation::Arguments& a) {{ {name}({', '.join(arguments)}); }}\n"
-        f'static bitnet::emulation::Kernel register_{name}("{name}", call_{name}, {{{", ".join(uses)}}}, '
-        "&the_constants);\n"
+        f"static const bitnet::emulation::BufferUse uses_{name}[] = {{{', '.join([*uses, '{0, nullptr}'])}}};\n"
+        f'static bitnet::emulation::Kernel register_{name}("{name}", call_{name}, {{uses_{name}, {len(uses)}}}, '
+        "{the_constants, sizeof the_constants / sizeof the_constants[0] - 1});\n"
     )
 
 
