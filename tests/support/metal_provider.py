@@ -9,16 +9,22 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import onnxruntime as ort
 import pytest
+import random_decoders
 from package_logits import PackageLogits
+from tiny_package import byte_tokenizer
 
 from bitnet_onnx.custom_ops import library_path
+from bitnet_onnx.decoder import DecoderSpec
+from bitnet_onnx.policy import Policy
 from bitnet_onnx.runtime import Device
+from bitnet_onnx.runtime._metal import add_provider
 
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / "build" / "metal-provider"
@@ -63,6 +69,20 @@ def run(command: list[str | Path]) -> str:
     return result.stdout
 
 
+#: Matrices so large that they are stored in the data file.
+WIDE = replace(random_decoders.BASE, hidden_size=256, intermediate_size=512)
+
+
+def decoder_package(directory: Path, spec: DecoderSpec, policy: Policy) -> Path:
+    """A package of a random decoder, with files of a tokenizer, which the runtime wants to see."""
+    package = random_decoders.write(directory / "package", spec, policy)
+    byte_tokenizer().save(str(package / "tokenizer.json"))
+    for other in ("tokenizer_config.json", "config.json"):
+        if not (package / other).exists():
+            (package / other).write_text("{}")
+    return package
+
+
 @cache
 def metal_device() -> Device:
     """The emulated device with the operator library behind it."""
@@ -77,8 +97,6 @@ def counters() -> Counters:
 
 def provider_options(*, operators: bool = True) -> ort.SessionOptions:
     """Options of a session on the emulated device, which keeps account of what runs where."""
-    from bitnet_onnx.runtime._metal import add_provider
-
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

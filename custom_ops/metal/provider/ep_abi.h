@@ -52,7 +52,7 @@ using PathChar = char;
 #endif
 
 // C enumerations travel as int.
-enum ErrorCode : int { kFail = 1, kInvalidArgument = 2, kEpFail = 11 };
+enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum ElementType : int {
   kUndefined = 0,
   kFloat = 1,

@@ -16,16 +16,17 @@ namespace bitnet::ep {
 // Throws when a call of the runtime failed.
 void Check(const Api& api, Status* status);
 
-// Runs `body`; what it throws becomes a status, because no exception crosses the C boundary.
+// Runs `body`; what it throws becomes a status, because no exception crosses the C boundary. Not with the code of a
+// failed provider: Python's sessions would start again without it, and print that.
 template <typename F>
 Status* Guard(const Api& api, F body) noexcept {
   try {
     body();
     return nullptr;
   } catch (const std::exception& error) {
-    return api.CreateStatus(kEpFail, error.what());
+    return api.CreateStatus(kFail, error.what());
   } catch (...) {
-    return api.CreateStatus(kEpFail, "BitNetMetal: unknown error");
+    return api.CreateStatus(kFail, "BitNetMetal: unknown error");
   }
 }
 
