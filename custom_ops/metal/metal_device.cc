@@ -1,9 +1,9 @@
-// bitnet::gpu::Device on Apple's Metal, by metal-cpp. It has been type-checked on Linux only: docs/metal-provider.md.
+// bitnet::gpu::Device on Apple's Metal, by metal-cpp. It has been type-checked on Linux only:
+// docs/metal-provider.md.
 #define NS_PRIVATE_IMPLEMENTATION
 #define MTL_PRIVATE_IMPLEMENTATION
 #include <Foundation/Foundation.hpp>
 #include <Metal/Metal.hpp>
-
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -104,8 +104,8 @@ class MetalCommands final : public Commands {
     const std::uint64_t count = std::uint64_t{threads.x} * threads.y * threads.z;
     if (count > pipeline_->max_threads()) {
       throw std::runtime_error("kernel " + pipeline_->name() + " has at most " +
-                               std::to_string(pipeline_->max_threads()) + " threads in a threadgroup on this GPU, not " +
-                               std::to_string(count));
+                               std::to_string(pipeline_->max_threads()) +
+                               " threads in a threadgroup on this GPU, not " + std::to_string(count));
     }
     encoder_->dispatchThreadgroups(SizeOf(threadgroups), SizeOf(threads));
   }
@@ -214,11 +214,13 @@ class MetalDevice final : public Device {
       values->setConstantValue(&value, MTL::DataTypeUInt, NS::UInteger{index});
     }
     NS::Error* error = nullptr;
-    const Ref<MTL::Function> made = NS::TransferPtr(library_->newFunction(Text(function), values.get(), &error));
+    const Ref<MTL::Function> made =
+        NS::TransferPtr(library_->newFunction(Text(function), values.get(), &error));
     if (!made) {
       throw std::runtime_error("Metal makes no function " + function + ": " + Describe(error));
     }
-    Ref<MTL::ComputePipelineState> state = NS::TransferPtr(device_->newComputePipelineState(made.get(), &error));
+    Ref<MTL::ComputePipelineState> state =
+        NS::TransferPtr(device_->newComputePipelineState(made.get(), &error));
     if (!state) {
       throw std::runtime_error("Metal makes no pipeline of " + function + ": " + Describe(error));
     }
@@ -229,7 +231,8 @@ class MetalDevice final : public Device {
   Ref<MTL::CommandQueue> queue_;
   Ref<MTL::Library> library_;
   std::mutex mutex_;
-  std::map<std::pair<std::string, std::map<std::uint32_t, std::uint32_t>>, std::shared_ptr<Pipeline>> pipelines_;
+  std::map<std::pair<std::string, std::map<std::uint32_t, std::uint32_t>>, std::shared_ptr<Pipeline>>
+      pipelines_;
 };
 
 }  // namespace

@@ -7,7 +7,7 @@
 
 namespace ours = bitnet::ep;
 
-#define SAME(type, official, name)                                                                       \
+#define SAME(type, official, name)                                                                         \
   static_assert(offsetof(ours::type, name) == offsetof(::official, name), "position of " #type "." #name); \
   static_assert(sizeof(ours::type::name) == sizeof(::official::name), "size of " #type "." #name)
 #define SAME_VALUE(name, official) \

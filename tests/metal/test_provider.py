@@ -94,9 +94,7 @@ def test_a_whole_decoder_is_one_part(tmp_path: Path, name: str) -> None:
     for left, right in [
         (found(IDS), whole),
         (found(IDS[:12], chunk=1), whole[:12]),
-        *zip(
-            found.ragged([IDS[:3], IDS[:9], IDS[:1]]), expected.ragged([IDS[:3], IDS[:9], IDS[:1]]), strict=True
-        ),
+        *zip(found.ragged([IDS[:3], IDS[:9], IDS[:1]]), expected.ragged([IDS[:3], IDS[:9], IDS[:1]]), strict=True),
     ]:
         np.testing.assert_allclose(left, right, rtol=0, atol=tolerance)
 

@@ -67,10 +67,11 @@ class Attention final : public Step {
     const Sizes s = Read(call);
     const bool in_place = call.SameMemory(in[kPastKey], present_key);
     const bool has_past = s.batch > 0 && s.past > 0;
-    if (has_past && (in_place != call.SameMemory(in[kPastValue], present_value) ||
-                     (in_place && s.present != s.past))) {
-      Fail("past and present share memory in part; both caches must be shared whole, with total_sequence_length "
-           "within their length, or not at all");
+    if (has_past &&
+        (in_place != call.SameMemory(in[kPastValue], present_value) || (in_place && s.present != s.past))) {
+      Fail(
+          "past and present share memory in part; both caches must be shared whole, with total_sequence_length "
+          "within their length, or not at all");
     }
     if (call.cache == kNone) {
       call.cache = present_key;
@@ -232,8 +233,8 @@ class Attention final : public Step {
     const int64_t total = *static_cast<const int32_t*>(call.Host(in[kTotal]));
     const int64_t limit = std::min(kLargest, s.past + s.sequence);
     if (total < 0 || total > limit) {
-      Fail("total_sequence_length is " + std::to_string(total) + "; it must be from 0 to " + std::to_string(limit) +
-           ", the lengths of past_key and query together");
+      Fail("total_sequence_length is " + std::to_string(total) + "; it must be from 0 to " +
+           std::to_string(limit) + ", the lengths of past_key and query together");
     }
     s.present = std::max(s.past, total);
     const int32_t* last = Ints(call, kSeqlensK, "seqlens_k", s.batch);
@@ -292,8 +293,8 @@ class Attention final : public Step {
     const auto* scales = static_cast<const float*>(call.Host(in[index]));
     for (int64_t i = 0; i < kv_heads * s.head_dim; ++i) {
       if (!(scales[i] >= kSmallest && scales[i] <= kLargest)) {
-        Fail(std::string(name) + ToString({i / s.head_dim, i % s.head_dim}) + " is " + std::to_string(scales[i]) +
-             "; it must be a positive, finite and normal number");
+        Fail(std::string(name) + ToString({i / s.head_dim, i % s.head_dim}) + " is " +
+             std::to_string(scales[i]) + "; it must be a positive, finite and normal number");
       }
     }
   }
@@ -303,8 +304,8 @@ class Attention final : public Step {
   }
 
   [[noreturn]] void FailLength(const char* name, int64_t row, int64_t value, int64_t low, int64_t high) const {
-    Fail(std::string(name) + "[" + std::to_string(row) + "] is " + std::to_string(value) + "; it must be from " +
-         std::to_string(low) + " to " + std::to_string(high));
+    Fail(std::string(name) + "[" + std::to_string(row) + "] is " + std::to_string(value) +
+         "; it must be from " + std::to_string(low) + " to " + std::to_string(high));
   }
 };
 
@@ -368,10 +369,10 @@ bool MakeAttention(Builder& builder, const Node& node) {
   };
   const uint32_t rotary = !step->rotary ? 0 : step->interleaved ? 2 : 1;
   step->copy = kernel("attention_copy", {{kConstantSimdgroups, kCopyGroups}});
-  step->prepare = kernel("attention_prepare", {{kConstantSimdgroups, kPrepareGroups}, {kConstantRotary, rotary}});
+  step->prepare =
+      kernel("attention_prepare", {{kConstantSimdgroups, kPrepareGroups}, {kConstantRotary, rotary}});
   for (uint32_t rows = 1; rows <= kMaxAttentionRows; ++rows) {
-    step->merge[rows] =
-        kernel("attention_merge", {{kConstantSimdgroups, kMergeGroups}, {kConstantRows, rows}});
+    step->merge[rows] = kernel("attention_merge", {{kConstantSimdgroups, kMergeGroups}, {kConstantRows, rows}});
     for (uint32_t split : {0u, 1u}) {
       step->attention[split][rows] =
           kernel("attention",

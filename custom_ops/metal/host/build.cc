@@ -82,7 +82,8 @@ int Builder::Columns(const std::vector<int32_t>& columns) {
 }
 
 std::optional<std::vector<int64_t>> Builder::Ints(const Value* value) const {
-  if (value == nullptr || !value->is_constant || value->type != Type::kInt64 || value->constant.data == nullptr) {
+  if (value == nullptr || !value->is_constant || value->type != Type::kInt64 ||
+      value->constant.data == nullptr) {
     return std::nullopt;
   }
   std::vector<int64_t> list(value->constant.bytes / sizeof(int64_t));
@@ -93,8 +94,8 @@ std::optional<std::vector<int64_t>> Builder::Ints(const Value* value) const {
 }
 
 std::optional<float> Builder::Scalar(const Value* value) const {
-  if (value == nullptr || !value->is_constant || value->type != Type::kFloat || value->constant.data == nullptr ||
-      value->constant.bytes != sizeof(float)) {
+  if (value == nullptr || !value->is_constant || value->type != Type::kFloat ||
+      value->constant.data == nullptr || value->constant.bytes != sizeof(float)) {
     return std::nullopt;
   }
   float scalar = 0.0f;
@@ -129,7 +130,8 @@ std::optional<PlainNorm> FindPlainNorm(const Builder& builder, size_t last) {
   const Node& div = graph.nodes[*divided];
   const auto root = OnlyProducer(graph, builder.Input(div, 1), "Sqrt");
   const auto shifted = root ? OnlyProducer(graph, builder.Input(graph.nodes[*root], 0), "Add") : std::nullopt;
-  const auto mean = shifted ? OnlyProducer(graph, builder.Input(graph.nodes[*shifted], 0), "ReduceMean") : std::nullopt;
+  const auto mean =
+      shifted ? OnlyProducer(graph, builder.Input(graph.nodes[*shifted], 0), "ReduceMean") : std::nullopt;
   const auto square = mean ? OnlyProducer(graph, builder.Input(graph.nodes[*mean], 0), "Pow") : std::nullopt;
   if (!square || !builder.IsFloat(div, 0)) {
     return std::nullopt;
@@ -137,11 +139,13 @@ std::optional<PlainNorm> FindPlainNorm(const Builder& builder, size_t last) {
   const auto epsilon = builder.Scalar(builder.Input(graph.nodes[*shifted], 1));
   const auto exponent = builder.Scalar(builder.Input(graph.nodes[*square], 1));
   const auto axes = builder.Ints(builder.Input(graph.nodes[*mean], 1));
-  const bool over_last = axes && axes->size() == 1 && axes->front() == -1 && graph.nodes[*mean].Int("keepdims", 1) == 1;
+  const bool over_last =
+      axes && axes->size() == 1 && axes->front() == -1 && graph.nodes[*mean].Int("keepdims", 1) == 1;
   if (!epsilon || exponent != 2.0f || !over_last || graph.nodes[*square].inputs[0] != div.inputs[0]) {
     return std::nullopt;
   }
-  return PlainNorm{{*square, *mean, *shifted, *root, *divided, last}, div.inputs[0], scaled.inputs[1], *epsilon};
+  return PlainNorm{
+      {*square, *mean, *shifted, *root, *divided, last}, div.inputs[0], scaled.inputs[1], *epsilon};
 }
 
 bool Make(Builder& builder, size_t place) {
@@ -171,8 +175,8 @@ std::vector<bool> Supported(Builder& builder) {
 std::vector<std::vector<size_t>> Claim(const Graph& graph) {
   Builder builder(graph);
   const std::vector<bool> supported = Supported(builder);
-  // The stage of a node is the number of times that data on its way there has left the device and come back: nodes
-  // of one stage can be one node, because no way from one of them to another leads through anything else.
+  // The stage of a node is the number of times that data on its way there has left the device and come back:
+  // nodes of one stage can be one node, because no way from one of them to another leads through anything else.
   std::vector<size_t> stages(graph.nodes.size(), 0);
   size_t last = 0;
   for (size_t place = 0; place < graph.nodes.size(); ++place) {

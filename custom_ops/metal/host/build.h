@@ -24,7 +24,7 @@ class Builder {
  public:
   explicit Builder(Graph source) : graph(std::move(source)) {}
 
-  int Workspace();                              // a value of its own, sized in each call
+  int Workspace();                                   // a value of its own, sized in each call
   int Columns(const std::vector<int32_t>& columns);  // a constant of its own
   // A constant of integers; nothing where `value` is none, or is not one.
   std::optional<std::vector<int64_t>> Ints(const Value* value) const;
@@ -59,8 +59,8 @@ struct PlainNorm {
 };
 std::optional<PlainNorm> FindPlainNorm(const Builder& builder, size_t last);
 
-// Adds the steps of one operator; false where the shaders lack this variant, or it is not what the contract says:
-// then the node stays on the CPU, which runs or refuses it.
+// Adds the steps of one operator; false where the shaders lack this variant, or it is not what the contract
+// says: then the node stays on the CPU, which runs or refuses it.
 using Maker = bool (*)(Builder&, const Node&);
 bool MakeBitLinear(Builder& builder, const Node& node);
 bool MakeBitEmbedding(Builder& builder, const Node& node);

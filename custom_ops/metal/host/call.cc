@@ -34,7 +34,8 @@ void Call::SetView(int value, Shape shape, int of, size_t offset) {
 const void* Call::Host(int value) const {
   const Tensor& tensor = At(value);
   if (tensor.host == nullptr && tensor.bytes != 0) {
-    throw std::runtime_error("BitNetMetal: " + values_[static_cast<size_t>(value)].name + " cannot be read here");
+    throw std::runtime_error("BitNetMetal: " + values_[static_cast<size_t>(value)].name +
+                             " cannot be read here");
   }
   return tensor.host;
 }
@@ -59,7 +60,8 @@ void Step::Fail(const std::string& what) const { throw std::runtime_error(label 
 
 uint32_t Count(int64_t number) {
   if (number < 0 || number > std::numeric_limits<uint32_t>::max()) {
-    throw std::runtime_error("BitNetMetal: " + std::to_string(number) + " elements are more than 32 bits count");
+    throw std::runtime_error("BitNetMetal: " + std::to_string(number) +
+                             " elements are more than 32 bits count");
   }
   return static_cast<uint32_t>(number);
 }

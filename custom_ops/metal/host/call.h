@@ -31,10 +31,10 @@ class Kernel {
 struct Tensor {
   Shape shape;
   size_t bytes = 0;
-  int root = kNone;       // the value whose memory this is a part of; its own place in the list otherwise
-  size_t offset = 0;      // in the root's memory
-  void* host = nullptr;   // of inputs, outputs and constants: what the runtime gave us
-  gpu::Binding place{};   // of roots
+  int root = kNone;      // the value whose memory this is a part of; its own place in the list otherwise
+  size_t offset = 0;     // in the root's memory
+  void* host = nullptr;  // of inputs, outputs and constants: what the runtime gave us
+  gpu::Binding place{};  // of roots
   std::vector<int32_t> content;  // what the host writes there before the batch
 };
 

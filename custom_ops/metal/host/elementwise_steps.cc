@@ -75,8 +75,8 @@ class Binary final : public Step {
     const Shape& small = call.ShapeOf(b);
     const int64_t count = Product(small);
     const bool same = large == small, scalar = count == 1 && small.size() <= large.size();
-    const bool vector = !small.empty() && small.size() <= large.size() && small.back() == count &&
-                        small.back() == large.back();
+    const bool vector =
+        !small.empty() && small.size() <= large.size() && small.back() == count && small.back() == large.back();
     if (!same && !scalar && !vector) {
       Fail("operands of shapes " + ToString(large) + " and " + ToString(small) +
            " do not go together here: the second must have the first one's shape, its last dimension or one "
@@ -149,10 +149,12 @@ std::optional<uint32_t> Find(const Named (&table)[N], const std::string& name) {
 }
 
 Kernel Elementwise(const char* function, uint32_t operation) {
-  return Kernel(function, {{kConstantSimdgroups, kGroups}, {kConstantHalf, 0}, {kConstantOperation, operation}});
+  return Kernel(function,
+                {{kConstantSimdgroups, kGroups}, {kConstantHalf, 0}, {kConstantOperation, operation}});
 }
 
-void AddNorm(Builder& builder, const Node& node, const char* function, int x, int weight, int bias, float epsilon) {
+void AddNorm(Builder& builder, const Node& node, const char* function, int x, int weight, int bias,
+             float epsilon) {
   auto step = std::make_unique<Norm>();
   step->x = x;
   step->weight = weight;
@@ -254,9 +256,11 @@ bool MakeBinary(Builder& builder, const Node& node) {
 
 bool MakeNorm(Builder& builder, const Node& node) {
   const bool root = node.op != "LayerNormalization";
-  const bool one_output = std::count_if(node.outputs.begin(), node.outputs.end(), [](int v) { return v != kNone; }) == 1;
-  if (!builder.IsFloat(node, 0) || node.Int("axis", -1) != -1 || node.Int("stash_type", 1) != 1 || !one_output ||
-      !IsVector(builder.Input(node, 1)) || (node.Has(2) && (root || !IsVector(builder.Input(node, 2)))) ||
+  const bool one_output =
+      std::count_if(node.outputs.begin(), node.outputs.end(), [](int v) { return v != kNone; }) == 1;
+  if (!builder.IsFloat(node, 0) || node.Int("axis", -1) != -1 || node.Int("stash_type", 1) != 1 ||
+      !one_output || !IsVector(builder.Input(node, 1)) ||
+      (node.Has(2) && (root || !IsVector(builder.Input(node, 2)))) ||
       (node.Has(2) && builder.Input(node, 2)->shape != builder.Input(node, 1)->shape)) {
     return false;
   }

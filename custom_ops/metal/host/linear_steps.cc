@@ -26,16 +26,27 @@ struct Matrix {
   int64_t groups() const { return group_size == 0 ? 1 : CeilDiv(columns, group_size); }
 
   LinearArguments Arguments(int64_t tokens, float epsilon) const {
-    return {Count(columns),    Count(rows),     Count(tokens),
-            Count(groups()),   Count(group_size == 0 ? padded() : group_size),
-            Count(zero_point), Count(padded()), epsilon};
+    return {Count(columns),
+            Count(rows),
+            Count(tokens),
+            Count(groups()),
+            Count(group_size == 0 ? padded() : group_size),
+            Count(zero_point),
+            Count(padded()),
+            epsilon};
   }
 };
 
 // The attributes and constants that both operators have, checked as docs/operator.md has them.
 std::optional<Matrix> ReadMatrix(const Builder& builder, const Node& node) {
-  Matrix m{node.Int("in_features", 0), node.Int("out_features", 0), node.Int("bits", 2), node.Int("zero_point", 2),
-           node.Int("group_size", 0),  kNone,                       kNone,               0};
+  Matrix m{node.Int("in_features", 0),
+           node.Int("out_features", 0),
+           node.Int("bits", 2),
+           node.Int("zero_point", 2),
+           node.Int("group_size", 0),
+           kNone,
+           kNone,
+           0};
   constexpr int64_t kMost = int64_t{1} << 31;
   const bool known_bits = m.bits == 2 || m.bits == 4 || m.bits == 6 || m.bits == 8;
   if (m.columns < 1 || m.rows < 1 || m.columns >= kMost || m.rows >= kMost || !known_bits || m.zero_point < 0 ||
@@ -49,7 +60,8 @@ std::optional<Matrix> ReadMatrix(const Builder& builder, const Node& node) {
   if (m.group_size == 0) {
     scales = {{1}, {m.rows}};
   }
-  if (!builder.IsConstant(node, 1, Type::kUint8, {weight}) || !builder.IsConstant(node, 2, Type::kFloat, scales)) {
+  if (!builder.IsConstant(node, 1, Type::kUint8, {weight}) ||
+      !builder.IsConstant(node, 2, Type::kFloat, scales)) {
     return std::nullopt;
   }
   m.weight = node.inputs[1];
@@ -185,9 +197,9 @@ Codes QuantizeOnce(Builder& builder, const Node& node, const Matrix& matrix, int
   step->norm = norm;
   step->epsilon = epsilon;
   step->out = {builder.Workspace(), builder.Workspace(), builder.Workspace()};
-  step->kernel = Kernel("quantize_activations", {{kConstantSimdgroups, kQuantizeGroups},
-                                                 {kConstantHalf, 0},
-                                                 {kConstantNorm, norm != kNone ? 1u : 0u}});
+  step->kernel = Kernel(
+      "quantize_activations",
+      {{kConstantSimdgroups, kQuantizeGroups}, {kConstantHalf, 0}, {kConstantNorm, norm != kNone ? 1u : 0u}});
   step->reads = {step->x};
   if (norm != kNone) {
     step->reads.push_back(norm);

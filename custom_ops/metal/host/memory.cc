@@ -58,7 +58,8 @@ gpu::Binding Allocations::Find(const void* memory, size_t bytes) const {
   }
   gpu::Buffer& buffer = *found->second;
   const auto start = reinterpret_cast<uintptr_t>(buffer.contents());
-  if (address < start || buffer.size() < bytes || address - start > buffer.size() - bytes || (address - start) % 4 != 0) {
+  if (address < start || buffer.size() < bytes || address - start > buffer.size() - bytes ||
+      (address - start) % 4 != 0) {
     return {nullptr, 0};
   }
   return {&buffer, address - start};
@@ -69,7 +70,7 @@ MappedFile::MappedFile(gpu::Device& device, const std::string& path) : device_(d
   if (file < 0) {
     FailFile(path, "cannot be opened");
   }
-  struct stat status {};
+  struct stat status{};
   if (fstat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0) {
     size_ = static_cast<size_t>(status.st_size);
     mapped_ = ToPages(size_);
@@ -121,7 +122,7 @@ gpu::Binding MappedFile::Bind(int64_t offset, size_t bytes) {
 }
 
 std::shared_ptr<MappedFile> Context::Open(const std::string& path) {
-  struct stat status {};
+  struct stat status{};
   if (stat(path.c_str(), &status) != 0) {
     FailFile(path, "cannot be read");
   }

@@ -14,8 +14,8 @@ constexpr size_t kAlignment = 256;  // of what lies side by side in one buffer
 size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 struct {
-  std::atomic<uint64_t> calls, dispatches, copied_in, copied_out, constants_mapped, constants_copied, cache_address,
-      work_bytes;
+  std::atomic<uint64_t> calls, dispatches, copied_in, copied_out, constants_mapped, constants_copied,
+      cache_address, work_bytes;
 } counters;
 
 char* AddressOf(const gpu::Binding& binding) {
@@ -38,7 +38,8 @@ class WorkSpace {
   }
 
   void Give(size_t offset) {
-    blocks_.erase(std::find_if(blocks_.begin(), blocks_.end(), [&](const Block& b) { return b.offset == offset; }));
+    blocks_.erase(
+        std::find_if(blocks_.begin(), blocks_.end(), [&](const Block& b) { return b.offset == offset; }));
   }
 
   size_t size() const { return size_; }
@@ -54,8 +55,9 @@ class WorkSpace {
 }  // namespace
 
 Counters ReadCounters() {
-  return {counters.calls,           counters.dispatches,       counters.copied_in,     counters.copied_out,
-          counters.constants_mapped, counters.constants_copied, counters.cache_address, counters.work_bytes};
+  return {counters.calls,         counters.dispatches,       counters.copied_in,
+          counters.copied_out,    counters.constants_mapped, counters.constants_copied,
+          counters.cache_address, counters.work_bytes};
 }
 
 Plan::Plan(std::shared_ptr<Context> context, Graph graph, const std::vector<std::string>& inputs,
@@ -159,7 +161,8 @@ void Plan::Run(const ReadInput& input, const MakeOutput& output) {
   std::unordered_map<const void*, int> at_address;
   const auto direct = [&](Tensor& tensor) {
     tensor.place = context_->allocations().Find(tensor.host, tensor.bytes);
-    const bool pages = reinterpret_cast<uintptr_t>(tensor.host) % PageSize() == 0 && tensor.bytes % PageSize() == 0;
+    const bool pages =
+        reinterpret_cast<uintptr_t>(tensor.host) % PageSize() == 0 && tensor.bytes % PageSize() == 0;
     if (tensor.place.buffer == nullptr && pages && tensor.host != nullptr) {
       wrapped.push_back(device.wrap(tensor.host, tensor.bytes));
       tensor.place = {wrapped.back().get(), 0};

@@ -22,10 +22,10 @@ struct InputTensor {
 // What calls did, for tests and for the curious; sums over the process.
 struct Counters {
   uint64_t calls, dispatches;
-  uint64_t copied_in, copied_out;        // bytes between tensors and the device's memory
+  uint64_t copied_in, copied_out;               // bytes between tensors and the device's memory
   uint64_t constants_mapped, constants_copied;  // bytes of weights
-  uint64_t cache_address;                // of the last call's first cache, as the device sees it
-  uint64_t work_bytes;                   // of the last call's intermediate results
+  uint64_t cache_address;                       // of the last call's first cache, as the device sees it
+  uint64_t work_bytes;                          // of the last call's intermediate results
 };
 Counters ReadCounters();
 

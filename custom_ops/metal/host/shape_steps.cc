@@ -61,9 +61,7 @@ void GatherColumns(Call& call, const Kernel& kernel, int x, int columns, int y, 
   call.Dispatch(CeilDiv(rows * selected, 32 * kGroups), 1, 1, kGroups);
 }
 
-Kernel GatherKernel() {
-  return Kernel("gather_columns", {{kConstantSimdgroups, kGroups}, {kConstantHalf, 0}});
-}
+Kernel GatherKernel() { return Kernel("gather_columns", {{kConstantSimdgroups, kGroups}, {kConstantHalf, 0}}); }
 
 std::vector<int32_t> Range(int64_t first, int64_t count) {
   if (first + count > std::numeric_limits<int32_t>::max()) {
@@ -178,7 +176,8 @@ class Columns final : public Step {
     } else {
       const int64_t largest = *std::max_element(selected.begin(), selected.end());
       if (largest >= width) {
-        Fail("indices holds " + std::to_string(largest) + "; it must be from 0 to " + std::to_string(width - 1));
+        Fail("indices holds " + std::to_string(largest) + "; it must be from 0 to " +
+             std::to_string(width - 1));
       }
       shape.back() = static_cast<int64_t>(selected.size());
     }
@@ -205,7 +204,8 @@ bool MakeReshape(Builder& builder, const Node& node) {
   }
   int64_t product = 1;
   for (const int64_t size : *target) {
-    if (size < -1 || size > std::numeric_limits<int32_t>::max() || (product *= std::max<int64_t>(size, 1)) > int64_t{1} << 31) {
+    if (size < -1 || size > std::numeric_limits<int32_t>::max() ||
+        (product *= std::max<int64_t>(size, 1)) > int64_t{1} << 31) {
       return false;
     }
   }
@@ -249,8 +249,8 @@ bool MakeSplit(Builder& builder, const Node& node) {
 bool MakeSlice(Builder& builder, const Node& node) {
   const Value* start = builder.Input(node, 1);
   const auto ends = builder.Ints(builder.Input(node, 2)), axes = builder.Ints(builder.Input(node, 3));
-  if (!builder.IsFloat(node, 0) || start == nullptr || start->type != Type::kInt64 || !ends || ends->size() != 1 ||
-      ends->front() < std::numeric_limits<int32_t>::max() || !IsOne(axes, 1) ||
+  if (!builder.IsFloat(node, 0) || start == nullptr || start->type != Type::kInt64 || !ends ||
+      ends->size() != 1 || ends->front() < std::numeric_limits<int32_t>::max() || !IsOne(axes, 1) ||
       (node.Has(4) && !IsOne(builder.Ints(builder.Input(node, 4)), 1))) {
     return false;
   }
@@ -287,8 +287,8 @@ bool MakePad(Builder& builder, const Node& node) {
 
 bool MakeGather(Builder& builder, const Node& node) {
   const auto indices = builder.Ints(builder.Input(node, 1));
-  if (!builder.IsFloat(node, 0) || builder.Input(node, 0)->is_constant || node.Int("axis", 0) != -1 || !indices ||
-      builder.Input(node, 1)->shape.size() != 1 || indices->empty()) {
+  if (!builder.IsFloat(node, 0) || builder.Input(node, 0)->is_constant || node.Int("axis", 0) != -1 ||
+      !indices || builder.Input(node, 1)->shape.size() != 1 || indices->empty()) {
     return false;
   }
   std::vector<int32_t> columns;

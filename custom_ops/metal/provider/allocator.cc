@@ -9,7 +9,9 @@ struct DeviceAllocator : Allocator {
   const MemoryInfo* info;
 };
 
-const DeviceAllocator& Self(const Allocator* allocator) { return *static_cast<const DeviceAllocator*>(allocator); }
+const DeviceAllocator& Self(const Allocator* allocator) {
+  return *static_cast<const DeviceAllocator*>(allocator);
+}
 
 void* Allocate(Allocator* allocator, size_t bytes) {
   try {

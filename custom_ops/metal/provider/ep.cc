@@ -50,7 +50,8 @@ void Compute(const Fused& fused, KernelContext& context) {
         const Value* value = nullptr;
         Check(api, api.KernelContext_GetInput(&context, index, &value));
         if (value == nullptr) {
-          throw std::runtime_error("BitNetMetal: input " + std::to_string(index) + " of the fused node is missing");
+          throw std::runtime_error("BitNetMetal: input " + std::to_string(index) +
+                                   " of the fused node is missing");
         }
         const void* data = nullptr;
         Check(api, api.GetTensorData(value, &data));
@@ -80,8 +81,8 @@ std::unique_ptr<Fused> Compile(const Provider& provider, const Graph& graph, con
   };
   fused->ReleaseState = [](NodeComputeInfo*, void*) {};
   fused->shared = shared;
-  fused->plan = std::make_unique<metal::Plan>(shared->context, std::move(read.graph), InputNames(shared->api, node),
-                                              OutputNames(shared->api, node));
+  fused->plan = std::make_unique<metal::Plan>(shared->context, std::move(read.graph),
+                                              InputNames(shared->api, node), OutputNames(shared->api, node));
   return fused;
 }
 
@@ -96,8 +97,8 @@ Ep* MakeEp(std::shared_ptr<const Shared> shared, std::filesystem::path folder) {
   provider->GetCapability = [](Ep* ep, const Graph* graph, GraphSupportInfo* info) -> Status* {
     return Guard(Self(ep).shared->api, [&] { GetCapability(Self(ep), *graph, *info); });
   };
-  provider->Compile = [](Ep* ep, const Graph** graphs, const Node** nodes, size_t count, NodeComputeInfo** infos,
-                         Node**) -> Status* {
+  provider->Compile = [](Ep* ep, const Graph** graphs, const Node** nodes, size_t count,
+                         NodeComputeInfo** infos, Node**) -> Status* {
     return Guard(Self(ep).shared->api, [&] {
       std::vector<std::unique_ptr<Fused>> made;
       for (size_t i = 0; i < count; ++i) {

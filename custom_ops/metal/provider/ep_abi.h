@@ -1,8 +1,8 @@
 // The part of ONNX Runtime's C interface that the provider calls and implements, declared by position.
 //
-// As ort/ort_abi.h, which is for the operator library: entries are only ever appended to the tables, so a position
-// never changes its meaning. Only entries up to API version 24 are used. tests/metal/ep_abi_offsets.cc compares every
-// position and value with the official headers wherever those are installed.
+// As ort/ort_abi.h, which is for the operator library: entries are only ever appended to the tables, so a
+// position never changes its meaning. Only entries up to API version 24 are used. tests/metal/ep_abi_offsets.cc
+// compares every position and value with the official headers wherever those are installed.
 #ifndef BITNET_METAL_PROVIDER_EP_ABI_H_
 #define BITNET_METAL_PROVIDER_EP_ABI_H_
 
@@ -174,7 +174,8 @@ struct EpApi {
   Slot reserved_3_4[2];
   Call<EpDevice*, const MemoryInfo*> EpDevice_AddAllocatorInfo;
   Slot reserved_6_15[10];
-  Call<HardwareType, uint32_t, uint32_t, const char*, const KeyValuePairs*, HardwareDevice**> CreateHardwareDevice;
+  Call<HardwareType, uint32_t, uint32_t, const char*, const KeyValuePairs*, HardwareDevice**>
+      CreateHardwareDevice;
   Release<HardwareDevice> ReleaseHardwareDevice;
 };
 
@@ -183,7 +184,8 @@ struct FusionOptions {
   bool drop_constant_initializers;
 };
 
-// What follows is filled in by us and read by the runtime: all members that the version has which it says it supports.
+// What follows is filled in by us and read by the runtime: all members that the version has which it says it
+// supports.
 
 struct Allocator {
   uint32_t version;
@@ -235,7 +237,8 @@ struct Factory {
   void(BITNET_EP_CALL* ReleaseEp)(Factory*, Ep*);
   uint32_t(BITNET_EP_CALL* GetVendorId)(const Factory*);
   const char*(BITNET_EP_CALL* GetVersion)(const Factory*);
-  Call<Factory*, const HardwareDevice* const*, size_t, const char*, int*> ValidateCompiledModelCompatibilityInfo;
+  Call<Factory*, const HardwareDevice* const*, size_t, const char*, int*>
+      ValidateCompiledModelCompatibilityInfo;
   Call<Factory*, const MemoryInfo*, const KeyValuePairs*, Allocator**> CreateAllocator;
   void(BITNET_EP_CALL* ReleaseAllocator)(Factory*, Allocator*);
   Call<Factory*, DataTransfer**> CreateDataTransfer;

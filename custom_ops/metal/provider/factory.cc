@@ -32,9 +32,10 @@ struct ProviderFactory : Factory {
 
 const ProviderFactory& Self(const Factory* factory) { return *static_cast<const ProviderFactory*>(factory); }
 
-// The GPU where the runtime knows of one, else the processor: an emulated device, or a runtime that finds no GPU.
-Status* GetSupportedDevices(Factory* factory, const HardwareDevice* const* devices, size_t count, EpDevice** found,
-                            size_t most, size_t* found_count) {
+// The GPU where the runtime knows of one, else the processor: an emulated device, or a runtime that finds no
+// GPU.
+Status* GetSupportedDevices(Factory* factory, const HardwareDevice* const* devices, size_t count,
+                            EpDevice** found, size_t most, size_t* found_count) {
   const ProviderFactory& self = Self(factory);
   const Shared& shared = *self.shared;
   *found_count = 0;
@@ -84,8 +85,8 @@ std::unique_ptr<ProviderFactory> MakeFactory(const Api& api, const char* name) {
   factory->shared = std::make_shared<const Shared>(Shared{api, *api.GetEpApi(), OpenDevice()});
   factory->name = kName;
   (void)name;  // the name of the registration, which only the runtime uses
-  Check(api, api.CreateMemoryInfo_V2(kName, kGpuMemory, kAppleVendor, 0, kHostAccessible, kPage, kDeviceAllocator,
-                                     &factory->memory));
+  Check(api, api.CreateMemoryInfo_V2(kName, kGpuMemory, kAppleVendor, 0, kHostAccessible, kPage,
+                                     kDeviceAllocator, &factory->memory));
   factory->ort_version_supported = kApiVersion;
   factory->GetName = [](const Factory*) { return kName; };
   factory->GetVendor = [](const Factory*) { return kVendor; };
@@ -103,8 +104,8 @@ std::unique_ptr<ProviderFactory> MakeFactory(const Api& api, const char* name) {
     });
   };
   factory->ReleaseEp = [](Factory*, Ep* ep) { ReleaseEp(ep); };
-  factory->ValidateCompiledModelCompatibilityInfo = [](Factory*, const HardwareDevice* const*, size_t, const char*,
-                                                       int* compatibility) -> Status* {
+  factory->ValidateCompiledModelCompatibilityInfo = [](Factory*, const HardwareDevice* const*, size_t,
+                                                       const char*, int* compatibility) -> Status* {
     *compatibility = 0;  // not applicable: nothing is compiled ahead
     return nullptr;
   };
@@ -163,8 +164,9 @@ BITNET_EXPORT ep::Status* CreateEpFactories(const char* name, const ep::ApiBase*
   const ep::Api* api = base->GetApi(ep::kApiVersion);
   if (api == nullptr) {
     // The first entries are the same in every version.
-    const std::string text = std::string("BitNetMetal needs ONNX Runtime 1.") + std::to_string(ep::kApiVersion) +
-                             " or later, and this is " + base->GetVersionString() + ": upgrade onnxruntime";
+    const std::string text = std::string("BitNetMetal needs ONNX Runtime 1.") +
+                             std::to_string(ep::kApiVersion) + " or later, and this is " +
+                             base->GetVersionString() + ": upgrade onnxruntime";
     return base->GetApi(1)->CreateStatus(ep::kFail, text.c_str());
   }
   return ep::Guard(*api, [&] {
@@ -203,7 +205,8 @@ BITNET_EXPORT void BitnetMetalFree(void* memory) {
 // host/plan.h has the names of the eight numbers.
 BITNET_EXPORT void BitnetMetalCounters(uint64_t* numbers) {
   const bitnet::metal::Counters c = bitnet::metal::ReadCounters();
-  const uint64_t list[] = {c.calls,  c.dispatches,    c.copied_in, c.copied_out, c.constants_mapped, c.constants_copied,
+  const uint64_t list[] = {c.calls,         c.dispatches,       c.copied_in,
+                           c.copied_out,    c.constants_mapped, c.constants_copied,
                            c.cache_address, c.work_bytes};
   for (size_t i = 0; i < sizeof list / sizeof *list; ++i) {
     numbers[i] = list[i];

@@ -245,6 +245,8 @@ ReadGraph Read(const Api& api, const Graph& source, const std::filesystem::path&
 }
 
 std::vector<std::string> InputNames(const Api& api, const Node& node) { return Names(api, Inputs(api, node)); }
-std::vector<std::string> OutputNames(const Api& api, const Node& node) { return Names(api, Outputs(api, node)); }
+std::vector<std::string> OutputNames(const Api& api, const Node& node) {
+  return Names(api, Outputs(api, node));
+}
 
 }  // namespace bitnet::ep

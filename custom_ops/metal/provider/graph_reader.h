@@ -16,8 +16,8 @@ namespace bitnet::ep {
 // Throws when a call of the runtime failed.
 void Check(const Api& api, Status* status);
 
-// Runs `body`; what it throws becomes a status, because no exception crosses the C boundary. Not with the code of a
-// failed provider: Python's sessions would start again without it, and print that.
+// Runs `body`; what it throws becomes a status, because no exception crosses the C boundary. Not with the code
+// of a failed provider: Python's sessions would start again without it, and print that.
 template <typename F>
 Status* Guard(const Api& api, F body) noexcept {
   try {
@@ -35,8 +35,8 @@ struct ReadGraph {
   std::vector<const Node*> nodes;  // of the runtime, in the order of `graph.nodes`
 };
 
-// Constants point into the runtime's memory, valid as long as `source` is, or to a file of `folder`: where the model
-// keeps its weights, or empty for the folder of the model's own file.
+// Constants point into the runtime's memory, valid as long as `source` is, or to a file of `folder`: where the
+// model keeps its weights, or empty for the folder of the model's own file.
 ReadGraph Read(const Api& api, const Graph& source, const std::filesystem::path& folder);
 
 // Names of the inputs and outputs of a fused node, in order; an empty name is an input that is not there.
