@@ -63,7 +63,7 @@ def structures() -> dict[str, type[ctypes.Structure]]:
     text = re.sub(r"/\*.*?\*/", "", (METAL / "arguments.h").read_text(), flags=re.DOTALL)
     types = {"uint32_t": ctypes.c_uint32, "float": ctypes.c_float}
     return {
-        name: type(name, (ctypes.Structure,), {"_fields_": [(f, types[t]) for t, f in re.findall(r"(\w+) (\w+);", body)]})
+        name: type(name, (ctypes.Structure,), {"_fields_": [(f, types[t]) for t, f in re.findall(r"(\w+)\s+(\w+);", body)]})
         for body, name in re.findall(r"typedef struct \{(.*?)\} (\w+);", text, re.DOTALL)
     }
 
