@@ -73,10 +73,11 @@ def sources() -> list[Path]:
     return sorted(SHADERS.glob("*.metal"))
 
 
-def build(edits: Mapping[str, Edit] | None = None, sanitize: bool = False) -> Path:
+def build(edits: Mapping[str, Edit] | None = None, sanitize: bool = False, extra: str = "") -> Path:
     """The library of all shaders; each object is compiled once for the same text.
 
     Args:
+        extra: one more file of shaders.
         edits: what to change in the shaders of these stems, before they are translated.
         sanitize: with AddressSanitizer.
     """
@@ -90,6 +91,8 @@ def build(edits: Mapping[str, Edit] | None = None, sanitize: bool = False) -> Pa
                 raise ValueError(f"the edit of {source.name} changes nothing")
             text = changed
         texts[source.stem] = translator().to_cpp(text)
+    if extra:
+        texts["extra"] = translator().to_cpp(extra)
     host = [*sorted((METAL / "emulation").glob("*.cc")), *sorted((METAL / "tests").glob("*.cc"))]
     headers = [path for folder in ("emulation", "emulation/include", ".") for path in sorted((METAL / folder).glob("*"))]
     common = b"".join(path.read_bytes() for path in headers if path.is_file() and path.suffix not in (".cc", ".py", ".md"))
