@@ -1,9 +1,9 @@
-"""The emulated device; and the same tests once more under AddressSanitizer (test_metal_sanitized.py)."""
+"""The emulated device."""
 
 from __future__ import annotations
 
 import pytest
-from metal_emulation import CLANG, Emulation, open_emulation
+from metal_emulation import CLANG, Emulation, build
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def clang() -> str:
 @pytest.fixture(scope="session")
 def opened(clang: str) -> Emulation:
     """The device with the shaders as they are."""
-    return open_emulation()
+    return Emulation.open(build())
 
 
 @pytest.fixture(params=[0, 1], ids=["seed 0", "seed 1"])
