@@ -149,7 +149,7 @@ typedef struct {
   uint32_t value_stride;
   uint32_t window; /* keys that a query sees, itself included; 0: all before it */
   uint32_t chunks; /* attention with Split, attention_merge: ceil(longest row / kChunkKeys) */
-  float scale;     /* of the scores, never 0 */
+  float scale;     /* of the scores; by default 1.0f / sqrtf(head_dim) */
   float softcap;   /* 0: off */
 } AttentionArguments;
 
@@ -237,9 +237,8 @@ enum {
 enum { kBinaryAdd = 0, kBinaryMul = 1, kBinarySub = 2 };
 
 typedef struct {
-  uint32_t count; /* elements of y and a */
-  uint32_t
-      b_count; /* elements of b, which is repeated: 1 a scalar, the last axis a vector, count no broadcast */
+  uint32_t count;   /* elements of y and a */
+  uint32_t b_count; /* elements of b, which is repeated: 1, the last axis of a, or count */
 } BinaryArguments;
 
 /* binary: y = a op b. Grid {ceil(count / (32 * Simdgroups)), 1, 1}. Constants: Simdgroups, Half, Operation. */

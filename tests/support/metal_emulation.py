@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,8 +26,8 @@ METAL = ROOT / "custom_ops" / "metal"
 SHADERS = METAL / "shaders"
 BUILT = ROOT / "build" / "metal-emulation"
 CLANG = shutil.which("clang++-19") or shutil.which("clang++")
-#: Set for a process that runs under AddressSanitizer.
-SANITIZED = "BITNET_ONNX_METAL_SANITIZED"
+#: Exit status of a process in which AddressSanitizer has found something.
+SANITIZER_STATUS = 66
 
 _SANITIZE = ("-fsanitize=address", "-shared-libsan")
 _WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-missing-braces")
@@ -63,7 +64,7 @@ def structures() -> dict[str, type[ctypes.Structure]]:
     text = re.sub(r"/\*.*?\*/", "", (METAL / "arguments.h").read_text(), flags=re.DOTALL)
     types = {"uint32_t": ctypes.c_uint32, "float": ctypes.c_float}
     return {
-        name: type(name, (ctypes.Structure,), {"_fields_": [(f, types[t]) for t, f in re.findall(r"(\w+) (\w+);", body)]})
+        name: type(name, (ctypes.Structure,), {"_fields_": [(f, types[t]) for t, f in re.findall(r"(\w+)\s+(\w+);", body)]})
         for body, name in re.findall(r"typedef struct \{(.*?)\} (\w+);", text, re.DOTALL)
     }
 
@@ -73,10 +74,11 @@ def sources() -> list[Path]:
     return sorted(SHADERS.glob("*.metal"))
 
 
-def build(edits: Mapping[str, Edit] | None = None, sanitize: bool = False) -> Path:
+def build(edits: Mapping[str, Edit] | None = None, sanitize: bool = False, extra: str = "") -> Path:
     """The library of all shaders; each object is compiled once for the same text.
 
     Args:
+        extra: one more file of shaders.
         edits: what to change in the shaders of these stems, before they are translated.
         sanitize: with AddressSanitizer.
     """
@@ -90,6 +92,8 @@ def build(edits: Mapping[str, Edit] | None = None, sanitize: bool = False) -> Pa
                 raise ValueError(f"the edit of {source.name} changes nothing")
             text = changed
         texts[source.stem] = translator().to_cpp(text)
+    if extra:
+        texts["extra"] = translator().to_cpp(extra)
     host = [*sorted((METAL / "emulation").glob("*.cc")), *sorted((METAL / "tests").glob("*.cc"))]
     headers = [path for folder in ("emulation", "emulation/include", ".") for path in sorted((METAL / folder).glob("*"))]
     common = b"".join(path.read_bytes() for path in headers if path.is_file() and path.suffix not in (".cc", ".py", ".md"))
@@ -98,14 +102,15 @@ def build(edits: Mapping[str, Edit] | None = None, sanitize: bool = False) -> Pa
     jobs = {}
     for stem, content in [*texts.items(), *((path.stem, path.read_text()) for path in host)]:
         folder = next((path.parent for path in host if path.stem == stem), METAL)
-        digest = hashlib.sha256(common + content.encode() + " ".join(flags).encode()).hexdigest()[:24]
-        jobs[BUILT / f"{stem}-{digest}.o"] = (stem, content, folder)
+        options = (*flags, "-w") if stem in edits else flags
+        digest = hashlib.sha256(common + content.encode() + " ".join(options).encode()).hexdigest()[:24]
+        jobs[BUILT / f"{stem}-{digest}.o"] = (stem, content, folder, options)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda item: _compile(item[0], *item[1], flags), jobs.items()))
+        list(pool.map(lambda item: _compile(item[0], *item[1]), jobs.items()))
     digest = hashlib.sha256("".join(sorted(path.name for path in jobs)).encode()).hexdigest()[:24]
     library = BUILT / f"emulation-{digest}.so"
     if not library.is_file():
-        part = library.with_suffix(f".{os.getpid()}")
+        part = library.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         _run([str(CLANG), "-shared", *(_SANITIZE if sanitize else ()), "-o", str(part), *map(str, jobs)])
         part.replace(library)
     return library
@@ -114,7 +119,8 @@ def build(edits: Mapping[str, Edit] | None = None, sanitize: bool = False) -> Pa
 def _compile(target: Path, stem: str, content: str, folder: Path, flags: Sequence[str]) -> None:
     if target.is_file():
         return
-    source, part = target.with_suffix(f".{os.getpid()}.cc"), target.with_suffix(f".{os.getpid()}.o")
+    mark = f"{os.getpid()}-{threading.get_ident()}"
+    source, part = target.with_suffix(f".{mark}.cc"), target.with_suffix(f".{mark}.o")
     source.write_text(f'#line 1 "{stem}"\n{content}')
     _run([str(CLANG), *flags, f"-I{folder}", "-c", str(source), "-o", str(part)])
     source.unlink()
@@ -139,7 +145,7 @@ def sanitizer_environment() -> dict[str, str] | None:
     if not Path(found).is_file():
         return None
     # The interpreter's own allocations at its end are no leaks of ours.
-    return {"LD_PRELOAD": found, "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0", SANITIZED: "1"}
+    return {"LD_PRELOAD": found, "ASAN_OPTIONS": f"detect_leaks=0:detect_stack_use_after_return=0:exitcode={SANITIZER_STATUS}"}
 
 
 @dataclasses.dataclass
@@ -231,11 +237,6 @@ class Emulation:
     def _contents(self, memory: int) -> int:
         pointer: int = self.library.BitnetMetalContents(ctypes.c_void_p(memory))
         return pointer
-
-
-def open_emulation() -> Emulation:
-    """The device with the shaders as they are; sanitized in a process that is made for it."""
-    return Emulation.open(build(sanitize=SANITIZED in os.environ))
 
 
 if __name__ == "__main__":

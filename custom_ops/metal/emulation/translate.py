@@ -7,7 +7,8 @@ This is the one step between the text that Apple's compiler gets and the text th
    `constant T NAME = EXPRESSION;` derived from it into one that is computed when it is read;
 3. removes attributes `[[...]]` and `kernel`, and writes, after each kernel, a function that fetches its parameters
    by what their attributes say;
-4. gives `threadgroup T name[...];` memory of the threadgroup.
+4. gives `threadgroup T name[...];` memory of the threadgroup;
+5. makes functions static: each file has constants of its own.
 
 For OpenCL C++, which has address spaces and kernels, attributes are removed and function constants get a value.
 Lines keep their numbers by `#line`.
@@ -23,7 +24,9 @@ _INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
 _CONSTANT = re.compile(r"^constant (\w+) (\w+) \[\[function_constant\((\w+)\)\]\];$", re.MULTILINE)
 _DERIVED = re.compile(r"^constant (\w+) (\w+) = ([^;{]+);$", re.MULTILINE)
 _KERNEL = re.compile(r"^kernel void (\w+)\(([^{]*)\) \{$", re.MULTILINE)
-_VARIABLE = re.compile(r"^( +)threadgroup (\w+) (\w+)((?:\[[^\]\n]+\])+);$", re.MULTILINE)
+_VARIABLE = re.compile(r"^( +)threadgroup (\w+) (\w+)((?:\[[^\]\n]+\])+);", re.MULTILINE)
+_ANY_VARIABLE = re.compile(r"\bthreadgroup\s+\w+\s+\w+\s*[\[;=,].*")
+_INLINE = re.compile(r"^inline ", re.MULTILINE)
 _ATTRIBUTE = re.compile(r" ?\[\[([^\[\]]*)\]\]")
 _PARAMETER = re.compile(r"(?P<type>[\w* ]+[ *])(?P<name>\w+) \[\[(?P<attribute>[^\[\]]*)\]\]$")
 _BUFFER = re.compile(r"buffer\((\w+)\)(?:, function_constant\((\w+)\))?$")
@@ -72,6 +75,9 @@ def to_cpp(text: str) -> str:
         ),
         text,
     )
+    if left := _ANY_VARIABLE.search(text):
+        raise SystemExit(f"'{left[0]}': a variable of a threadgroup stands on a line of its own, T name[...];")
+    text = _INLINE.sub("static inline ", text)
     kernels = [_registration(m[1], m[2]) for m in _KERNEL.finditer(text)]
     text = _KERNEL.sub(lambda m: f"static void {m[1]}({_ATTRIBUTE.sub('', m[2])}) {{", text)
     # Arrays of one element more, so that none is empty.
