@@ -22,7 +22,12 @@ REMOVED = [
     ("bitlinear", "device const float* scale [[buffer", "const float* scale [[buffer", "pointer arguments to kernel"),
     ("bitlinear", "inline device const uint* unit_at", "inline const uint* unit_at", "cannot initialize return object"),
     ("bitlinear", "threadgroup int* partial)", "int* partial)", "no matching function"),
-    ("norm", "device const uchar* residual, device uchar* sum", "device const uchar* residual, uchar* sum", "no matching"),
+    (
+        "norm",
+        "device const uchar* residual, device uchar* sum",
+        "device const uchar* residual, uchar* sum",
+        "no matching",
+    ),
     ("attention", "device const float* value_scale) {", "const float* value_scale) {", "no matching function"),
     ("rope", "((device char*)cache)", "((char*)cache)", "C-style cast"),
     ("elementwise", "device uchar* y [[buffer", "uchar* y [[buffer", "pointer arguments to kernel"),

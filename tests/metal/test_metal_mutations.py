@@ -23,8 +23,7 @@ def libraries(clang: str) -> Libraries:
     build()
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     builds = {
-        name: pool.submit(build, {fault.shader: fault.edit}, bool(fault.sanitizer))
-        for name, fault in FAULTS.items()
+        name: pool.submit(build, {fault.shader: fault.edit}, bool(fault.sanitizer)) for name, fault in FAULTS.items()
     }
     pool.shutdown(wait=False)
     return lambda name: builds[name].result()

@@ -126,7 +126,5 @@ def attend(device: Emulation, case: AttentionCase, plan: Plan) -> Attended:
     grid = x, y, arguments.chunks
     device.run("attention", arguments, settings, buffers | scale, grid, ("kAttentionPartials",))
     buffers = named("kAttention") | scale | {"kAttentionPartials": partials, "kAttentionOutput": output}
-    device.run(
-        "attention_merge", arguments, settings, buffers, (x, y, 1), ("kAttentionOutput",), ("kAttentionOutput",)
-    )
+    device.run("attention_merge", arguments, settings, buffers, (x, y, 1), ("kAttentionOutput",), ("kAttentionOutput",))
     return Attended(output, *present)

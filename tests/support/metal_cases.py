@@ -1,6 +1,6 @@
 """The matrix of shapes that the shaders of linear layers are tested with; as a program, under AddressSanitizer.
 
-    python metal_cases.py LIBRARY
+python metal_cases.py LIBRARY
 """
 
 from __future__ import annotations

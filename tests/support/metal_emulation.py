@@ -45,7 +45,8 @@ class MetalError(RuntimeError):
 def translator() -> ModuleType:
     """custom_ops/metal/emulation/translate.py, which is no part of the package."""
     spec = importlib.util.spec_from_file_location("metal_translate", METAL / "emulation" / "translate.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -64,7 +65,9 @@ def structures() -> dict[str, type[ctypes.Structure]]:
     text = re.sub(r"/\*.*?\*/", "", (METAL / "arguments.h").read_text(), flags=re.DOTALL)
     types = {"uint32_t": ctypes.c_uint32, "float": ctypes.c_float}
     return {
-        name: type(name, (ctypes.Structure,), {"_fields_": [(f, types[t]) for t, f in re.findall(r"(\w+)\s+(\w+);", body)]})
+        name: type(
+            name, (ctypes.Structure,), {"_fields_": [(f, types[t]) for t, f in re.findall(r"(\w+)\s+(\w+);", body)]}
+        )
         for body, name in re.findall(r"typedef struct \{(.*?)\} (\w+);", text, re.DOTALL)
     }
 
@@ -95,8 +98,12 @@ def build(edits: Mapping[str, Edit] | None = None, sanitize: bool = False, extra
     if extra:
         texts["extra"] = translator().to_cpp(extra)
     host = [*sorted((METAL / "emulation").glob("*.cc")), *sorted((METAL / "tests").glob("*.cc"))]
-    headers = [path for folder in ("emulation", "emulation/include", ".") for path in sorted((METAL / folder).glob("*"))]
-    common = b"".join(path.read_bytes() for path in headers if path.is_file() and path.suffix not in (".cc", ".py", ".md"))
+    headers = [
+        path for folder in ("emulation", "emulation/include", ".") for path in sorted((METAL / folder).glob("*"))
+    ]
+    common = b"".join(
+        path.read_bytes() for path in headers if path.is_file() and path.suffix not in (".cc", ".py", ".md")
+    )
     flags = (*_FLAGS, *(_SANITIZE if sanitize else ()))
     BUILT.mkdir(parents=True, exist_ok=True)
     jobs = {}
@@ -145,7 +152,10 @@ def sanitizer_environment() -> dict[str, str] | None:
     if not Path(found).is_file():
         return None
     # The interpreter's own allocations at its end are no leaks of ours.
-    return {"LD_PRELOAD": found, "ASAN_OPTIONS": f"detect_leaks=0:detect_stack_use_after_return=0:exitcode={SANITIZER_STATUS}"}
+    return {
+        "LD_PRELOAD": found,
+        "ASAN_OPTIONS": f"detect_leaks=0:detect_stack_use_after_return=0:exitcode={SANITIZER_STATUS}",
+    }
 
 
 @dataclasses.dataclass

@@ -162,9 +162,15 @@ FAULTS: dict[str, Fault] = {
         "sum",
         linear_case(matmul(False)),
     ),
-    "rounded up in the middle": linear_fault("rint(value * factor)", "float(int(value * factor + 0.5f))", quantize_case()),
-    "a token that is not finite": linear_fault("finite != 0 ? factor : not_a_number()", "factor", quantize_case(bad=np.nan)),
-    "sums that a float does not hold": linear_fault("kBits == 6 ? 2048 : 512", "kBits == 6 ? 2048 : 2048", largest_sums),
+    "rounded up in the middle": linear_fault(
+        "rint(value * factor)", "float(int(value * factor + 0.5f))", quantize_case()
+    ),
+    "a token that is not finite": linear_fault(
+        "finite != 0 ? factor : not_a_number()", "factor", quantize_case(bad=np.nan)
+    ),
+    "sums that a float does not hold": linear_fault(
+        "kBits == 6 ? 2048 : 512", "kBits == 6 ? 2048 : 2048", largest_sums
+    ),
     "codes of the padding not cleared": linear_fault("? a->padded :", "? a->in_features :", quantize_case(64)),
     "first group added to nothing": linear_fault("group == 0 ? term : y + term", "y + term", FEW_GROUPS),
     "lanes folded in another order": Fault(
@@ -178,7 +184,9 @@ FAULTS: dict[str, Fault] = {
         "low + (high << 1)", "low + high", linear_case(matvec(masks=1), tokens=1, bits=2)
     ),
     "window one too long": attention_fault(
-        "a->window > last ? 0 : last - a->window", "a->window > last ? 0 : last - a->window - 1", attention_case(Plan(), 5)
+        "a->window > last ? 0 : last - a->window",
+        "a->window > last ? 0 : last - a->window - 1",
+        attention_case(Plan(), 5),
     ),
     "softcap left out": attention_fault("a->softcap > 0.0f", "false", attention_case(Plan(), softcap=1.0)),
     "chunks merged without the later factor": attention_fault(
@@ -190,7 +198,9 @@ FAULTS: dict[str, Fault] = {
     "outputs of padding not cleared": Fault(
         "rope", "output[(row * a->heads + head) * dim + d] = 0.0f;", "", attention_case(Plan())
     ),
-    "rotation the wrong way round": Fault("rope", "second ? along + across", "!second ? along + across", attention_case(Plan())),
+    "rotation the wrong way round": Fault(
+        "rope", "second ? along + across", "!second ? along + across", attention_case(Plan())
+    ),
     # Barriers.
     "sums read before they are there": linear_fault(BARRIER, "", linear_case(FEW), which=4),
     "sums overwritten before they are read": linear_fault(BARRIER, "", FEW_GROUPS, which=3),

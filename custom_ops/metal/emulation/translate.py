@@ -133,8 +133,9 @@ def main() -> None:
     options = parser.parse_args()
     seen: set[Path] = set()
     text = "".join(bundle(source, seen) for source in options.source)
-    forms = {"bundle": str, "cpp": to_cpp, "opencl": to_opencl}
-    options.output.write_text(forms[options.form](text))
+    if options.form != "bundle":
+        text = to_cpp(text) if options.form == "cpp" else to_opencl(text)
+    options.output.write_text(text)
 
 
 if __name__ == "__main__":
