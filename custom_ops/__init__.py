@@ -1,4 +1,4 @@
-"""Where the compiled operator library lies."""
+"""Where the compiled libraries lie: operators, and the execution provider for Apple GPUs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from bitnet_onnx.errors import OperatorError
 
 _VARIABLE = "BITNET_ONNX_OPS_LIBRARY"
-_NAMES = {"win32": "bitnet_ops.dll", "darwin": "libbitnet_ops.dylib"}
+_METAL_VARIABLE = "BITNET_ONNX_METAL_LIBRARY"
 
 
 def library_path() -> Path | None:
@@ -21,13 +21,28 @@ def library_path() -> Path | None:
     Raises:
         OperatorError: the variable names a file that does not exist.
     """
-    named = os.environ.get(_VARIABLE)
+    return _find(_VARIABLE, "bitnet_ops")
+
+
+def metal_library_path() -> Path | None:
+    """The library of the execution provider `BitNetMetal`, or None where it was not built.
+
+    The environment variable `BITNET_ONNX_METAL_LIBRARY` names another copy.
+
+    Raises:
+        OperatorError: the variable names a file that does not exist.
+    """
+    return _find(_METAL_VARIABLE, "bitnet_metal")
+
+
+def _find(variable: str, stem: str) -> Path | None:
+    named = os.environ.get(variable)
     if named:
         if not Path(named).is_file():
-            raise OperatorError(f"{_VARIABLE} is '{named}', which is not a file: correct or unset it")
+            raise OperatorError(f"{variable} is '{named}', which is not a file: correct or unset it")
         return Path(named)
     # An editable install spreads the package over two folders: sources here, the library in site-packages.
-    name = _NAMES.get(sys.platform, "libbitnet_ops.so")
+    name = {"win32": f"{stem}.dll", "darwin": f"lib{stem}.dylib"}.get(sys.platform, f"lib{stem}.so")
     candidates = (Path(folder, name) for folder in __path__)
     return next((path for path in candidates if path.is_file()), None)
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from bitnet_onnx.errors import BitnetOnnxError, InputError, PackageError
+from bitnet_onnx.errors import BitnetOnnxError, InputError, OperatorError, PackageError
 from bitnet_onnx.package_format import LOGITS_START
 from bitnet_onnx.runtime._native_errors import one_line
-from bitnet_onnx.runtime.devices import Device, register_library
+from bitnet_onnx.runtime.devices import Device, open_session
 from bitnet_onnx.runtime.kv_scales import KvScales
 from bitnet_onnx.runtime.package import PackageInfo
 
@@ -44,6 +44,7 @@ class DecoderGraph:
     Attributes:
         path: the file.
         session: for bindings.
+        device: where it runs.
         cache_type: of keys and values.
         architecture: the sizes of the manifest.
         restricts_logits: logits can be had of the last positions only.
@@ -71,15 +72,18 @@ class DecoderGraph:
         if prefill_chunk < 1:
             raise InputError(f"prefill_chunk is {prefill_chunk}, expected at least 1")
         self.architecture = package.architecture
+        self.device = device
         self.path = package.engine_path or package.model_path
         self.restricts_logits = package.engine_path is not None
         fitting = _MAX_CHUNK_LOGITS_BYTES // (4 * self.architecture.vocab_size)
         self.chunk = prefill_chunk if self.restricts_logits else min(prefill_chunk, max(fitting, _MIN_CHUNK))
         self.cache_type: CacheType = np.dtype(np.float32) if kv_scales is None else np.dtype(np.int8)
-        options = _session_options(device, threads)
+        options = _session_options(threads)
         source = self._derived(options, device, activation_bits, kv_scales)
         try:
-            self.session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self.session = open_session(source, options, device)
+        except OperatorError:
+            raise
         except Exception as error:
             raise PackageError(f"{self.path}: ONNX Runtime cannot open it: {one_line(error)}") from None
         self._check_interface()
@@ -220,13 +224,11 @@ def _matches(found: Sequence[int | str | None], expected: tuple[int | None, ...]
     )
 
 
-def _session_options(device: Device, threads: int | None) -> ort.SessionOptions:
+def _session_options(threads: int | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_SEVERITY
     options.intra_op_num_threads = threads or 0
     # Shapes change from call to call. The arena would keep the largest prefill's memory for ever.
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = False
-    if device.operator_library is not None:
-        register_library(options, device.operator_library)
     return options

@@ -1,20 +1,28 @@
-"""Where a session runs: today the CPU, with our operator library or on the function bodies."""
+"""Where a session runs: the CPU, with our operator library or on the function bodies, or an Apple GPU."""
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
+import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
-from bitnet_onnx.custom_ops import library_path
+from bitnet_onnx.custom_ops import library_path, metal_library_path
 from bitnet_onnx.errors import OperatorError
+from bitnet_onnx.runtime import _metal
 from bitnet_onnx.runtime._native_errors import one_line
 
 logger = logging.getLogger(__name__)
+
+_VARIABLE: Final = "BITNET_ONNX_DEVICE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +30,39 @@ class Device:
     """What executes the graph.
 
     Without `operator_library` ONNX Runtime inlines the function bodies that the package carries: the same
-    model on stock operators, slower to load and to run.
+    model on stock operators, slower to load and to run. `metal` has `metal_library`, and leaves to the CPU what the
+    GPU has no kernels for.
     """
 
-    kind: Literal["cpu"] = "cpu"
+    kind: Literal["cpu", "metal"] = "cpu"
     operator_library: Path | None = None
+    metal_library: Path | None = None
+
+    def zeros(self, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """An array that sessions on this device read and write where it is.
+
+        Raises:
+            MemoryError, BitnetOnnxError: the memory cannot be had.
+        """
+        if self.metal_library is None:
+            return np.zeros(shape, dtype)
+        return _metal.device_zeros(self.metal_library, shape, dtype)
+
+
+def open_session(source: str | bytes, options: ort.SessionOptions, device: Device) -> ort.InferenceSession:
+    """A session on a device; `options` learn of it, operator library included.
+
+    Raises:
+        OperatorError: a library cannot be loaded.
+        Exception: ONNX Runtime refuses the graph.
+    """
+    if device.operator_library is not None:
+        register_library(options, device.operator_library)
+    if device.metal_library is None:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    _metal.add_provider(options, device.metal_library)
+    # Not again without the provider: the error would only be another one.
+    return ort.InferenceSession(source, options, enable_fallback=0)
 
 
 def register_library(options: ort.SessionOptions, path: Path) -> None:
@@ -43,10 +79,20 @@ def register_library(options: ort.SessionOptions, path: Path) -> None:
 
 @lru_cache(maxsize=1)
 def auto_select_device() -> Device:
-    """The fastest device of this machine: the CPU with the operator library where one loads.
+    """The fastest device of this machine: an Apple GPU, else the CPU with the operator library where one loads.
 
-    The choice is made once per process, and the one warning of the slow way is logged once.
+    The choice is made once per process, and the one warning of the slow way is logged once. The environment variable
+    `BITNET_ONNX_DEVICE` takes it: `cpu` or `metal`.
+
+    Raises:
+        OperatorError: the variable asks for what is not there.
     """
+    wanted = os.environ.get(_VARIABLE, "")
+    if wanted not in ("", "cpu", "metal"):
+        raise OperatorError(f"{_VARIABLE} is {wanted!r:.40}, expected cpu or metal")
+    metal = None
+    if wanted == "metal" or (wanted == "" and sys.platform == "darwin"):
+        metal = _metal_library(required=wanted == "metal")
     path = library_path()
     if path is None:
         reason = "the operator library is not built"
@@ -54,7 +100,7 @@ def auto_select_device() -> Device:
         try:
             # Tried in options that are thrown away.
             register_library(ort.SessionOptions(), path)
-            return Device(operator_library=path)
+            return Device("cpu" if metal is None else "metal", path, metal)
         except OperatorError as error:
             reason = str(error)
     logger.warning(
@@ -62,4 +108,22 @@ def auto_select_device() -> Device:
         "from source with a C++17 compiler present, to get the library",
         reason,
     )
-    return Device()
+    return Device("cpu" if metal is None else "metal", None, metal)
+
+
+def _metal_library(*, required: bool) -> Path | None:
+    """The library of the Metal provider where it finds a device."""
+    try:
+        path = metal_library_path()
+        if path is None:
+            raise OperatorError(
+                "the Metal provider is not built: install a wheel of bitnet-onnx for macOS on Apple silicon, or "
+                "reinstall from source there"
+            )
+        _metal.find_device(path)
+    except OperatorError as error:
+        if required:
+            raise
+        logger.info("running on the CPU: %s", error)
+        return None
+    return path

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import onnxruntime as ort
 
 from bitnet_onnx.errors import BitnetOnnxError, InputError
 from bitnet_onnx.runtime._decoder_graph import CacheArray, CacheType, bind_cache
+from bitnet_onnx.runtime.devices import Device
 from bitnet_onnx.runtime.package import Architecture
 
 #: Little, because it is paid before the first token: 0.15 MB a token in a model of two billion weights.
 _INITIAL_CAPACITY = 64
 _FLOAT32: CacheType = np.dtype(np.float32)
+_CPU: Final = Device()
 
 
 class KVCache:
@@ -27,14 +30,20 @@ class KVCache:
         session: of the decoder.
         architecture: its sizes.
         cache_type: float32, or int8 for a graph with scales.
+        device: where the session runs.
     """
 
     def __init__(
-        self, session: ort.InferenceSession, architecture: Architecture, cache_type: CacheType = _FLOAT32
+        self,
+        session: ort.InferenceSession,
+        architecture: Architecture,
+        cache_type: CacheType = _FLOAT32,
+        device: Device = _CPU,
     ) -> None:
         self._session = session
         self._architecture = architecture
         self._type = cache_type
+        self._device = device
         self._token_bytes = architecture.cache_bytes_of(cache_type)
         empty = np.empty((1, architecture.num_key_value_heads, 0, architecture.head_dim), cache_type)
         self._buffers: list[CacheArray] = [empty] * (2 * architecture.num_hidden_layers)
@@ -82,7 +91,7 @@ class KVCache:
             # A layer at a time, so that the old cache and the new one are never there both. An interrupt leaves some
             # layers with more room than the capacity says, which does no harm.
             for first in range(0, len(self._buffers), 2):
-                grown = [np.zeros(shape, self._type) for _ in range(2)]
+                grown = [self._device.zeros(shape, self._type) for _ in range(2)]
                 for old, new in zip(self._buffers[first : first + 2], grown, strict=True):
                     new[:, :, : self._length] = old[:, :, : self._length]
                 self._buffers[first : first + 2] = grown

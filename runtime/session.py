@@ -52,7 +52,7 @@ class DecoderSession:
 
     def new_cache(self) -> KVCache:
         """An empty cache for one sequence."""
-        return KVCache(self._graph.session, self._graph.architecture, self._graph.cache_type)
+        return KVCache(self._graph.session, self._graph.architecture, self._graph.cache_type, self._graph.device)
 
     def forward(self, ids: Sequence[int], cache: KVCache) -> npt.NDArray[np.float32]:
         """Reads `ids` behind what the cache holds in one call of the graph.

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from bitnet_onnx.runtime._decoder_graph import CacheArray, CacheType
+from bitnet_onnx.runtime.devices import Device
 from bitnet_onnx.runtime.memory import Lease
 from bitnet_onnx.runtime.package import Architecture
 
@@ -123,13 +124,21 @@ class PlainSlots:
         lease: what is in use.
         forget: called before arrays are replaced; nothing may hold them then.
         cache_type: of keys and values.
+        device: where the session runs.
     """
 
     def __init__(
-        self, sizes: Architecture, slots: int, lease: Lease, forget: Callable[[], None], cache_type: CacheType
+        self,
+        sizes: Architecture,
+        slots: int,
+        lease: Lease,
+        forget: Callable[[], None],
+        cache_type: CacheType,
+        device: Device,
     ) -> None:
         self._sizes = sizes
         self._type = cache_type
+        self._device = device
         self._most = slots
         self._lease = lease
         empty = np.empty((0, sizes.num_key_value_heads, 0, sizes.head_dim), cache_type)
@@ -168,7 +177,7 @@ class PlainSlots:
         keep, length = min(slots, self._slots), min(capacity, self._capacity)
         try:
             for index, old in enumerate(self.buffers):
-                new = np.zeros((slots, heads, capacity, size), self._type)
+                new = self._device.zeros((slots, heads, capacity, size), self._type)
                 new[:keep, :, :length] = old[:keep, :, :length]
                 self.buffers[index] = new
         except MemoryError:
@@ -182,7 +191,12 @@ class PlainSlots:
 
 
 def open_slots(
-    sizes: Architecture, slots: int, lease: Lease, forget: Callable[[], None], cache_type: CacheType
+    sizes: Architecture,
+    slots: int,
+    lease: Lease,
+    forget: Callable[[], None],
+    cache_type: CacheType,
+    device: Device,
 ) -> KvSlots:
     """Slots that take memory page by page, or plain ones where the system cannot do that.
 
@@ -192,11 +206,12 @@ def open_slots(
         lease: what is in use.
         forget: called before buffers are replaced; nothing may hold them then.
         cache_type: of keys and values.
+        device: where the session runs; a GPU takes all pages that it is shown.
     """
-    try:
-        return PagedSlots(sizes, slots, lease, cache_type)
-    except (OSError, OverflowError):
-        return PlainSlots(sizes, slots, lease, forget, cache_type)
+    if device.kind == "cpu":
+        with contextlib.suppress(OSError, OverflowError):
+            return PagedSlots(sizes, slots, lease, cache_type)
+    return PlainSlots(sizes, slots, lease, forget, cache_type, device)
 
 
 def _discard(region: mmap.mmap, start: int, length: int) -> None:

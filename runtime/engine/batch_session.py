@@ -155,7 +155,7 @@ class BatchSession:
         self._free = (1 << max_batch) - 1
         self._wasted = 0
         self._bindings: OrderedDict[tuple[int, int], ort.IOBinding] = OrderedDict()
-        self._slots = open_slots(sizes, max_batch, kv, self._bindings.clear, self._graph.cache_type)
+        self._slots = open_slots(sizes, max_batch, kv, self._bindings.clear, self._graph.cache_type, device)
 
     def open(self, length: int) -> Sequence | None:
         """An empty sequence with room for `length` tokens; None: memory or slots are spent.

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
+from bitnet_onnx.custom_ops import metal_library_path
 from bitnet_onnx.errors import OperatorError
 from bitnet_onnx.runtime import Device, auto_select_device, devices
 
@@ -50,3 +51,63 @@ def test_a_library_that_does_not_load_is_named_and_left_out(
     monkeypatch.setattr(devices, "library_path", lambda: broken)
     assert auto_select_device() == Device()
     assert str(broken) in caplog.records[0].getMessage()
+
+
+@pytest.fixture
+def metal_library(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Metal provider that finds a device, and an operator library."""
+    path = Path("/somewhere/libbitnet_metal.dylib")
+    monkeypatch.setattr(devices, "metal_library_path", lambda: path)
+    monkeypatch.setattr(devices._metal, "find_device", lambda path: object())
+    monkeypatch.setattr(devices, "library_path", lambda: None)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("variable", "platform", "kind"),
+    [
+        ("", "darwin", "metal"),
+        ("", "linux", "cpu"),
+        ("cpu", "darwin", "cpu"),
+        ("metal", "linux", "metal"),
+        ("metal", "darwin", "metal"),
+    ],
+)
+def test_metal_is_preferred_on_a_mac(
+    monkeypatch: pytest.MonkeyPatch, metal_library: Path, variable: str, platform: str, kind: str
+) -> None:
+    monkeypatch.setenv("BITNET_ONNX_DEVICE", variable)
+    monkeypatch.setattr(devices.sys, "platform", platform)
+    device = auto_select_device()
+    assert device.kind == kind
+    assert device.metal_library == (metal_library if kind == "metal" else None)
+
+
+def test_a_device_that_is_unknown_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITNET_ONNX_DEVICE", "cuda")
+    with pytest.raises(OperatorError, match="BITNET_ONNX_DEVICE is 'cuda', expected cpu or metal"):
+        auto_select_device()
+
+
+def test_metal_that_is_asked_for_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "metal_library_path", lambda: None)
+    monkeypatch.setenv("BITNET_ONNX_DEVICE", "metal")
+    with pytest.raises(OperatorError, match="the Metal provider is not built"):
+        auto_select_device()
+
+
+def test_a_mac_without_a_device_runs_on_its_processor(monkeypatch: pytest.MonkeyPatch, metal_library: Path) -> None:
+    def fail(path: Path) -> object:
+        raise OperatorError("no Metal device")
+
+    monkeypatch.setattr(devices._metal, "find_device", fail)
+    monkeypatch.setattr(devices.sys, "platform", "darwin")
+    assert auto_select_device().kind == "cpu"
+
+
+def test_the_metal_library_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BITNET_ONNX_METAL_LIBRARY", str(tmp_path / "none.dylib"))
+    with pytest.raises(OperatorError, match=r"BITNET_ONNX_METAL_LIBRARY is '.*none.dylib', which is not a file"):
+        metal_library_path()
+    (tmp_path / "none.dylib").touch()
+    assert metal_library_path() == tmp_path / "none.dylib"
