@@ -48,6 +48,12 @@ def test_passes(clang: str, source: Path, tmp_path: Path) -> None:
     assert check(clang, translator().bundle(source), tmp_path) == ""
 
 
+def test_all_in_one_text(clang: str, tmp_path: Path) -> None:
+    """As a host compiles them: one library of all shaders."""
+    seen: set[Path] = set()
+    assert check(clang, "".join(translator().bundle(source, seen) for source in sources()), tmp_path) == ""
+
+
 @pytest.mark.parametrize(("stem", "old", "new", "message"), REMOVED, ids=[f"{r[0]}: {r[1]}" for r in REMOVED])
 def test_a_removed_address_space_is_caught(
     clang: str, stem: str, old: str, new: str, message: str, tmp_path: Path

@@ -212,6 +212,19 @@ def test_wrong_dispatches(extra: Emulation) -> None:
         extra.run("positions", Number(), {"Simdgroups": 2}, {"kUnaryX": (np.empty(8, np.int32), 9)}, (1, 1, 1))
 
 
+def test_batches_run_in_order_and_when_they_are_waited_for(extra: Emulation) -> None:
+    library = extra.library
+    buffer = ctypes.c_void_p(library.BitnetMetalAllocate(ctypes.c_void_p(extra.device), ctypes.c_size_t(4)))
+    value, seen = ctypes.c_float.from_address(library.BitnetMetalContents(buffer)), ctypes.c_float()
+    assert np.isnan(value.value)
+    value.value = 3
+    error = ctypes.create_string_buffer(1000)
+    device = ctypes.c_void_p(extra.device)
+    assert library.BitnetMetalTwoBatches(device, buffer, ctypes.byref(seen), error, ctypes.c_size_t(1000)) == 0
+    assert (seen.value, value.value) == (3, 24)
+    library.BitnetMetalFree(buffer)
+
+
 def test_what_the_translator_refuses() -> None:
     """A form that it does not know would run as something else."""
     signature = "kernel void k(device int* y [[buffer(1)]]{}) {{\n{}}}\n"

@@ -109,7 +109,7 @@ def build(edits: Mapping[str, Edit] | None = None, sanitize: bool = False, extra
     jobs = {}
     for stem, content in [*texts.items(), *((path.stem, path.read_text()) for path in host)]:
         folder = next((path.parent for path in host if path.stem == stem), METAL)
-        options = (*flags, "-w") if stem in edits else flags
+        options = (*flags, "-O0", "-w") if stem in edits else flags
         digest = hashlib.sha256(common + content.encode() + " ".join(options).encode()).hexdigest()[:24]
         jobs[BUILT / f"{stem}-{digest}.o"] = (stem, content, folder, options)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

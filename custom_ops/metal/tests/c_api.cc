@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <exception>
 
+#include "../arguments.h"
 #include "../emulation/emulation.h"
 
 using namespace bitnet::gpu;
@@ -51,6 +52,32 @@ int BitnetMetalRun(void* device, const char* kernel, const Constant* constants, 
     commands->dispatch({grid[0], grid[1], grid[2]}, {threads, 1, 1});
     commands->commit();
     commands->wait();
+  });
+}
+
+// Doubles one float twice in a first batch and once in a second, both committed and only the second waited for;
+// `seen` is the float before the wait.
+int BitnetMetalTwoBatches(void* device, void* buffer, float* seen, char* error, std::size_t error_bytes) {
+  return Guarded(error, error_bytes, [&] {
+    Device& self = *static_cast<Device*>(device);
+    const auto pipeline = self.pipeline(
+        "unary", {{kConstantSimdgroups, 1}, {kConstantHalf, 0}, {kConstantOperation, kUnaryScale}});
+    const UnaryArguments arguments{1, 2.0f};
+    const auto batch = [&](int count) {
+      auto commands = self.begin();
+      commands->use(*pipeline);
+      commands->bytes(kUnaryArguments, &arguments, sizeof arguments);
+      commands->buffer(kUnaryX, {static_cast<Buffer*>(buffer), 0});
+      commands->buffer(kUnaryY, {static_cast<Buffer*>(buffer), 0});
+      for (int i = 0; i < count; ++i) {
+        commands->dispatch({1, 1, 1}, {32, 1, 1});
+      }
+      commands->commit();
+      return commands;
+    };
+    const auto first = batch(2), second = batch(1);
+    *seen = *static_cast<float*>(static_cast<Buffer*>(buffer)->contents());
+    second->wait();
   });
 }
 
