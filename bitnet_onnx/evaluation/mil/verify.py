@@ -148,6 +148,8 @@ def compare(
         subject = Subject(Interpreter(package, room=room, cache=_CACHE), functions, spec.vocab_size)
         logits, states = _wide(subject, reference, prompts, layers, report)
         overflows += subject.overflows
+        # Its dense weights are not needed beside those of the other mode.
+        del subject
         if options.float16:
             report("float16", 0, 1)
             half = Subject(Interpreter(package, Mode.FLOAT16, room=room, cache=_CACHE), functions, spec.vocab_size)
