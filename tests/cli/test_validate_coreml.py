@@ -20,7 +20,7 @@ def test_a_package_is_looked_at_and_a_wrong_one_told(run, tiny_checkpoint, tmp_p
     assert result.out.endswith("the package holds\n")
     found = json.loads(run("validate", package, "--source", source, "--tokens", "5", "--json").out)
     assert found["holds"] is True
-    assert {check["way"] for check in found["logits"]} == {"whole", "cached", "masked"}
+    assert {check["way"] for check in found["logits"]} == {"whole", "cached", "masked", "floats"}
     weights = package / "Data/com.apple.CoreML/weights/weight.bin"
     data = bytearray(weights.read_bytes())
     data[128] ^= 1

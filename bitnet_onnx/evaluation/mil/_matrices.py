@@ -202,6 +202,7 @@ class PackageDecoder:
         shapes: of all tensors, by role.
         precisions: by role.
         context_rows: the first row and the number of rows of the table of positions that the package has.
+        floats: leave activations as floats whatever is recorded.
     """
 
     def __init__(
@@ -210,7 +211,10 @@ class PackageDecoder:
         shapes: Mapping[str, tuple[int, ...]],
         precisions: Mapping[str, Precision],
         context_rows: tuple[int, int],
+        *,
+        floats: bool = False,
     ) -> None:
+        self._floats = floats
         self._matrices = matrices
         self._shapes = shapes
         self._precisions = precisions
@@ -250,7 +254,8 @@ class PackageDecoder:
         """As the package applies it: with 16 bits it leaves activations as they are, which half precision rounds."""
         quantized = self.quantized(role)
         bits = self._precisions[role].activation_bits
-        return Linear(quantized, bits if quantized is not None and bits == 8 else 0)
+        rounds = quantized is not None and bits == 8 and not self._floats
+        return Linear(quantized, bits if rounds else 0)
 
     def _quantized(self, role: str) -> QuantizedTensor | None:
         precision, matrix = self._precisions[role], self._matrices.matrix(role)

@@ -12,6 +12,9 @@ from bitnet_onnx.evaluation._report import WeightCheck
 class Way(enum.StrEnum):
     """How a prompt is read."""
 
+    #: in one call, activations left as floats: where they are rounded to integers, a unit in the last place becomes
+    #: one of an integer, and what follows can only be compared loosely
+    FLOATS = "floats"
     #: in one call, the mask all zeros
     WHOLE = "whole"
     #: in several calls, the last ones with a single token

@@ -57,7 +57,7 @@ class Subject:
     """
 
     def __init__(self, interpreter: Interpreter, functions: Functions, vocabulary: int) -> None:
-        self._interpreter = interpreter
+        self.interpreter = interpreter
         self._functions = functions
         self._vocabulary = vocabulary
         self._overflows: dict[tuple[str, str], Overflow] = {}
@@ -87,7 +87,7 @@ class Subject:
 
     def cached(self, ids: Ids) -> Array:
         """A prompt in several calls, the last ones with a single token: logits `[T, vocabulary]`."""
-        states = self._interpreter.states(self._functions.prefill)
+        states = self.interpreter.states(self._functions.prefill)
         single = min(SINGLE_CALLS, len(ids) - 1)
         first = (len(ids) - single + 1) // 2
         second = len(ids) - single - first
@@ -104,8 +104,8 @@ class Subject:
     def _call(
         self, function: str, ids: Ids, mask: Array, states: dict[str, Array] | None, tokens: int, keep: Sequence[str]
     ) -> Run:
-        run = self._interpreter.run(function, {IDS: np.array([ids], np.int32), MASK: mask}, states, keep)
-        mode = self._interpreter.mode
+        run = self.interpreter.run(function, {IDS: np.array([ids], np.int32), MASK: mask}, states, keep)
+        mode = self.interpreter.mode
         for finding in run.findings:
             key = (finding.operation, finding.within)
             if key not in self._overflows:

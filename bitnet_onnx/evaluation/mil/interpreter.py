@@ -67,11 +67,16 @@ class Interpreter:
         mode: how values are held.
         room: bytes that the values of a run may take.
         cache: bytes of dense weights that are kept from one run to the next.
+
+    Attributes:
+        rounds: whether the operation `round` rounds. Without it activations stay floats, and results can be compared
+            closely: no unit in the last place becomes one of an integer.
     """
 
     def __init__(self, package: Package, mode: Mode = Mode.WIDE, *, room: int = DEFAULT_ROOM, cache: int = 0) -> None:
         self.package = package
         self.mode = mode
+        self.rounds = True
         self._room = room
         self._cache = Room(cache)
         self._weights: dict[tuple[str, str], Value] = {}
@@ -335,6 +340,8 @@ class _Frame:
         )
         common = check_operands(call, known)
         updated = self._in_place(operation, values, following)
+        if operation.type == "round" and not self._interpreter.rounds:
+            updated = call.array("x")
         result = known.run(call) if updated is None else updated
         outputs = result if isinstance(result, tuple) else (result,)
         if len(outputs) != len(operation.outputs):

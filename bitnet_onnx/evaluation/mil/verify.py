@@ -32,6 +32,8 @@ _CACHE: Final = 1 << 30
 _STATE_COPIES: Final = 4
 _MAX_STATES: Final = 1 << 34
 _MAX_CONFIG: Final = 1 << 24
+#: Bits of activations that packages round.
+_ROUNDED: Final = 8
 _PREFILL, _DECODE = "prefill", "decode"
 
 
@@ -147,6 +149,9 @@ def compare(
         room = DEFAULT_ROOM + _STATE_COPIES * _state_bytes(package, functions.prefill)
         subject = Subject(Interpreter(package, room=room, cache=_CACHE), functions, spec.vocab_size)
         logits, states = _wide(subject, reference, prompts, layers, report)
+        if any(one.activation_bits == _ROUNDED for one in manifest.precisions.values()):
+            plain = PackageDecoder(matrices, dict(spec.tensors()), manifest.precisions, positions, floats=True)
+            logits += _floats(subject, Reference(spec, plain, prompts), prompts, report)
         overflows += subject.overflows
         # Its dense weights are not needed beside those of the other mode.
         del subject
@@ -190,6 +195,15 @@ def _wide(
         states.append(reference.layer(layer, given, [hidden[after] for _, hidden in whole]))
         report("layers", len(states), len(layers))
     return logits, states
+
+
+def _floats(subject: Subject, reference: Reference, prompts: Sequence[Ids], report: Progress) -> list[LogitError]:
+    """Every prompt with activations that nothing rounds."""
+    reference.run((), report)
+    subject.interpreter.rounds = False
+    found = {place: subject.whole(ids)[0] for place, ids in enumerate(prompts)}
+    subject.interpreter.rounds = True
+    return reference.logits(Way.FLOATS, found)
 
 
 def _half(subject: Subject, reference: Reference, prompts: Sequence[Ids]) -> list[LogitError]:

@@ -83,10 +83,12 @@ def test_every_precision_holds(policy: Policy, options: CoreMLOptions | None, tm
     assert not found.overflows
     assert found.holds
     assert len(found.weights) == len(list(BASE.tensors()))
-    assert {check.way for check in found.logits} == set(Way)
+    rounds = policy is not FLOAT
+    assert {check.way for check in found.logits} == set(Way) - (set() if rounds else {Way.FLOATS})
+    exact = [check for check in found.logits if check.way is (Way.FLOATS if rounds else Way.WHOLE)]
+    assert len(exact) == len(TOKENS)
+    assert max(check.error for check in exact) < 1e-5
     assert [check.layer for check in found.layers] == [0, 1]
-    if policy is FLOAT:
-        assert max(check.error for check in found.logits if check.tolerance) < 1e-5
 
 
 @pytest.mark.parametrize(
