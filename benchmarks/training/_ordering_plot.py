@@ -14,7 +14,9 @@ _COLORS: Final = {"base": "#9a9a9a", "float": "#4878a8", "qat": "#e49444", "dist
 
 
 def draw(runs: Path, steps: int, scores: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Draw the runs of all seeds.
+    """Draw the runs of all seeds: curves of their own validation windows, and dots for the packages.
+
+    Dots and the dashed line are of all tokens that are scored, curves of fewer.
 
     Args:
         runs: folder of the runs.
@@ -38,12 +40,14 @@ def draw(runs: Path, steps: int, scores: Mapping[str, Mapping[str, float]], path
             points = [(offset + step, math.exp(loss)) for step, loss in history.validation]
             label = name if number == 0 else None
             axes.plot(*zip(*points, strict=True), color=color, linewidth=1.5, alpha=0.8, label=label)
+            if name in scores[seed]:
+                axes.plot(2.06 * steps, scores[seed][name], color=color, marker="o", markersize=4, linestyle="none")
         best = min(value for name, value in scores[seed].items() if name.startswith("untrained"))
         label = "best ternary without training" if number == 0 else None
         axes.axhline(best, color="#b04a4a", linestyle="--", linewidth=1, label=label)
     axes.set_yscale("log")
     axes.set_xlabel("steps")
-    axes.set_ylabel("perplexity of the held-out tenth, quantized")
+    axes.set_ylabel("perplexity of the held-out tenth")
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.legend(frameon=False)
     figure.savefig(path)
