@@ -249,6 +249,25 @@ enum {
   kBinaryY = 3,         /* out: float|half [count]; may be the memory of a, or of b without broadcast */
 };
 
+enum { kMaxAxes = 8 };
+
+typedef struct {
+  uint32_t count;             /* elements of y */
+  uint32_t axes;              /* of y, at most kMaxAxes */
+  uint32_t sizes[kMaxAxes];   /* of y, first axis first */
+  uint32_t a_steps[kMaxAxes]; /* elements of a from one place of an axis to the next; 0 where a is repeated */
+  uint32_t b_steps[kMaxAxes];
+} BroadcastArguments;
+
+/* broadcast_binary: y = a op b, both repeated along any axes. Grid {ceil(count / (32 * Simdgroups)), 1, 1}.
+ * Constants: Simdgroups, Half, Operation of `binary`. */
+enum {
+  kBroadcastArguments = 0, /* BroadcastArguments */
+  kBroadcastA = 1,         /* in: float|half */
+  kBroadcastB = 2,         /* in: float|half */
+  kBroadcastY = 3,         /* out: float|half [count] */
+};
+
 typedef struct {
   uint32_t rows;
   uint32_t width;  /* I */

@@ -180,6 +180,30 @@ def test_binary(device: Emulation, b_count: int, kind: type) -> None:
 
 
 @pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [((2, 3, 5), (2, 3, 1)), ((5,), (2, 3, 5)), ((2, 1, 4, 1), (3, 1, 6)), ((), (7, 2)), ((1, 1), (1,))],
+)
+def test_broadcast_binary(device: Emulation, left: tuple[int, ...], right: tuple[int, ...], kind: type) -> None:
+    rng = np.random.default_rng(len(left) + 10 * len(right))
+    a, b = (np.asarray(rng.standard_normal(shape), kind) for shape in (left, right))
+    expected = np.asarray(a.astype(np.float32) - b.astype(np.float32)).astype(kind)
+    steps = [
+        [0 if size == 1 else int(np.prod(shape[axis + 1 :], dtype=int)) for axis, size in enumerate(shape)]
+        for shape in ((1,) * (expected.ndim - operand.ndim) + operand.shape for operand in (a, b))
+    ]
+    values = {"count": expected.size, "axes": expected.ndim}
+    arguments = structures()["BroadcastArguments"](**values)
+    for axis, size in enumerate(expected.shape):
+        arguments.sizes[axis], arguments.a_steps[axis], arguments.b_steps[axis] = size, steps[0][axis], steps[1][axis]
+    y = np.empty(expected.shape, kind)
+    settings = {"Simdgroups": 1, "Half": kind == np.float16, "Operation": constants()["kBinarySub"]}
+    buffers = {"kBroadcastA": a.reshape(-1), "kBroadcastB": b.reshape(-1), "kBroadcastY": y}
+    device.run("broadcast_binary", arguments, settings, buffers, (-(-expected.size // 32), 1, 1), ("kBroadcastY",))
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("kind", TYPES)
 def test_gather_columns(device: Emulation, kind: type) -> None:
     x = np.random.default_rng(0).standard_normal((3, 10)).astype(kind)
     columns = np.array([9, -1, 0, 3, 3], np.int32)

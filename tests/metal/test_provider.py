@@ -129,6 +129,32 @@ def test_single_nodes_fall_back(base: Path, tmp_path: Path, bits: int, operators
         np.testing.assert_array_equal(found(IDS), PackageLogits(base, library_path())(IDS))
 
 
+def test_operands_that_are_repeated_along_any_axis(base: Path, tmp_path: Path) -> None:
+    """As graphs of others may have them: a factor for each token, and a vector before the minus."""
+    package = tmp_path / "package"
+    shutil.copytree(base, package)
+    model = onnx.load(package / "model.onnx", load_external_data=False)
+    (node,) = (node for node in model.graph.node if node.name == "/model/layers.0/mlp/Add")
+    result, node.output[0] = node.output[0], "plain"
+    place = list(model.graph.node).index(node) + 1
+    shape = ["batch_size", "sequence_length", 1]
+    model.graph.input.append(onnx.helper.make_tensor_value_info("gain", onnx.TensorProto.FLOAT, shape))
+    offset = np.linspace(-1, 1, random_decoders.BASE.hidden_size, dtype=np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(offset, "offset"))
+    model.graph.node.insert(place, onnx.helper.make_node("Sub", ["offset", "scaled"], [result], "minus"))
+    model.graph.node.insert(place, onnx.helper.make_node("Mul", ["gain", "plain"], ["scaled"], "times"))
+    onnx.save(model, package / "model.onnx")
+    feeds = {"gain": np.array([[[0.5], [2.0], [-1.5]]], np.float32), "input_ids": np.array([[5, 6, 7]])}
+    feeds["attention_mask"] = np.ones((1, 3), np.int64)
+    for layer in range(2):
+        for part in ("key", "value"):
+            feeds[f"past_key_values.{layer}.{part}"] = np.zeros((1, 2, 0, 16), np.float32)
+    found, expected = ProviderLogits(package).session, PackageLogits(package, library_path()).session
+    (part,) = placement(found)
+    assert (part["Mul"], part["Sub"]) == (1, 1)
+    np.testing.assert_array_equal(found.run(["logits"], feeds)[0], expected.run(["logits"], feeds)[0])
+
+
 def test_the_engine_graph_and_a_head_on_the_cpu(long: Path) -> None:
     """Chunks of a prompt behind each other, more than one chunk of keys, and logits of the last position alone."""
     package = PackageInfo.open(long)

@@ -64,9 +64,15 @@ def structures() -> dict[str, type[ctypes.Structure]]:
     """Argument structures of arguments.h."""
     text = re.sub(r"/\*.*?\*/", "", (METAL / "arguments.h").read_text(), flags=re.DOTALL)
     types = {"uint32_t": ctypes.c_uint32, "float": ctypes.c_float}
+
+    def field(kind: str, name: str, count: str) -> tuple[str, type]:
+        return (name, types[kind] * constants()[count]) if count else (name, types[kind])
+
     return {
         name: type(
-            name, (ctypes.Structure,), {"_fields_": [(f, types[t]) for t, f in re.findall(r"(\w+)\s+(\w+);", body)]}
+            name,
+            (ctypes.Structure,),
+            {"_fields_": [field(*found) for found in re.findall(r"(\w+)\s+(\w+)(?:\[(\w+)\])?;", body)]},
         )
         for body, name in re.findall(r"typedef struct \{(.*?)\} (\w+);", text, re.DOTALL)
     }

@@ -68,31 +68,67 @@ class Unary final : public Step {
 class Binary final : public Step {
  public:
   int a, b, y;
-  Kernel kernel;
+  Kernel kernel, broadcast;
 
   void Prepare(Call& call) const override {
-    const Shape& large = call.ShapeOf(a);
-    const Shape& small = call.ShapeOf(b);
-    const int64_t count = Product(small);
-    const bool same = large == small, scalar = count == 1 && small.size() <= large.size();
-    const bool vector =
-        !small.empty() && small.size() <= large.size() && small.back() == count && small.back() == large.back();
-    if (!same && !scalar && !vector) {
-      Fail("operands of shapes " + ToString(large) + " and " + ToString(small) +
-           " do not go together here: the second must have the first one's shape, its last dimension or one "
-           "element");
+    const Shape &left = call.ShapeOf(a), &right = call.ShapeOf(b);
+    Shape shape(std::max(left.size(), right.size()));
+    for (size_t axis = 0; axis < shape.size(); ++axis) {
+      const int64_t one = Size(left, shape.size(), axis), other = Size(right, shape.size(), axis);
+      if (one != other && one != 1 && other != 1) {
+        Fail("operands of shapes " + ToString(left) + " and " + ToString(right) + " do not go together");
+      }
+      shape[axis] = one == 1 ? other : one;
     }
-    call.SetShape(y, large);
+    if (shape.size() > kMaxAxes) {
+      Fail("an operand of shape " + ToString(shape) + " has more than " + std::to_string(kMaxAxes) + " axes");
+    }
+    call.SetShape(y, std::move(shape));
   }
 
   void Encode(Call& call) const override {
-    const int64_t count = Product(call.ShapeOf(a));
-    call.Use(kernel);
-    call.Arguments(kBinaryArguments, BinaryArguments{Count(count), Count(Product(call.ShapeOf(b)))});
-    call.Bind(kBinaryA, a);
-    call.Bind(kBinaryB, b);
-    call.Bind(kBinaryY, y);
+    const Shape &shape = call.ShapeOf(y), &right = call.ShapeOf(b);
+    const int64_t count = Product(shape), repeated = Product(right);
+    const bool vector = !right.empty() && right.back() == repeated && right.back() == shape.back();
+    if (call.ShapeOf(a) == shape && (right == shape || repeated == 1 || vector)) {
+      call.Use(kernel);
+      call.Arguments(kBinaryArguments, BinaryArguments{Count(count), Count(repeated)});
+      call.Bind(kBinaryA, a);
+      call.Bind(kBinaryB, b);
+      call.Bind(kBinaryY, y);
+    } else {
+      BroadcastArguments arguments{Count(count), Count(static_cast<int64_t>(shape.size())), {}, {}, {}};
+      for (size_t axis = 0; axis < shape.size(); ++axis) {
+        arguments.sizes[axis] = Count(shape[axis]);
+        arguments.a_steps[axis] = StepOf(call.ShapeOf(a), shape.size(), axis);
+        arguments.b_steps[axis] = StepOf(right, shape.size(), axis);
+      }
+      call.Use(broadcast);
+      call.Arguments(kBroadcastArguments, arguments);
+      call.Bind(kBroadcastA, a);
+      call.Bind(kBroadcastB, b);
+      call.Bind(kBroadcastY, y);
+    }
     call.Dispatch(CeilDiv(count, 32 * kGroups), 1, 1, kGroups);
+  }
+
+ private:
+  // Size of an axis, counted in a shape of so many axes; axes that a shape lacks in front are 1.
+  static int64_t Size(const Shape& shape, size_t axes, size_t axis) {
+    const size_t missing = axes - shape.size();
+    return axis < missing ? 1 : shape[axis - missing];
+  }
+
+  // Elements from one place of an axis to the next; 0 where there is one for all.
+  static uint32_t StepOf(const Shape& shape, size_t axes, size_t axis) {
+    if (Size(shape, axes, axis) == 1) {
+      return 0;
+    }
+    int64_t step = 1;
+    for (size_t behind = axis + 1; behind < axes; ++behind) {
+      step *= Size(shape, axes, behind);
+    }
+    return Count(step);
   }
 };
 
@@ -232,22 +268,13 @@ bool MakeBinary(Builder& builder, const Node& node) {
   auto step = std::make_unique<Binary>();
   step->a = node.inputs[0];
   step->b = node.inputs[1];
-  if (builder.Input(node, 0)->is_constant) {
-    if (builder.Input(node, 1)->is_constant || *operation == kBinarySub) {
-      return false;
-    }
+  // The operand that is repeated comes second, where the order is free: that is the fast form.
+  if (builder.Input(node, 0)->is_constant && *operation != kBinarySub) {
     std::swap(step->a, step->b);
-  }
-  const Value& b = builder.graph.values[static_cast<size_t>(step->b)];
-  if (b.is_constant) {
-    // One element, or one for each place of the last axis.
-    const int64_t count = Product(b.shape);
-    if (count != 1 && (b.shape.empty() || b.shape.back() != count)) {
-      return false;
-    }
   }
   step->y = node.outputs[0];
   step->kernel = Elementwise("binary", *operation);
+  step->broadcast = Elementwise("broadcast_binary", *operation);
   step->reads = {step->a, step->b};
   step->writes = {step->y};
   builder.Add(std::move(step), node);

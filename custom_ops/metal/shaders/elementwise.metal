@@ -49,17 +49,36 @@ kernel void unary(constant UnaryArguments* a [[buffer(kUnaryArguments)]],
   }
 }
 
+inline float combined(float a, float b) {
+  return kOperation == kBinaryAdd ? a + b : kOperation == kBinaryMul ? a * b : a - b;
+}
+
 kernel void binary(constant BinaryArguments* arguments [[buffer(kBinaryArguments)]],
                    device const uchar* a [[buffer(kBinaryA)]], device const uchar* b [[buffer(kBinaryB)]],
                    device uchar* y [[buffer(kBinaryY)]], uint3 position [[threadgroup_position_in_grid]],
                    uint index [[thread_index_in_threadgroup]]) {
   const uint i = position.x * 32 * kSimdgroups + index;
   if (i < arguments->count) {
-    const float left = load_value(a, i), right = load_value(b, i % arguments->b_count);
-    const float result = kOperation == kBinaryAdd   ? left + right
-                         : kOperation == kBinaryMul ? left * right
-                                                    : left - right;
-    store_value(y, i, result);
+    store_value(y, i, combined(load_value(a, i), load_value(b, i % arguments->b_count)));
+  }
+}
+
+kernel void broadcast_binary(constant BroadcastArguments* arguments [[buffer(kBroadcastArguments)]],
+                             device const uchar* a [[buffer(kBroadcastA)]],
+                             device const uchar* b [[buffer(kBroadcastB)]],
+                             device uchar* y [[buffer(kBroadcastY)]],
+                             uint3 position [[threadgroup_position_in_grid]],
+                             uint index [[thread_index_in_threadgroup]]) {
+  const uint i = position.x * 32 * kSimdgroups + index;
+  if (i < arguments->count) {
+    uint rest = i, left = 0, right = 0;
+    for (uint axis = arguments->axes; axis > 0; --axis) {
+      const uint place = rest % arguments->sizes[axis - 1];
+      rest = rest / arguments->sizes[axis - 1];
+      left += place * arguments->a_steps[axis - 1];
+      right += place * arguments->b_steps[axis - 1];
+    }
+    store_value(y, i, combined(load_value(a, left), load_value(b, right)));
   }
 }
 
