@@ -37,6 +37,7 @@ add_library(bitnet_metal MODULE
   custom_ops/metal/host/graph.cc
   custom_ops/metal/host/linear_steps.cc
   custom_ops/metal/host/memory.cc
+  custom_ops/metal/host/placement.cc
   custom_ops/metal/host/plan.cc
   custom_ops/metal/host/shape_steps.cc
   custom_ops/metal/provider/allocator.cc

@@ -6,21 +6,15 @@
 #include <stdexcept>
 #include <unordered_map>
 
+#include "metal/host/placement.h"
+
 namespace bitnet::metal {
 namespace {
-
-constexpr size_t kAlignment = 256;  // of what lies side by side in one buffer
-
-size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 struct {
   std::atomic<uint64_t> calls, dispatches, copied_in, copied_out, constants_mapped, constants_copied,
       cache_address, work_bytes;
 } counters;
-
-char* AddressOf(const gpu::Binding& binding) {
-  return static_cast<char*>(binding.buffer->contents()) + binding.offset;
-}
 
 // Places in one buffer for what is alive at one time.
 class WorkSpace {
@@ -132,13 +126,42 @@ void Plan::StoreConstants() {
 void Plan::Run(const ReadInput& input, const MakeOutput& output) {
   const std::lock_guard<std::mutex> lock(mutex_);
   gpu::Device& device = context_->device();
+  Call call(device, builder_.graph.values);
+  Begin(call, input);
+  for (const auto& step : builder_.steps) {
+    step->Prepare(call);
+  }
+  Placement placement(*context_, call);
+  for (const int value : inputs_) {
+    if (value != kNone && !builder_.graph.values[static_cast<size_t>(value)].is_constant) {
+      placement.Input(value);
+    }
+  }
+  for (size_t i = 0; i < outputs_.size(); ++i) {
+    if (outputs_[i] == kNone) {
+      throw std::runtime_error("BitNetMetal: an output of the fused node is not made by any of its nodes");
+    }
+    placement.Output(outputs_[i], output(i, call.ShapeOf(outputs_[i])));
+  }
+  placement.Contents();
+  counters.copied_in += placement.CopyIn(staging_.AtLeast(device, placement.staging_bytes()));
+  PlaceWork(call);
+  Submit(call);
+  counters.copied_out += placement.CopyOut();
+  ++counters.calls;
+  counters.dispatches += call.dispatches;
+  if (call.cache != kNone) {
+    counters.cache_address = reinterpret_cast<uintptr_t>(AddressOf(call.At(call.cache).place));
+  }
+}
+
+void Plan::Begin(Call& call, const ReadInput& input) const {
   const std::vector<Value>& values = builder_.graph.values;
-  Call call(device, values);
   call.tensors.resize(values.size());
   for (size_t place = 0; place < values.size(); ++place) {
-    call.tensors[place].root = static_cast<int>(place);
+    Tensor& tensor = call.tensors[place];
+    tensor.root = static_cast<int>(place);
     if (values[place].is_constant) {
-      Tensor& tensor = call.tensors[place];
       tensor.shape = values[place].shape;
       tensor.bytes = values[place].constant.bytes;
       tensor.place = constants_[place];
@@ -152,101 +175,10 @@ void Plan::Run(const ReadInput& input, const MakeOutput& output) {
       call.At(inputs_[i]).host = given.data;
     }
   }
-  for (const auto& step : builder_.steps) {
-    step->Prepare(call);
-  }
+}
 
-  // Where each value is. Caches that are read and written in place are one tensor under two names.
-  std::vector<std::unique_ptr<gpu::Buffer>> wrapped;
-  std::unordered_map<const void*, int> at_address;
-  const auto direct = [&](Tensor& tensor) {
-    tensor.place = context_->allocations().Find(tensor.host, tensor.bytes);
-    const bool pages =
-        reinterpret_cast<uintptr_t>(tensor.host) % PageSize() == 0 && tensor.bytes % PageSize() == 0;
-    if (tensor.place.buffer == nullptr && pages && tensor.host != nullptr) {
-      wrapped.push_back(device.wrap(tensor.host, tensor.bytes));
-      tensor.place = {wrapped.back().get(), 0};
-    }
-    return tensor.place.buffer != nullptr;
-  };
-  std::vector<int> staged, empty;
-  size_t staging_bytes = kAlignment;
-  const auto stage = [&](int value) {
-    call.At(value).place = {nullptr, staging_bytes};
-    staged.push_back(value);
-    staging_bytes += Aligned(call.At(value).bytes);
-  };
-  for (const int value : inputs_) {
-    if (value == kNone || values[static_cast<size_t>(value)].is_constant) {
-      continue;
-    }
-    Tensor& tensor = call.At(value);
-    if (tensor.bytes == 0) {
-      empty.push_back(value);
-    } else if (!direct(tensor)) {
-      stage(value);
-    }
-    at_address.emplace(tensor.host, value);
-  }
-  struct Result {
-    int value;
-    bool copied;
-  };
-  std::vector<Result> results;
-  std::vector<std::pair<int, int>> in_place;
-  for (size_t i = 0; i < outputs_.size(); ++i) {
-    const int value = outputs_[i];
-    if (value == kNone) {
-      throw std::runtime_error("BitNetMetal: an output of the fused node is not made by any of its nodes");
-    }
-    Tensor& tensor = call.At(value);
-    void* const memory = output(i, tensor.shape);
-    if (tensor.bytes == 0) {
-      continue;
-    }
-    if (tensor.root != value) {
-      tensor.host = memory;
-      results.push_back({value, true});
-      continue;
-    }
-    tensor.host = memory;
-    const auto same = at_address.find(memory);
-    if (same != at_address.end() && call.At(same->second).bytes == tensor.bytes) {
-      in_place.emplace_back(value, same->second);
-      results.push_back({value, call.At(same->second).place.buffer == nullptr});
-    } else {
-      results.push_back({value, !direct(tensor)});
-    }
-  }
-  for (size_t place = 0; place < values.size(); ++place) {
-    if (!call.tensors[place].content.empty()) {
-      stage(static_cast<int>(place));
-    }
-  }
-  gpu::Buffer& staging = staging_.AtLeast(device, staging_bytes);
-  for (const int value : staged) {
-    Tensor& tensor = call.At(value);
-    tensor.place.buffer = &staging;
-    const void* source = tensor.content.empty() ? tensor.host : tensor.content.data();
-    std::memcpy(AddressOf(tensor.place), source, tensor.bytes);
-    counters.copied_in += tensor.bytes;
-  }
-  for (const int value : empty) {
-    call.At(value).place = {&staging, 0};
-  }
-  for (const auto& [value, source] : in_place) {
-    call.At(value).place = call.At(source).place;
-  }
-  size_t work_bytes = 0;
-  PlaceWork(call, work_bytes);
-  gpu::Buffer& work = work_.AtLeast(device, work_bytes + kAlignment);
-  for (Tensor& tensor : call.tensors) {
-    if (tensor.place.buffer == nullptr) {
-      tensor.place.buffer = &work;
-    }
-  }
-
-  const std::unique_ptr<gpu::Commands> commands = device.begin();
+void Plan::Submit(Call& call) const {
+  const std::unique_ptr<gpu::Commands> commands = context_->device().begin();
   call.commands = commands.get();
   for (const auto& step : builder_.steps) {
     step->Encode(call);
@@ -255,22 +187,9 @@ void Plan::Run(const ReadInput& input, const MakeOutput& output) {
     commands->commit();
     commands->wait();
   }
-  for (const Result& result : results) {
-    if (result.copied) {
-      const Tensor& tensor = call.At(result.value);
-      std::memcpy(tensor.host, AddressOf(call.At(tensor.root).place) + tensor.offset, tensor.bytes);
-      counters.copied_out += tensor.bytes;
-    }
-  }
-  ++counters.calls;
-  counters.dispatches += call.dispatches;
-  counters.work_bytes = work_bytes;
-  if (call.cache != kNone) {
-    counters.cache_address = reinterpret_cast<uintptr_t>(AddressOf(call.At(call.cache).place));
-  }
 }
 
-void Plan::PlaceWork(Call& call, size_t& bytes) const {
+void Plan::PlaceWork(Call& call) {
   // When a value is read last; results that are copied out are read behind the last step.
   std::vector<size_t> last(call.tensors.size(), 0);
   for (size_t step = 0; step < builder_.steps.size(); ++step) {
@@ -301,7 +220,13 @@ void Plan::PlaceWork(Call& call, size_t& bytes) const {
       space.Give(call.At(value).place.offset);
     }
   }
-  bytes = space.size();
+  gpu::Buffer& work = work_.AtLeast(context_->device(), space.size() + kAlignment);
+  for (Tensor& tensor : call.tensors) {
+    if (tensor.place.buffer == nullptr) {
+      tensor.place.buffer = &work;
+    }
+  }
+  counters.work_bytes = space.size();
 }
 
 }  // namespace bitnet::metal

@@ -45,7 +45,12 @@ class Plan {
 
  private:
   void StoreConstants();
-  void PlaceWork(Call& call, size_t& bytes) const;
+  // The tensors of a call: constants where they are, inputs by shape and address.
+  void Begin(Call& call, const ReadInput& input) const;
+  // Places what steps compute for each other in one buffer.
+  void PlaceWork(Call& call);
+  // Runs the steps as one batch.
+  void Submit(Call& call) const;
 
   std::shared_ptr<Context> context_;
   Builder builder_;
