@@ -13,11 +13,21 @@ from bitnet_onnx.converters.families import Config
 from bitnet_onnx.converters.model import describe
 from bitnet_onnx.decoder import MANIFEST_SIZES
 from bitnet_onnx.errors import BitnetOnnxError, PackageError
+from bitnet_onnx.evaluation.mil._manifest import read_manifest
+from bitnet_onnx.evaluation.mil.package import open_package as open_coreml
 from bitnet_onnx.json_input import load_object
-from bitnet_onnx.package_format import MANIFEST
+from bitnet_onnx.package_format import COREML_SUFFIX, MANIFEST
 from bitnet_onnx.runtime import PackageInfo
 
 _MAX_MANIFEST: Final = 1 << 24
+#: Which systems first read a version of Core ML's specification.
+_SYSTEMS: Final = {
+    6: "iOS 15 and macOS 12",
+    7: "iOS 16 and macOS 13",
+    8: "iOS 17 and macOS 14",
+    9: "iOS 18 and macOS 15",
+    10: "iOS 26 and macOS 26",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,7 @@ class Inspection:
     """The facts of a checkpoint or a package.
 
     Attributes:
-        kind: `package` or `checkpoint`.
+        kind: `package`, `checkpoint` or `Core ML package`.
         path: where it is.
         family: Hugging Face `model_type`.
         source: format and name of the checkpoint.
@@ -49,7 +59,7 @@ class Inspection:
         problem: why the checkpoint cannot be converted, or None.
     """
 
-    kind: Literal["package", "checkpoint"]
+    kind: Literal["package", "checkpoint", "Core ML package"]
     path: str
     family: str
     source: str
@@ -77,12 +87,15 @@ class Inspection:
 
 
 def inspect(path: str | Path) -> Inspection:
-    """Describe a package directory, a Hugging Face directory or a GGUF file.
+    """Describe a package directory, a Hugging Face directory, a GGUF file or an `.mlpackage`.
 
     Raises:
-        CheckpointError, PackageError: it is neither, or is broken.
+        CheckpointError, PackageError: it is none of them, or is broken.
+        InputError: it is an `.mlpackage`, and coremltools is not installed.
     """
     path = Path(path)
+    if path.suffix == COREML_SUFFIX:
+        return _inspect_coreml(path)
     if (path / MANIFEST).exists():
         return _inspect_package(path)
     with open_checkpoint(path) as checkpoint:
@@ -132,6 +145,46 @@ def _inspect_package(path: Path) -> Inspection:
     )
 
 
+def _inspect_coreml(path: Path) -> Inspection:
+    with open_coreml(path) as package:
+        program = package.program
+        manifest = read_manifest(program)
+        layers: tuple[Layer, ...] = ()
+        sizes: dict[str, int | bool] = {}
+        if manifest is not None:
+            layers = tuple(
+                Layer(
+                    role,
+                    shape,
+                    _stored(str(precision.weights), precision.group_size, precision.activation_bits),
+                    bits,
+                    manifest.errors.get(role),
+                )
+                for role, precision in manifest.precisions.items()
+                for shape, bits in [manifest.matrices.get(role, ((0, 0), 0.0))]
+            )
+            known = {name: manifest.sizes.get(name) for name in (*MANIFEST_SIZES, "head_dim")}
+            sizes = {name: value for name, value in known.items() if isinstance(value, int)}
+            sizes["context_length"] = manifest.context
+        functions = sorted(program.functions, key=lambda name: (name != program.main, name))
+        system = _SYSTEMS.get(program.specification, f"specification {program.specification}")
+        return Inspection(
+            kind="Core ML package",
+            path=str(path),
+            family="unknown" if manifest is None else str(manifest.sizes.get("family")),
+            source="unknown" if manifest is None else manifest.source,
+            sizes=sizes,
+            parameters=sum(_count(layer.shape) for layer in layers),
+            bits_per_weight=_mean_bits(layers),
+            layers=layers,
+            files={str(file.relative_to(path)): file.stat().st_size for file in _below(path)},
+            readers=(
+                f"Core ML on {system} and later: {', '.join(functions)}",
+                "`bitnet-onnx validate`: runs it in numpy",
+            ),
+        )
+
+
 def _inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     infos = [info for info in checkpoint.tensors.values() if len(info.shape) == 2]
     layers = tuple(
@@ -176,6 +229,10 @@ def _count(shape: tuple[int, ...]) -> int:
 def _mean_bits(layers: tuple[Layer, ...]) -> float:
     total = sum(_count(layer.shape) for layer in layers)
     return sum(_count(layer.shape) * layer.bits_per_weight for layer in layers) / max(total, 1)
+
+
+def _below(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.rglob("*") if entry.is_file())
 
 
 def _files(path: Path) -> dict[str, int]:

@@ -21,6 +21,8 @@ SCALING: Final = "scaling.safetensors"
 LOGITS_START: Final = "logits_start"
 #: Scales of int8 keys and values: what our own runtime would otherwise measure when it opens the package.
 KV_SCALES: Final = "kv_scales.safetensors"
+#: A package of Core ML, which is another thing.
+COREML_SUFFIX: Final = ".mlpackage"
 CONFIG: Final = "config.json"
 GENERATION_CONFIG: Final = "generation_config.json"
 GENAI_CONFIG: Final = "genai_config.json"

@@ -13,6 +13,7 @@ from bitnet_onnx.errors import PackageError
 from bitnet_onnx.package_format import (
     CHAT_TEMPLATE,
     CONFIG,
+    COREML_SUFFIX,
     ENGINE,
     FORMAT_VERSION,
     GENERATION_CONFIG,
@@ -106,6 +107,11 @@ class PackageInfo:
         directory = Path(path)
         if not directory.is_dir():
             raise PackageError(f"{directory}: no such directory")
+        if directory.suffix == COREML_SUFFIX:
+            raise PackageError(
+                f"{directory} is a Core ML package, for applications on Apple's systems: convert its checkpoint "
+                f"without --to coreml to run it here"
+            )
         if not (directory / MANIFEST).exists():
             raise PackageError(
                 f"{directory} is not a bitnet-onnx package: no {MANIFEST}; "

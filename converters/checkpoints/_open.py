@@ -12,6 +12,7 @@ from bitnet_onnx.converters.checkpoints.gguf import GgufCheckpoint
 from bitnet_onnx.converters.checkpoints.huggingface import INDEX, SINGLE, HuggingFaceCheckpoint
 from bitnet_onnx.errors import CheckpointError, InputError, UnsupportedError
 from bitnet_onnx.json_input import shown
+from bitnet_onnx.package_format import COREML_SUFFIX
 
 # Formats that execute code when they are loaded, or that nothing here reads.
 _REFUSED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".nemo")
@@ -33,6 +34,8 @@ def open_checkpoint(path: Path, *, i2s_layout: str | None = None) -> Checkpoint:
     """
     if i2s_layout is not None and i2s_layout not in I2_S_LAYOUTS:
         raise InputError(f"i2s_layout is {i2s_layout!r:.60}: choose one of {', '.join(I2_S_LAYOUTS)}")
+    if path.suffix == COREML_SUFFIX:
+        raise UnsupportedError(f"{path} is a Core ML package: give the checkpoint that it was made from")
     if path.is_dir():
         return _open_directory(path, i2s_layout)
     if not path.exists():

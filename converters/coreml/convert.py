@@ -14,7 +14,6 @@ from bitnet_onnx.converters.coreml.options import CoreMLOptions
 from bitnet_onnx.converters.coreml.package import (
     DEFAULT_CONTEXT,
     MODEL_FILE,
-    SUFFIX,
     TOKENIZER_SUFFIX,
     WEIGHT_FILE,
     is_ours,
@@ -26,7 +25,7 @@ from bitnet_onnx.converters.onnx._directory import Kind, new_directory
 from bitnet_onnx.converters.onnx._space import check_space
 from bitnet_onnx.converters.onnx.package import Progress
 from bitnet_onnx.errors import InputError, PackageError
-from bitnet_onnx.package_format import CONFIG, GENERATION_CONFIG, SCALING, TOKENIZER_CONFIG
+from bitnet_onnx.package_format import CONFIG, COREML_SUFFIX, GENERATION_CONFIG, SCALING, TOKENIZER_CONFIG
 from bitnet_onnx.policy import Policy
 from bitnet_onnx.quantization.statistics import Calibration
 
@@ -91,8 +90,8 @@ def convert_coreml(
         InputError: the output has another suffix, or coremltools is not installed.
     """
     source, output, options = Path(source), Path(output), options or CoreMLOptions()
-    if output.suffix != SUFFIX:
-        raise InputError(f"{output}: the name of a Core ML package ends in {SUFFIX}")
+    if output.suffix != COREML_SUFFIX:
+        raise InputError(f"{output}: the name of a Core ML package ends in {COREML_SUFFIX}")
     if source.resolve().is_relative_to(output.resolve()):
         raise PackageError(f"{output} holds the checkpoint {source}: choose another output")
     beside = tokenizer_directory(output)

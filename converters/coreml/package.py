@@ -27,7 +27,6 @@ from bitnet_onnx.package_format import CONFIG, GENERATION_CONFIG, TOKENIZER, TOK
 from bitnet_onnx.policy import Policy
 from bitnet_onnx.quantization.statistics import Calibration
 
-SUFFIX: Final = ".mlpackage"
 TOKENIZER_SUFFIX: Final = ".tokenizer"
 _AUTHOR: Final = "com.apple.CoreML"
 _MODEL: Final = "model.mlmodel"
@@ -178,6 +177,8 @@ def _manifest(
                 "group_size": layer.group_size,
                 "activation_bits": layer.activation_bits,
                 "relative_error": round(layer.relative_error, 6),
+                "shape": list(layer.shape),
+                "bits_per_weight": round(layer.bits_per_weight, 4),
                 "method": layer.method,
             }
             for layer in layers

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bitnet_models import CASES, write
+from coreml_packages import needs_coremltools
 from safetensors.numpy import save_file
 from tiny_models import TINY, tensors, write_checkpoint
 
@@ -53,6 +54,27 @@ def test_a_package_as_json(run, tiny_package: Path) -> None:
     assert stored["embed_tokens"] == "int8"
     assert stored["lm_head"] == "int8, 16-bit activations"
     assert stored["layers.0.attn.q_proj"] == "int4, groups of 32"
+
+
+@needs_coremltools
+def test_a_core_ml_package(run, tiny_checkpoint, tmp_path: Path) -> None:
+    package = tmp_path / "tiny.mlpackage"
+    assert run("convert", tiny_checkpoint("untied_gqa"), package, "--to", "coreml", "--split").status == 0
+    found = json.loads(run("inspect", package, "--json", "--layers").out)
+    assert set(found) == KEYS | {"layers"}
+    assert (found["kind"], found["family"], found["source"]) == ("Core ML package", "llama", "safetensors, untied_gqa")
+    assert found["sizes"]["vocab_size"] == 515
+    assert len(found["layers"]) == 16
+    stored = {layer["role"]: layer["stored"] for layer in found["layers"]}
+    assert stored["layers.0.attn.q_proj"] == "int4, groups of 32"
+    assert 4 < found["bits_per_weight"] < 9
+    assert "Core ML on iOS 18 and macOS 15 and later: prefill, decode" in found["readers"]
+    assert "Data/com.apple.CoreML/weights/weight.bin" in found["files"]
+    assert "int4, groups of 32: 0.1 M weights" in run("inspect", package).out
+    for command in (["infer", package, "--prompt", "x"], ["convert", package, tmp_path / "out"]):
+        refused = run(*command)
+        assert refused.status == 2
+        assert "is a Core ML package" in refused.err
 
 
 def test_a_checkpoint(run, tiny_checkpoint) -> None:

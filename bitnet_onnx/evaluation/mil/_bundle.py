@@ -10,6 +10,7 @@ from typing import Final
 from bitnet_onnx.converters.checkpoints._files import BinaryFile
 from bitnet_onnx.errors import PackageError
 from bitnet_onnx.json_input import load_object, shown
+from bitnet_onnx.package_format import COREML_SUFFIX
 
 MANIFEST: Final = "Manifest.json"
 _DATA: Final = "Data"
@@ -23,7 +24,7 @@ _MODEL_PATH: Final = "@model_path"
 
 def is_bundle(path: Path) -> bool:
     """Whether a path names a Core ML package."""
-    return path.suffix == ".mlpackage"
+    return path.suffix == COREML_SUFFIX
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ class Manifest:
         storage: of ternary matrices: `lut` or `sparse`.
         precisions: by role.
         errors: of matrices, relative, where they are recorded.
+        matrices: shape and bits of a weight, by role, where they are recorded.
+        source: format and name of the checkpoint.
         scaled_inputs: inputs of layers that were scaled before matrices were rounded.
         sha256: of the source.
     """
@@ -42,6 +44,8 @@ class Manifest:
     storage: str
     precisions: Mapping[str, Precision]
     errors: Mapping[str, float]
+    matrices: Mapping[str, tuple[tuple[int, int], float]]
+    source: str
     scaled_inputs: int
     sha256: str
 
@@ -84,16 +88,37 @@ def read_manifest(program: Program) -> Manifest | None:
     scaled = fields.get("scaled_inputs", 0)
     if type(scaled) is not int or scaled < 0:
         raise PackageError(f"{where}: scaled_inputs is {scaled!r:.40}")
-    precisions, errors = {}, {}
+    precisions, errors, matrices = {}, {}, {}
     for role, layer in layers.items():
         recorded = layer if isinstance(layer, dict) else {}
         precisions[role] = _precision(recorded, f"{where}: {role!r:.60}")
         error = recorded.get("relative_error")
         if isinstance(error, int | float) and math.isfinite(error):
             errors[role] = float(error)
+        if (matrix := _matrix(recorded)) is not None:
+            matrices[role] = matrix
     return Manifest(
-        where, sizes, context, str(fields.get("weights")), precisions, errors, scaled, str(source.get("sha256"))
+        where=where,
+        sizes=sizes,
+        context=context,
+        storage=str(fields.get("weights")),
+        precisions=precisions,
+        errors=errors,
+        matrices=matrices,
+        source=f"{source.get('format')!s:.40}, {source.get('name')!s:.200}",
+        scaled_inputs=scaled,
+        sha256=str(source.get("sha256")),
     )
+
+
+def _matrix(fields: Mapping[str, object]) -> tuple[tuple[int, int], float] | None:
+    shape, bits = fields.get("shape"), fields.get("bits_per_weight")
+    if not isinstance(shape, list) or len(shape) != 2 or not isinstance(bits, int | float) or not math.isfinite(bits):
+        return None
+    rows, columns = shape
+    if type(rows) is not int or type(columns) is not int or min(rows, columns) < 1:
+        return None
+    return (rows, columns), float(bits)
 
 
 def _precision(fields: Mapping[str, object], where: str) -> Precision:
