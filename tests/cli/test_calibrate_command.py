@@ -161,7 +161,7 @@ def test_a_loss_chooses_the_fewest_bits(
         (["--calibration", "NONE"], "no such file; `bitnet-onnx calibrate` makes one"),
         (["--policy", "NONE"], "cannot be read"),
         (["--policy", "STATS"], "not TOML"),
-        (["--to", "gguf", "--bits", "4"], "--bits belongs to --to onnx, not to gguf"),
+        (["--to", "gguf", "--bits", "4"], "--bits belongs to --to onnx or coreml, not to gguf"),
         (["--method", "gptq", "--weights", "int4"], "gptq needs statistics"),
         (["--method", "rtn", "--weights", "ternary"], "rtn makes weights of 2, 4, 6 or 8 bits"),
     ],

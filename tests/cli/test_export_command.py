@@ -50,13 +50,13 @@ def test_options(run, source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--to", "gguf", "--head", "int8"], "--head belongs to --to onnx, not to gguf"),
-        (["--to", "safetensors", "--weights", "int4"], "--weights belongs to --to onnx, not to safetensors"),
+        (["--to", "gguf", "--head", "int8"], "--head belongs to --to onnx or coreml, not to gguf"),
+        (["--to", "safetensors", "--weights", "int4"], "--weights belongs to --to onnx or coreml, not to safetensors"),
         (["--to", "safetensors", "--no-tokenizer"], "--no-tokenizer belongs to --to gguf, not to safetensors"),
         (["--to", "gguf", "--format", "packed"], "--format belongs to --to safetensors, not to gguf"),
         (["--dtype", "float16"], "--dtype belongs to --to safetensors or gguf, not to onnx"),
         (["--to", "gguf"], "the name of a GGUF file ends in .gguf"),
-        (["--to", "onnxx"], "'onnxx' is not one of 'onnx', 'safetensors', 'gguf'"),
+        (["--to", "onnxx"], "'onnxx' is not one of 'onnx', 'coreml', 'safetensors', 'gguf'"),
     ],
 )
 def test_bad_options(refused, source: Path, tmp_path: Path, options: list[str], message: str) -> None:
