@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_onnx.benchmarks.results import Report
+from bitnet_onnx.converters.coreml._model import DECODE, IDS, LOGITS, MASK, PREFILL
 from bitnet_onnx.errors import UnsupportedError
 from bitnet_onnx.evaluation.mil.interpreter import Interpreter
 from bitnet_onnx.evaluation.mil.package import Package, open_package
@@ -37,7 +38,6 @@ UNITS: Final[Mapping[str, str]] = {
     "neural-engine": "CPU_AND_NE",
     "all": "ALL",
 }
-_PREFILL, _DECODE = "prefill", "decode"
 _PROMPT: Final = 5
 _GREEDY: Final = 8
 _ROOM: Final = 1 << 33
@@ -93,7 +93,7 @@ class NumpyRunning:
         function, inputs = function_of(self._interpreter.package, single=len(ids) == 1), call(ids, self._length)
         self._length += len(ids)
         run = self._interpreter.run(function, inputs, self._states)
-        return np.asarray(run.outputs["logits"][0], np.float32)
+        return np.asarray(run.outputs[LOGITS][0], np.float32)
 
 
 def load_numpy(package: Package, _: str) -> Start:
@@ -116,7 +116,7 @@ class CoreMLRunning:
         inputs = call(ids, self._length)
         self._length += len(ids)
         model = self._models[function_of(self._package, single=len(ids) == 1)]
-        return np.asarray(model.predict(inputs, state=self._state)["logits"][0], np.float32)
+        return np.asarray(model.predict(inputs, state=self._state)[LOGITS][0], np.float32)
 
 
 def load_coreml(package: Package, unit: str) -> Start:
@@ -142,14 +142,14 @@ def load_coreml(package: Package, unit: str) -> Start:
 
 def function_of(package: Package, *, single: bool) -> str:
     """The function for one token or for more."""
-    name = _DECODE if single else _PREFILL
+    name = DECODE if single else PREFILL
     return name if name in package.program.functions else package.program.main
 
 
 def call(ids: Sequence[int], past: int) -> dict[str, npt.NDArray[Any]]:
     """Inputs of a call behind so many tokens."""
     mask = np.zeros((1, 1, len(ids), past + len(ids)), np.float16)
-    return {"inputIds": np.array([ids], np.int32), "causalMask": mask}
+    return {IDS: np.array([ids], np.int32), MASK: mask}
 
 
 def measure(path: Path, load: Load, units: Sequence[str], *, prompt: int, steps: int) -> dict[str, Measured]:

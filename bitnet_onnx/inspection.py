@@ -13,8 +13,6 @@ from bitnet_onnx.converters.families import Config
 from bitnet_onnx.converters.model import describe
 from bitnet_onnx.decoder import MANIFEST_SIZES
 from bitnet_onnx.errors import BitnetOnnxError, PackageError
-from bitnet_onnx.evaluation.mil._manifest import read_manifest
-from bitnet_onnx.evaluation.mil.package import open_package as open_coreml
 from bitnet_onnx.json_input import load_object
 from bitnet_onnx.package_format import COREML_SUFFIX, MANIFEST
 from bitnet_onnx.runtime import PackageInfo
@@ -146,7 +144,11 @@ def _inspect_package(path: Path) -> Inspection:
 
 
 def _inspect_coreml(path: Path) -> Inspection:
-    with open_coreml(path) as package:
+    # Everybody who imports this package would load the interpreter.
+    from bitnet_onnx.evaluation.mil._manifest import read_manifest
+    from bitnet_onnx.evaluation.mil.package import open_package
+
+    with open_package(path) as package:
         program = package.program
         manifest = read_manifest(program)
         layers: tuple[Layer, ...] = ()

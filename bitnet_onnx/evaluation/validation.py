@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -133,18 +133,38 @@ def _runtime(subject: Subject) -> str:
     return f"{subject.fallback} function bodies" if subject.device.operator_library is None else "operator library"
 
 
-def _prompts(options: Options, info: PackageInfo, spec: DecoderSpec) -> list[Ids]:
-    if options.prompt is not None:
-        ids = TextTokenizer(info).encode(options.prompt, parse_special=False, add_bos=True)
+def read_prompts(
+    prompt: str | None, tokens: Sequence[int], spec: DecoderSpec, encode: Callable[[str], Sequence[int]]
+) -> list[Ids]:
+    """Token ids of the prompts to read.
+
+    Args:
+        prompt: a text, or None.
+        tokens: lengths of the prompts that are made up without one.
+        spec: whose context and vocabulary they fit.
+        encode: gives the ids of a text.
+
+    Raises:
+        InputError: there is none, or one does not fit.
+    """
+    if prompt is not None:
+        ids = encode(prompt)
         if not 1 <= len(ids) <= spec.context_length:
             raise InputError(f"--prompt has {len(ids)} tokens: expected 1 to {spec.context_length}")
         return [tuple(ids)]
-    if not options.tokens:
+    if not tokens:
         raise InputError("--tokens names no prompt: give at least one length")
-    for length in options.tokens:
+    for length in tokens:
         if not 1 <= length <= spec.context_length:
             raise InputError(f"--tokens holds {length}: expected 1 to {spec.context_length}, the context")
-    return [made_up(length, spec.vocab_size) for length in options.tokens]
+    return [made_up(length, spec.vocab_size) for length in tokens]
+
+
+def _prompts(options: Options, info: PackageInfo, spec: DecoderSpec) -> list[Ids]:
+    def encode(text: str) -> Sequence[int]:
+        return TextTokenizer(info).encode(text, parse_special=False, add_bos=True)
+
+    return read_prompts(options.prompt, options.tokens, spec, encode)
 
 
 def _layers(options: Options, count: int) -> tuple[int, ...]:

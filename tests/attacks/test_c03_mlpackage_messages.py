@@ -125,15 +125,16 @@ def test_operations_that_are_not_known(kind: str, tmp_path: Path) -> None:
 
 
 def test_metadata_that_lies(tmp_path: Path) -> None:
+    from bitnet_onnx.converters.coreml.package import MANIFEST_KEY
     from bitnet_onnx.errors import PackageError
-    from bitnet_onnx.evaluation.mil._manifest import KEY, read_manifest
+    from bitnet_onnx.evaluation.mil._manifest import read_manifest
     from bitnet_onnx.evaluation.mil.package import open_package
 
     for index, text in enumerate(
         ["", "[]", "{}", '{"format": 1}', '{"format": 1, "sizes": {}, "precisions": [], "source": {}}']
     ):
         program = Program()
-        program.model.description.metadata.userDefined[KEY] = text
+        program.model.description.metadata.userDefined[MANIFEST_KEY] = text
         with (
             open_package(program.save(tmp_path / str(index))) as package,
             pytest.raises(PackageError, match="metadata"),

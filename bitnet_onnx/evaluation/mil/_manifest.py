@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from bitnet_onnx.converters.coreml.package import MANIFEST_KEY
 from bitnet_onnx.decoder import MANIFEST_SIZES, DecoderSpec
 from bitnet_onnx.errors import InputError, PackageError
 from bitnet_onnx.evaluation.mil.program import Program
@@ -14,7 +15,6 @@ from bitnet_onnx.json_input import load_object
 from bitnet_onnx.policy import Precision, Weights
 from bitnet_onnx.quantization.method import MethodName
 
-KEY: Final = "com.github.bitnet-onnx.manifest"
 _FORMAT: Final = 1
 _MAX_BYTES: Final = 1 << 22
 _KEPT: Final = "kept"
@@ -73,10 +73,10 @@ def read_manifest(program: Program) -> Manifest | None:
     Raises:
         PackageError: it is broken.
     """
-    text = program.metadata.get(KEY)
+    text = program.metadata.get(MANIFEST_KEY)
     if text is None:
         return None
-    where = f"{program.path}: metadata {KEY}"
+    where = f"{program.path}: metadata {MANIFEST_KEY}"
     fields = load_object(text.encode(), where, max_bytes=_MAX_BYTES, error=PackageError)
     if fields.get("format") != _FORMAT:
         raise PackageError(f"{where}: format is {fields.get('format')!r:.40}, expected {_FORMAT}")

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from bitnet_onnx.converters.coreml._graph import mil_name
 from bitnet_onnx.errors import PackageError
 from bitnet_onnx.evaluation._linear import Linear
 from bitnet_onnx.evaluation.mil._call import Call, Room, Value
@@ -25,11 +26,6 @@ _BITS: Final = {Weights.INT2: 2, Weights.INT4: 4, Weights.INT6: 6, Weights.INT8:
 #: Constants that are made of constants that are made of constants: a sparse matrix takes two.
 _MAX_DEPTH: Final = 8
 _ROOM: Final = 1 << 30
-
-
-def mil_name(role: str) -> str:
-    """What a tensor is called in a program."""
-    return role.replace(".", "_")
 
 
 @dataclass(frozen=True, slots=True)

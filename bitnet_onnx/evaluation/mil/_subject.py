@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from bitnet_onnx.converters.coreml._model import IDS, LOGITS, MASK
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import PackageError
 from bitnet_onnx.evaluation.mil._matrices import PackageDecoder
@@ -24,9 +25,6 @@ LAYER_TOLERANCE: Final = 1e-3
 MOVEMENTS: Final = 4.0
 #: Calls with a single token at the end of a prompt that is read in several.
 SINGLE_CALLS: Final = 2
-IDS: Final = "inputIds"
-MASK: Final = "causalMask"
-LOGITS: Final = "logits"
 _NOISE: Final = 1
 
 Ids = tuple[int, ...]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from bitnet_onnx.converters._scaling import Scaling
+from bitnet_onnx.converters.coreml._model import DECODE, PREFILL
 from bitnet_onnx.converters.coreml.package import TOKENIZER_SUFFIX
 from bitnet_onnx.converters.model import SourceModel, open_model
 from bitnet_onnx.errors import InputError, PackageError, UnsupportedError
@@ -21,7 +22,7 @@ from bitnet_onnx.evaluation.mil._trial import try_out
 from bitnet_onnx.evaluation.mil._weights import check_weights
 from bitnet_onnx.evaluation.mil.interpreter import DEFAULT_ROOM, Interpreter, Mode
 from bitnet_onnx.evaluation.mil.package import Package, open_package
-from bitnet_onnx.evaluation.validation import DEFAULT_TOKENS, made_up
+from bitnet_onnx.evaluation.validation import DEFAULT_TOKENS, read_prompts
 from bitnet_onnx.json_input import load_object, shown
 from bitnet_onnx.package_format import TOKENIZER, TOKENIZER_CONFIG
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
@@ -34,7 +35,6 @@ _MAX_STATES: Final = 1 << 34
 _MAX_CONFIG: Final = 1 << 24
 #: Bits of activations that packages round.
 _ROUNDED: Final = 8
-_PREFILL, _DECODE = "prefill", "decode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +219,8 @@ def _half(subject: Subject, reference: Reference, prompts: Sequence[Ids]) -> lis
 
 def _functions(package: Package) -> Functions:
     known = package.program.functions
-    if {_PREFILL, _DECODE} <= set(known):
-        return Functions(_PREFILL, _DECODE)
+    if {PREFILL, DECODE} <= set(known):
+        return Functions(PREFILL, DECODE)
     return Functions(package.program.main, package.program.main)
 
 
@@ -244,18 +244,10 @@ def _scaling(package: Path, manifest: Manifest, model: SourceModel) -> Scaling:
 
 
 def _prompts(options: Options, model: SourceModel) -> list[Ids]:
-    spec = model.spec
-    if options.prompt is not None:
-        ids = _tokenizer(model).encode(options.prompt, parse_special=False, add_bos=True)
-        if not 1 <= len(ids) <= spec.context_length:
-            raise InputError(f"--prompt has {len(ids)} tokens: expected 1 to {spec.context_length}")
-        return [tuple(ids)]
-    if not options.tokens:
-        raise InputError("--tokens names no prompt: give at least one length")
-    for length in options.tokens:
-        if not 1 <= length <= spec.context_length:
-            raise InputError(f"--tokens holds {length}: expected 1 to {spec.context_length}, the context")
-    return [made_up(length, spec.vocab_size) for length in options.tokens]
+    def encode(text: str) -> Sequence[int]:
+        return _tokenizer(model).encode(text, parse_special=False, add_bos=True)
+
+    return read_prompts(options.prompt, options.tokens, model.spec, encode)
 
 
 def _tokenizer(model: SourceModel) -> TextTokenizer:

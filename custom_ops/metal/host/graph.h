@@ -30,7 +30,6 @@ struct Value {
   std::string name;
   Type type = Type::kOther;
   Shape shape;
-  bool has_shape = false;
   bool is_constant = false;
   bool is_graph_output = false;
   Constant constant;
