@@ -42,12 +42,12 @@ CustomOpDomain* DomainOf(const Api& api) {
 // The choice of kernels; its warning is printed by the first caller only.
 const Choice& AnnouncedChoice() {
   const Choice& choice = ChosenKernels();
-  static std::once_flag warned;
-  std::call_once(warned, [&choice] {
+  [[maybe_unused]] static const bool announced = [&choice] {
     if (!choice.warning.empty()) {
       std::fprintf(stderr, "%s\n", choice.warning.c_str());  // no session and so no logger exists yet
     }
-  });
+    return true;
+  }();
   return choice;
 }
 
