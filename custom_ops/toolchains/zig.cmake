@@ -29,8 +29,5 @@ endif()
 set(CMAKE_CXX_COMPILER ${BITNET_ZIG} c++ -target ${BITNET_ZIG_TARGET})
 # Zig compiles the C++ library for every set of processor features that it links for: checks must not link.
 set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
-set(CMAKE_AR ${BITNET_ZIG})
-set(CMAKE_CXX_ARCHIVE_CREATE "<CMAKE_AR> ar qc <TARGET> <OBJECTS>")
-set(CMAKE_CXX_ARCHIVE_FINISH "")
 # Without the debug information of that library, 5 MB.
 set(CMAKE_MODULE_LINKER_FLAGS_INIT -s)
