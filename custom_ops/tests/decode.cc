@@ -1,8 +1,8 @@
 // Continues a prompt greedily with a packaged model in the ONNX Runtime that a library holds:
 //   bitnet_decode libonnxruntime.so MODEL.onnx OPERATORS COUNT ID [ID ...]
-// OPERATORS is the operator library, `-` for the function bodies of the model or `linked` for the operators that a
-// static build has linked in. Prints the new ids. ONNX Runtime is opened at run time and its interface called by
-// position, so that this builds for any processor without its headers and its library.
+// OPERATORS is the operator library, `-` for the function bodies of the model or `linked` for the operators
+// that a static build has linked in. Prints the new ids. ONNX Runtime is opened at run time and its interface
+// called by position, so that this builds for any processor without its headers and its library.
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -16,7 +16,8 @@
 #include "ort/ort_abi.h"
 
 #if defined(BITNET_OPS_STATIC)
-extern "C" bitnet::ort::Status* RegisterCustomOps(bitnet::ort::SessionOptions* options, const bitnet::ort::ApiBase* base);
+extern "C" bitnet::ort::Status* RegisterCustomOps(bitnet::ort::SessionOptions* options,
+                                                  const bitnet::ort::ApiBase* base);
 #endif
 
 namespace {
@@ -58,7 +59,8 @@ void CallAt(Position position, Arguments... arguments) {
 }
 
 template <typename T>
-Value* Tensor(Allocator* allocator, const std::vector<int64_t>& shape, ElementType type, const std::vector<T>& values) {
+Value* Tensor(Allocator* allocator, const std::vector<int64_t>& shape, ElementType type,
+              const std::vector<T>& values) {
   Value* value = nullptr;
   CallAt(kCreateTensorAsOrtValue, allocator, shape.data(), shape.size(), type, &value);
   void* data = nullptr;
@@ -123,15 +125,18 @@ SessionOptions* Options(const ApiBase* base, const std::string& operators) {
   return options;
 }
 
-void Decode(const ApiBase* base, const char* model, const std::string& operators, int count, std::vector<int64_t> ids) {
+void Decode(const ApiBase* base, const char* model, const std::string& operators, int count,
+            std::vector<int64_t> ids) {
   Env* env = nullptr;
   CallAt(kCreateEnv, 2, "decode", &env);  // warnings and worse are printed
   Session* session = nullptr;
   CallAt(kCreateSession, env, model, Options(base, operators), &session);
   Allocator* allocator = nullptr;
   CallAt(kGetAllocatorWithDefaultOptions, &allocator);
-  const std::vector<const char*> inputs = Names(session, allocator, kSessionGetInputCount, kSessionGetInputName);
-  const std::vector<const char*> outputs = Names(session, allocator, kSessionGetOutputCount, kSessionGetOutputName);
+  const std::vector<const char*> inputs =
+      Names(session, allocator, kSessionGetInputCount, kSessionGetInputName);
+  const std::vector<const char*> outputs =
+      Names(session, allocator, kSessionGetOutputCount, kSessionGetOutputName);
 
   // input_ids, attention_mask and the cache in; logits and the longer cache out.
   std::vector<Value*> cache;
@@ -144,11 +149,12 @@ void Decode(const ApiBase* base, const char* model, const std::string& operators
     const int64_t length = static_cast<int64_t>(ids.size());
     total += length;
     const std::vector<int64_t> mask(static_cast<size_t>(total), 1);
-    std::vector<Value*> given{Tensor(allocator, {1, length}, kInt64, ids), Tensor(allocator, {1, total}, kInt64, mask)};
+    std::vector<Value*> given{Tensor(allocator, {1, length}, kInt64, ids),
+                              Tensor(allocator, {1, total}, kInt64, mask)};
     given.insert(given.end(), cache.begin(), cache.end());
     std::vector<Value*> found(outputs.size(), nullptr);
-    CallAt(kRun, session, static_cast<void*>(nullptr), inputs.data(), given.data(), given.size(), outputs.data(),
-           outputs.size(), found.data());
+    CallAt(kRun, session, static_cast<void*>(nullptr), inputs.data(), given.data(), given.size(),
+           outputs.data(), outputs.size(), found.data());
     ids = {LargestOfLastRow(found[0])};
     std::printf("%lld%c", static_cast<long long>(ids[0]), step + 1 == count ? '\n' : ' ');
     std::for_each(given.begin(), given.end(), Release);
