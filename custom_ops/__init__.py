@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from pathlib import Path
 
+from bitnet_onnx.custom_ops._library import LibraryFacts, read_facts
 from bitnet_onnx.errors import OperatorError
 
 _VARIABLE = "BITNET_ONNX_OPS_LIBRARY"
 _METAL_VARIABLE = "BITNET_ONNX_METAL_LIBRARY"
+_SDK = "sdk"
 
 
 def library_path() -> Path | None:
@@ -47,21 +48,48 @@ def _find(variable: str, stem: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+def library_is_named() -> bool:
+    """The user chose the operator library: what is wrong with it is an error, and not a reason to go without."""
+    return bool(os.environ.get(_VARIABLE))
+
+
+def library_facts(path: Path) -> LibraryFacts:
+    """What the operator library in `path` says of itself.
+
+    Raises:
+        OperatorError: it is for another platform, does not load, or is not our operator library.
+    """
+    return read_facts(path, library_remedy(path))
+
+
+def library_remedy(path: Path) -> str:
+    """What can be done about a library that is of no use, as the end of a message."""
+    if os.environ.get(_VARIABLE) == str(path):
+        return f"{_VARIABLE} names it: correct or unset the variable"
+    return "reinstall bitnet-onnx"
+
+
+def sdk_files() -> tuple[Path, ...]:
+    """What applications need beside the library: licence, C header, CMake package, pkg-config file.
+
+    Raises:
+        OperatorError: they are not there.
+    """
+    for folder in __path__:
+        files = sorted(entry for entry in Path(folder, _SDK).glob("*") if entry.is_file())
+        if files:
+            return tuple(files)
+    raise OperatorError("the header and the licence of the operator library are not installed: reinstall bitnet-onnx")
+
+
 def library_version() -> str | None:
     """The version of the operator library and its instruction set, as `0.1.0 (avx2)`, or None without one.
 
     Raises:
-        OperatorError: the library is there but cannot be loaded.
+        OperatorError: as `library_facts`.
     """
     path = library_path()
     if path is None:
         return None
-    try:
-        library = ctypes.CDLL(str(path))
-        texts = []
-        for function in (library.BitnetOpsVersion, library.BitnetOpsIsa):
-            function.restype = ctypes.c_char_p
-            texts.append(function().decode())
-    except (OSError, AttributeError) as error:
-        raise OperatorError(f"{path} cannot be used: {error}; reinstall bitnet-onnx") from error
-    return f"{texts[0]} ({texts[1] or 'unusable BITNET_ONNX_ISA'})"
+    facts = library_facts(path)
+    return f"{facts.version} ({facts.isa or 'unusable BITNET_ONNX_ISA'})"

@@ -45,5 +45,5 @@ def test_variable_names_nothing(folder, monkeypatch) -> None:
 
 def test_file_that_is_no_library(folder) -> None:
     (folder / NAME).write_bytes(b"not a library")
-    with pytest.raises(OperatorError, match="cannot be used"):
+    with pytest.raises(OperatorError, match="is not a shared library"):
         ops.library_version()
