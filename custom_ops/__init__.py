@@ -11,6 +11,7 @@ from bitnet_onnx.errors import OperatorError
 
 _VARIABLE = "BITNET_ONNX_OPS_LIBRARY"
 _METAL_VARIABLE = "BITNET_ONNX_METAL_LIBRARY"
+_STEM = "bitnet_ops"
 _SDK = "sdk"
 
 
@@ -22,7 +23,27 @@ def library_path() -> Path | None:
     Raises:
         OperatorError: the variable names a file that does not exist.
     """
-    return _find(_VARIABLE, "bitnet_ops")
+    return _find(_VARIABLE, _STEM)
+
+
+def library_name() -> str:
+    """The file name of the operator library on this system."""
+    return _file_name(_STEM)
+
+
+def required_library() -> Path:
+    """The operator library.
+
+    Raises:
+        OperatorError: it was not built, or as `library_path`.
+    """
+    path = library_path()
+    if path is None:
+        raise OperatorError(
+            "the operator library is not built; packages run on their function bodies, only slower: "
+            "reinstall with a C++17 compiler present to get it"
+        )
+    return path
 
 
 def metal_library_path() -> Path | None:
@@ -43,9 +64,12 @@ def _find(variable: str, stem: str) -> Path | None:
             raise OperatorError(f"{variable} is '{named}', which is not a file: correct or unset it")
         return Path(named)
     # An editable install spreads the package over two folders: sources here, the library in site-packages.
-    name = {"win32": f"{stem}.dll", "darwin": f"lib{stem}.dylib"}.get(sys.platform, f"lib{stem}.so")
-    candidates = (Path(folder, name) for folder in __path__)
+    candidates = (Path(folder, _file_name(stem)) for folder in __path__)
     return next((path for path in candidates if path.is_file()), None)
+
+
+def _file_name(stem: str) -> str:
+    return {"win32": f"{stem}.dll", "darwin": f"lib{stem}.dylib"}.get(sys.platform, f"lib{stem}.so")
 
 
 def library_is_named() -> bool:
