@@ -101,7 +101,7 @@ def _platforms(file: BinaryIO, size: int) -> Iterator[str]:
 
 
 def _elf(file: BinaryIO, size: int) -> str:
-    wide, little = file.read(2)
+    wide, little = struct.unpack("BB", file.read(2))
     if wide not in (1, 2) or little not in (1, 2):
         raise _NoLibraryError("is not a shared library: its ELF header is broken")
     order = "<>"[little - 1]
@@ -134,8 +134,9 @@ def _mach(file: BinaryIO, start: int, end: int) -> str:
         raise _NoLibraryError(f"is cut short: it has {end - start} bytes")
     for _ in range(commands):
         file.seek(place)
-        command, bytes_of_it, value = struct.unpack("<3I", file.read(12))
+        command, bytes_of_it = struct.unpack("<2I", file.read(8))
         if command == _MACH_BUILD_VERSION:
+            (value,) = struct.unpack("<I", file.read(4))
             system = _MACH_SYSTEMS.get(value, f"system {value} of Apple")
         place += max(bytes_of_it, 8)
     return f"{system} on {_MACH_MACHINES.get(machine, f'processor {machine}')}"
