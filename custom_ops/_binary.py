@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 import struct
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -46,7 +44,7 @@ def this_platform() -> str:
     """System and processor of this process, as `Linux on x86-64`."""
     system = _SYSTEMS.get(sys.platform, sys.platform)
     # Windows emulates x86-64 on Arm: what counts is the interpreter.
-    machine = sysconfig.get_platform().rpartition("-")[2] if sys.platform == "win32" else platform.machine()
+    machine = os.environ.get("PROCESSOR_ARCHITECTURE", "") if sys.platform == "win32" else os.uname().machine
     return f"{system} on {_SAME_MACHINE.get(machine.lower(), machine)}"
 
 
