@@ -30,6 +30,7 @@ _ELF_LOADED: Final = 1
 _MACH_MAGIC: Final = b"\xcf\xfa\xed\xfe"
 _MACH_UNIVERSAL: Final = b"\xca\xfe\xba\xbe"
 _MACH_LIBRARIES: Final = (6, 8)
+_MACH_SEGMENT: Final = 0x19
 _MACH_BUILD_VERSION: Final = 0x32
 _PE_LIBRARY: Final = 0x2000
 # More than any library has: a hostile number must not make reading long.
@@ -87,8 +88,7 @@ def _platforms(file: BinaryIO, size: int) -> Iterator[str]:
             raise _NoLibraryError("is not a shared library")
         places = [struct.unpack(">5I", file.read(20))[2:4] for _ in range(count)]
         for offset, length in places:
-            if offset + length > size:
-                raise _NoLibraryError(f"is cut short: it has {size} bytes of {offset + length}")
+            _check_end(offset + length, size)
             file.seek(offset)
             if file.read(4) == _MACH_MAGIC:
                 yield _mach(file, offset, offset + length)
@@ -117,8 +117,8 @@ def _elf(file: BinaryIO, size: int) -> str:
     for index in range(count):
         file.seek(start + index * entry)
         loaded, _flags, offset, _address, _physical, length = struct.unpack(f"{order}IIQQQQ", file.read(40))
-        if loaded == _ELF_LOADED and offset + length > size:
-            raise _NoLibraryError(f"is cut short: it has {size} bytes of at least {offset + length}")
+        if loaded == _ELF_LOADED:
+            _check_end(offset + length, size)
     return name
 
 
@@ -128,14 +128,18 @@ def _mach(file: BinaryIO, start: int, end: int) -> str:
         raise _NoLibraryError("is not a shared library, but another kind of Mach-O file")
     system = "macOS"
     place = start + 32
-    if place + length > end or commands > _MAX_HEADERS:
-        raise _NoLibraryError(f"is cut short: it has {end - start} bytes")
+    _check_end(place + length, end)
+    if commands > _MAX_HEADERS:
+        raise _NoLibraryError(f"is not a shared library: it says that it has {commands} load commands")
     for _ in range(commands):
         file.seek(place)
         command, bytes_of_it = struct.unpack("<2I", file.read(8))
         if command == _MACH_BUILD_VERSION:
             (value,) = struct.unpack("<I", file.read(4))
             system = _MACH_SYSTEMS.get(value, f"system {value} of Apple")
+        elif command == _MACH_SEGMENT:
+            file.seek(place + 40)
+            _check_end(sum(struct.unpack("<2Q", file.read(16))), end - start)
         place += max(bytes_of_it, 8)
     return f"{system} on {_MACH_MACHINES.get(machine, f'processor {machine}')}"
 
@@ -143,14 +147,19 @@ def _mach(file: BinaryIO, start: int, end: int) -> str:
 def _pe(file: BinaryIO, size: int) -> str:
     file.seek(60)
     (start,) = struct.unpack("<I", file.read(4))
-    if start + 24 > size:
-        raise _NoLibraryError(f"is cut short: it has {size} bytes")
+    _check_end(start + 24, size)
     file.seek(start)
     if file.read(4) != b"PE\0\0":
         raise _NoLibraryError("is not a shared library: it begins with b'MZ'")
-    (machine,) = struct.unpack("<H", file.read(2))
-    file.seek(start + 22)
-    (characteristics,) = struct.unpack("<H", file.read(2))
+    machine, sections, optional, characteristics = struct.unpack("<HH12xHH", file.read(20))
     if not characteristics & _PE_LIBRARY:
         raise _NoLibraryError("is not a shared library, but a program for Windows")
+    for index in range(sections):
+        file.seek(start + 24 + optional + 40 * index + 16)
+        _check_end(sum(struct.unpack("<2I", file.read(8))), size)
     return f"Windows on {_PE_MACHINES.get(machine, f'processor {machine:#x}')}"
+
+
+def _check_end(end: int, size: int) -> None:
+    if end > size:
+        raise _NoLibraryError(f"is cut short: it has {size} bytes of at least {end}")

@@ -85,6 +85,14 @@ def test_a_later_model_runs_on_its_bodies_or_is_refused(model: onnx.ModelProto) 
         logits(model, library=True)
 
 
+@pytest.mark.parametrize("operator", ["BitEmbedding", "BitLinear", "GatedActivation", "GroupQueryAttention"])
+def test_every_operator_asks(model: onnx.ModelProto, operator: str) -> None:
+    node = next(node for node in model.graph.node if node.op_type == operator)
+    node.attribute.append(helper.make_attribute("operator_version", 2))
+    with pytest.raises(Exception, match=rf"{operator} '{node.name}': operator_version is 2"):
+        logits(model, library=True)
+
+
 def test_the_runtime_does_not_compare_versions_of_a_domain(model: onnx.ModelProto) -> None:
     """Why nodes carry their version: ONNX Runtime gives a kernel of version 1 to a model that imports version 2."""
     kernels = logits(model, library=True)

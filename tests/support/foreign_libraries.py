@@ -17,12 +17,13 @@ def elf(machine: int = X86_64, *, kind: int = 3, wide: int = 2, little: int = 1,
     return ident + header + struct.pack(f"{order}IIQQQQQQ", 1, 5, 0, 0, 0, loaded, loaded, 4096)
 
 
-def mach(machine: int = 0x0100000C, *, kind: int = 6, system: int | None = 1) -> bytes:
-    """A dynamic library for Apple's systems; without `system` it does not say for which."""
-    command = b"" if system is None else struct.pack("<6I", 0x32, 24, system, 0, 0, 0)
-    commands = struct.pack("<2I", 0x1B, 8) + command
-    count = 1 if system is None else 2
-    return struct.pack("<8I", 0xFEEDFACF, machine, 0, kind, count, len(commands), 0, 0) + commands
+def mach(machine: int = 0x0100000C, *, kind: int = 6, system: int | None = 1, loaded: int = 32) -> bytes:
+    """A library for Apple's systems with a segment of `loaded` bytes; without `system` it does not say which."""
+    commands = [struct.pack("<2I16s4Q4I", 0x19, 72, b"__TEXT", 0, 4096, 0, loaded, 5, 5, 0, 0)]
+    if system is not None:
+        commands.append(struct.pack("<6I", 0x32, 24, system, 0, 0, 0))
+    size = sum(map(len, commands))
+    return struct.pack("<8I", 0xFEEDFACF, machine, 0, kind, len(commands), size, 0, 0) + b"".join(commands)
 
 
 def universal(*parts: bytes) -> bytes:
@@ -35,15 +36,11 @@ def universal(*parts: bytes) -> bytes:
     return header + b"".join(parts)
 
 
-def pe(machine: int = 0x8664, *, characteristics: int = 0x2022, mark: bytes = b"PE\0\0") -> bytes:
-    """A DLL for Windows."""
-    return (
-        b"MZ"
-        + bytes(58)
-        + struct.pack("<I", 64)
-        + mark
-        + struct.pack("<HHIIIHH", machine, 0, 0, 0, 0, 0, characteristics)
-    )
+def pe(machine: int = 0x8664, *, characteristics: int = 0x2022, mark: bytes = b"PE\0\0", loaded: int = 64) -> bytes:
+    """A DLL for Windows with a section of `loaded` bytes."""
+    header = struct.pack("<HHIIIHH", machine, 1, 0, 0, 0, 0, characteristics)
+    section = struct.pack("<8s6I2HI", b".text", loaded, 4096, loaded, 0, 0, 0, 0, 0, 0)
+    return b"MZ" + bytes(58) + struct.pack("<I", 64) + mark + header + section
 
 
 def compiled(
