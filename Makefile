@@ -19,7 +19,8 @@ QUESTION := What is the capital of Japan?
 
 # What an editable install is made from: a change here means building again, Python sources do not.
 CXX_FILES := $(shell find custom_ops -name '*.cc' -o -name '*.h' -o -name '*.mm' -o -name '*.metal' | sort)
-BUILD_FILES := pyproject.toml bitnet_onnx/__init__.py $(wildcard CMakeLists.txt custom_ops/CMakeLists.txt) $(CXX_FILES)
+BUILD_FILES := pyproject.toml bitnet_onnx/__init__.py \
+	$(wildcard CMakeLists.txt custom_ops/include/* custom_ops/packaging/*) $(CXX_FILES)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

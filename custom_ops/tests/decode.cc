@@ -16,8 +16,7 @@
 #include "ort/ort_abi.h"
 
 #if defined(BITNET_OPS_STATIC)
-extern "C" bitnet::ort::Status* RegisterCustomOps(bitnet::ort::SessionOptions* options,
-                                                  const bitnet::ort::ApiBase* base);
+#include "bitnet_ops.h"
 #endif
 
 namespace {
@@ -114,7 +113,8 @@ SessionOptions* Options(const ApiBase* base, const std::string& operators) {
   CallAt(kCreateSessionOptions, &options);
   if (operators == "linked") {
 #if defined(BITNET_OPS_STATIC)
-    Try(RegisterCustomOps(options, base));
+    Try(reinterpret_cast<Status*>(RegisterCustomOps(reinterpret_cast<OrtSessionOptions*>(options),
+                                                    reinterpret_cast<const OrtApiBase*>(base))));
 #else
     (void)base;
     throw std::runtime_error("no operators are linked in: configure with BITNET_OPS_STATIC=ON");

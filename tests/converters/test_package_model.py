@@ -282,7 +282,9 @@ def test_a_graph_that_lies(copy: Path, change: Callable[[onnx.ModelProto], None]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 1}, "format_version is 1, this version of bitnet-onnx reads 2"),
+        ({"format_version": 1}, r"format_version is 1, written by .*, this version of bitnet-onnx reads 2; convert"),
+        ({"format_version": 3}, "format_version is 3, .*; update bitnet-onnx"),
+        ({"operator": {"version": 2}}, "operator version is 2, .*; update bitnet-onnx"),
         ({"format_version": True}, "format_version is True"),
         ({"architecture": None}, "no object `architecture`"),
         ({"architecture": {"context_length": 0}}, "architecture.context_length is 0, expected an integer"),
