@@ -74,21 +74,20 @@ Decoder::Interface::Interface() {
 
 Decoder::Decoder(const std::filesystem::path& package, const PackageConfig& config,
                  const std::filesystem::path& library, int64_t context, int threads)
-    : config_(config), context_(context) {
+    : config_(config), path_(package / config.filename), context_(context) {
   if (context < 1 || context > config.context_length) {
     throw Error("a context of " + std::to_string(context) + " tokens: the model has 1 to " +
                 std::to_string(config.context_length));
   }
-  OpenSession(package, library, threads);
+  OpenSession(library, threads);
   try {
     BindCache();
   } catch (const Ort::Exception& error) {
-    throw Error((package / config_.filename).string() + ": " + OneLine(error));
+    throw Error(path_.string() + " is not what genai_config.json says: " + OneLine(error));
   }
 }
 
-void Decoder::OpenSession(const std::filesystem::path& package, const std::filesystem::path& library,
-                          int threads) {
+void Decoder::OpenSession(const std::filesystem::path& library, int threads) {
   // What ONNX Runtime would log comes as an exception, too.
   env_ = Ort::Env(ORT_LOGGING_LEVEL_FATAL, "bitnet-example");
   Ort::SessionOptions options;
@@ -106,16 +105,15 @@ void Decoder::OpenSession(const std::filesystem::path& package, const std::files
       throw Error(library.string() + " cannot be used here: " + OneLine(error));
     }
   }
-  const std::filesystem::path path = package / config_.filename;
   try {
-    session_ = Ort::Session(env_, path.c_str(), options);
+    session_ = Ort::Session(env_, path_.c_str(), options);
   } catch (const Ort::Exception& error) {
-    std::filesystem::path data = path;
+    std::filesystem::path data = path_;
     data += ".data";
-    if (std::filesystem::exists(path) && !std::filesystem::exists(data)) {
+    if (std::filesystem::exists(path_) && !std::filesystem::exists(data)) {
       throw Error(data.string() + " is missing, which holds the weights: copy the package as a whole");
     }
-    throw Error(path.string() + " cannot be opened: " + OneLine(error));
+    throw Error(path_.string() + " cannot be opened: " + OneLine(error));
   }
 }
 
@@ -178,7 +176,7 @@ const std::vector<float>& Decoder::Read(const std::vector<int64_t>& ids) {
                                                                   logits_shape.data(), 3));
     session_.Run(run_options_, binding_);
   } catch (const Ort::Exception& error) {
-    throw Error(config_.filename + " cannot be run: " + OneLine(error));
+    throw Error(path_.string() + " cannot be run as genai_config.json says: " + OneLine(error));
   }
   length_ = total;
   // The graph gives the logits behind every token: those of a long prompt are let go.

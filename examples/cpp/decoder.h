@@ -52,11 +52,12 @@ class Decoder {
     Interface();
   };
 
-  void OpenSession(const std::filesystem::path& package, const std::filesystem::path& library, int threads);
+  void OpenSession(const std::filesystem::path& library, int threads);
   void BindCache();
 
   Interface interface_;
   PackageConfig config_;
+  std::filesystem::path path_;  // of the graph
   int64_t context_;
   int64_t length_ = 0;
   size_t cache_elements_;  // of one buffer

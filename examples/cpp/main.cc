@@ -180,8 +180,10 @@ void Generate(const Options& options) {
     std::cout << text.Finish() << std::endl;
   if (!options.stats)
     return;
+  const std::string operators = options.library.empty() ? "function bodies" : options.library.string();
   std::fprintf(stderr, "opened in %.3f s; read %zu tokens in %.3f s; wrote %lld in %.3f s\n", opened,
                prompt.size(), read, static_cast<long long>(written), Since(write_start));
+  std::fprintf(stderr, "operators: %s\n", operators.c_str());
   std::fprintf(stderr, "keys and values: %lld of %lld tokens, %zu bytes, %s\n",
                static_cast<long long>(decoder.length()), static_cast<long long>(decoder.context()),
                decoder.cache_bytes(), decoder.InPlace() ? "in place" : "copied");

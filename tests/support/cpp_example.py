@@ -17,6 +17,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
+from bitnet_onnx.custom_ops import library_path
 from bitnet_onnx.model_zoo import cache_root
 
 if sys.platform != "win32":
@@ -115,18 +116,27 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
+def _ops_package() -> Path:
+    """A folder with what `find_package(bitnet_ops)` is to find; empty without an operator library."""
+    folder = BUILT / "bitnet_ops"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    if (library := library_path()) is not None:
+        (folder / "bitnet_ops-config.cmake").write_text(f'set(bitnet_ops_LIBRARY "{library.as_posix()}")\n')
+    return folder
+
+
 @cache
-def program(*options: str, name: str = "native") -> Path:
-    """`bitnet_generate`, built once for all tests with these options of CMake."""
+def program() -> Path:
+    """`bitnet_generate`, built once for all tests; where there is an operator library, it takes that by itself."""
     if COMPILER is None:
         pytest.skip("no C++ compiler is installed")
     cmake = tool("cmake")
-    build = BUILT / name
+    build = BUILT / "program"
     with _alone(BUILT):
         root = runtime_root(BUILT / "onnxruntime")
-        configured = run(
-            cmake, "-S", SOURCE, "-B", build, f"-DONNXRUNTIME_ROOT={root}", "-DCMAKE_CXX_FLAGS=-Werror", *options
-        )
+        options = [f"-DONNXRUNTIME_ROOT={root}", f"-Dbitnet_ops_DIR={_ops_package()}", "-DCMAKE_CXX_FLAGS=-Werror"]
+        configured = run(cmake, "-S", SOURCE, "-B", build, *options)
         assert configured.returncode == 0, configured.stdout + configured.stderr
         built = run(cmake, "--build", build, "--parallel", "2", timeout=_BUILD_S)
         assert built.returncode == 0, built.stdout + built.stderr

@@ -1,4 +1,4 @@
-"""The tokenizer of examples/cpp against the `tokenizers` library, under sanitizers; it needs no ONNX Runtime."""
+"""The parts of examples/cpp that need no ONNX Runtime, under sanitizers: tokenizer, JSON and sampling."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import swift_fixtures
 import unicode_ranges
@@ -17,18 +18,18 @@ from greedy import BITNET_TINY
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the sanitizer options are those of GCC and Clang")
 
-_SOURCES = ("json.cc", "tokenizer.cc", "words.cc")
+_SOURCES = ("json.cc", "sampler.cc", "tokenizer.cc", "words.cc")
 _SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 #: What the random texts of one tokenizer are, beside the fixed ones.
 _RANDOM_TEXTS = 200
 
 
 @pytest.fixture(scope="module")
-def tokenizer_lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cpp_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if COMPILER is None:
         pytest.skip("no C++ compiler is installed")
-    program = tmp_path_factory.mktemp("tokenizer") / "tokenizer_lines"
-    sources = [Path(__file__).with_name("tokenizer_lines.cc"), *(SOURCE / name for name in _SOURCES)]
+    program = tmp_path_factory.mktemp("parts") / "cpp_parts"
+    sources = [Path(__file__).with_name("cpp_parts.cc"), *(SOURCE / name for name in _SOURCES)]
     options = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", *_SANITIZE, f"-I{SOURCE}"]
     built = subprocess.run([COMPILER, *options, *sources, "-o", program], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
@@ -60,7 +61,7 @@ def write(directory: Path, tokenizer: Mapping[str, Any], config: Mapping[str, An
 
 
 @pytest.mark.parametrize("name", covered())
-def test_it_gives_what_the_library_gives(tokenizer_lines: Path, tmp_path: Path, name: str) -> None:
+def test_it_gives_what_the_library_gives(cpp_parts: Path, tmp_path: Path, name: str) -> None:
     tokenizer, config = covered()[name]
     texts = [*swift_fixtures.TEXTS, *swift_fixtures.random_texts(_RANDOM_TEXTS, seed=7)]
     golden = swift_fixtures.golden(tokenizer, config, texts)
@@ -73,7 +74,7 @@ def test_it_gives_what_the_library_gives(tokenizer_lines: Path, tmp_path: Path, 
     for entry in golden["decode"]:
         requests.append({"ids": entry["ids"]})
         expected.append(entry["text"])
-    result = ask(tokenizer_lines, write(tmp_path / "t", tokenizer, config), requests)
+    result = ask(cpp_parts, write(tmp_path / "t", tokenizer, config), requests)
     assert result.returncode == 0, result.stderr
     for request, wanted, line in zip(requests, expected, result.stdout.splitlines(), strict=True):
         if "text" in request:
@@ -95,9 +96,9 @@ def test_it_gives_what_the_library_gives(tokenizer_lines: Path, tmp_path: Path, 
         ("smollm2", "added token <mask> with lstrip"),
     ],
 )
-def test_other_kinds_are_refused_by_name(tokenizer_lines: Path, tmp_path: Path, name: str, part: str) -> None:
+def test_other_kinds_are_refused_by_name(cpp_parts: Path, tmp_path: Path, name: str, part: str) -> None:
     form = swift_fixtures.forms()[name]
-    result = ask(tokenizer_lines, write(tmp_path / "t", form.tokenizer, form.config), [])
+    result = ask(cpp_parts, write(tmp_path / "t", form.tokenizer, form.config), [])
     assert result.returncode == 2
     assert result.stderr == f"tokenizer.json: {part} is not covered by this example: give token ids with --ids\n"
 
@@ -131,27 +132,57 @@ def broken() -> dict[str, bytes]:
     }
 
 
-def test_broken_files_end_with_one_line(tokenizer_lines: Path, tmp_path: Path) -> None:
+def test_broken_files_end_with_one_line(cpp_parts: Path, tmp_path: Path) -> None:
     directory = write(tmp_path / "t", *covered()["llama3"])
     for name, content in broken().items():
         (directory / "tokenizer.json").write_bytes(content)
-        result = ask(tokenizer_lines, directory, [])
+        result = ask(cpp_parts, directory, [])
         assert result.returncode == 2, (name, result.stderr)
         assert result.stderr.count("\n") == 1, name
         assert "tokenizer.json" in result.stderr, name
 
 
-def test_ids_that_are_no_tokens_add_nothing(tokenizer_lines: Path, tmp_path: Path) -> None:
+def test_ids_that_are_no_tokens_add_nothing(cpp_parts: Path, tmp_path: Path) -> None:
     directory = write(tmp_path / "t", *covered()["bitnet-tiny"])
-    result = ask(tokenizer_lines, directory, [{"ids": [277, 2**40, -5, 4096, 0]}])
+    result = ask(cpp_parts, directory, [{"ids": [277, 2**40, -5, 4096, 0]}])
     assert result.stdout == "/" + b" of".hex() + "/////\n"
 
 
-def test_long_words_take_no_square_of_their_length(tokenizer_lines: Path, tmp_path: Path) -> None:
+def test_long_words_take_no_square_of_their_length(cpp_parts: Path, tmp_path: Path) -> None:
     directory = write(tmp_path / "t", *covered()["bitnet-tiny"])
-    ids = ask(tokenizer_lines, directory, [{"text": "the" * 100_000}]).stdout.split()
+    ids = ask(cpp_parts, directory, [{"text": "the" * 100_000}]).stdout.split()
     assert 100_000 <= len(ids) <= 300_001
 
 
 def test_the_table_of_letters_is_that_of_the_library() -> None:
     assert unicode_ranges.TABLE.read_text("utf-8") == unicode_ranges.table()
+
+
+def draws(program: Path, directory: Path, **request: object) -> list[int]:
+    result = ask(program, directory, [{"temperature": 1, "top_p": 1, "seed": 0, "draws": 1, **request}])
+    assert result.returncode == 0, result.stderr
+    return [int(token) for token in result.stdout.split()]
+
+
+def test_tokens_are_drawn_as_often_as_their_probabilities_say(cpp_parts: Path, tmp_path: Path) -> None:
+    directory = write(tmp_path / "t", *covered()["bitnet-tiny"])
+    logits, count = np.array([0.5, 2.0, -1.0, 1.0, -80.0]), 20_000
+    for temperature, top_p, kept in ((1.0, 1.0, [0, 1, 2, 3]), (0.5, 1.0, [0, 1, 2, 3]), (2.0, 0.7, [1, 3, 0])):
+        weights = np.zeros(5)
+        weights[kept] = np.exp(logits[kept] / temperature)
+        expected = weights / weights.sum()
+        found = draws(
+            cpp_parts, directory, logits=logits.tolist(), temperature=temperature, top_p=top_p, draws=count, seed=3
+        )
+        # Five standard deviations of a count; what is not kept is never drawn.
+        deviation = np.sqrt(expected * (1 - expected) * count)
+        assert np.all(np.abs(np.bincount(found, minlength=5) - expected * count) <= 5 * deviation)
+
+
+def test_the_most_probable_token_is_taken_and_what_is_no_number_refused(cpp_parts: Path, tmp_path: Path) -> None:
+    directory = write(tmp_path / "t", *covered()["bitnet-tiny"])
+    assert draws(cpp_parts, directory, logits=[1, 3, 3, 2], temperature=0) == [1]
+    assert draws(cpp_parts, directory, logits=[1, 3, 3, 2], top_p=1e-9) == [1]
+    request = {"logits": [1, None], "temperature": 0, "top_p": 1}
+    result = ask(cpp_parts, directory, [request])
+    assert (result.returncode, result.stderr) == (2, "the model gives logits that are no numbers\n")
