@@ -30,7 +30,7 @@ def cpp_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no C++ compiler is installed")
     program = tmp_path_factory.mktemp("parts") / "cpp_parts"
     sources = [Path(__file__).with_name("cpp_parts.cc"), *(SOURCE / name for name in _SOURCES)]
-    options = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", *_SANITIZE, f"-I{SOURCE}"]
+    options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", *_SANITIZE, f"-I{SOURCE}"]
     built = subprocess.run([COMPILER, *options, *sources, "-o", program], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return program
