@@ -19,6 +19,8 @@ QUESTION := What is the capital of Japan?
 
 # What an editable install is made from: a change here means building again, Python sources do not.
 CXX_FILES := $(shell find custom_ops -name '*.cc' -o -name '*.h' -o -name '*.mm' -o -name '*.metal' | sort)
+# Programs to copy from, and to test them with.
+EXAMPLE_FILES := $(wildcard examples/cpp/*.cc examples/cpp/*.h tests/examples/*.cc)
 BUILD_FILES := pyproject.toml $(wildcard CMakeLists.txt custom_ops/CMakeLists.txt) $(CXX_FILES)
 
 .DEFAULT_GOAL := help
@@ -100,13 +102,13 @@ lint: $(VENV)/.stamp-lint ## Check style, types, layers and C++ formatting
 	$(BIN)/python tools/lint_layers.py
 	$(BIN)/mypy
 	$(BIN)/mypy tools
-	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES))
+	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(EXAMPLE_FILES))
 
 .PHONY: format
 format: $(VENV)/.stamp-lint ## Format Python and C++ in place
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
+	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES) $(EXAMPLE_FILES))
 
 .PHONY: parity
 parity: $(PARITY_VENV)/.stamp-parity ## Compare with torch and transformers, in an environment of their own

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cpp_example import program, run
+from cpp_example import BUILT, NEEDS, ROOT, SOURCE, commands, link, program, run, shell, taken_library
 from greedy import BITNET_TINY, PROMPT, PROMPT_IDS, TEXT, TOKENS
 
 _IDS = ",".join(map(str, PROMPT_IDS))
@@ -32,7 +32,7 @@ def package(tmp_path: Path) -> Path:
 
 
 def test_it_continues_a_text(operator_library: Path) -> None:
-    # The CMake package names the library.
+    # CMake's package has named the library.
     assert text("--max-new-tokens", 32) == TEXT + "\n"
     assert text("--max-new-tokens", 32, "--library", operator_library, "--threads", 1) == TEXT + "\n"
 
@@ -44,12 +44,12 @@ def test_ids_in_and_ids_out_need_no_tokenizer(package: Path) -> None:
     assert tuple(map(int, result.stdout.split())) == TOKENS[:8]
 
 
-def test_keys_and_values_stay_in_place(operator_library: Path) -> None:
+def test_keys_and_values_stay_in_place() -> None:
     result = generate(BITNET_TINY, "--prompt", PROMPT, "--max-new-tokens", 32, "--context", 64, "--stats")
     assert result.stdout == TEXT + "\n"
     # Six layers of keys and values, two heads of 64 numbers: the last of the 36 tokens is not read any more.
     assert f"keys and values: 35 of 64 tokens, {6 * 2 * 2 * 64 * 64 * 4} bytes, in place\n" in result.stderr
-    assert f"operators: {operator_library}\n" in result.stderr
+    assert f"operators: {taken_library()}\n" in result.stderr
     assert re.search(r"^opened in [0-9.]+ s; read 4 tokens in [0-9.]+ s; wrote 32 in [0-9.]+ s$", result.stderr, re.M)
 
 
@@ -175,3 +175,38 @@ def test_configurations_that_lie_are_refused(package: Path) -> None:
     path.unlink()
     assert refused(package, "--prompt", PROMPT) == f"{path} cannot be read: a package has it"
     assert refused(package / "none", "--prompt", "a").startswith(f"{package / 'none'}: no such directory")
+
+
+PAGES = (SOURCE / "README.md", ROOT / "docs/deploy/cpp.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_the_pages_run(page: Path) -> None:
+    program()
+    outputs = []
+    for command in commands(page, NEEDS):
+        if not command.startswith(("bitnet-onnx ops", "cmake")):  # `program` has run those of the README
+            done = shell(command)
+            assert done.returncode == 0, command + "\n" + done.stderr
+            outputs.append(done.stdout)
+    assert outputs[0] == TEXT + "\n"
+    assert outputs[0] in page.read_text("utf-8")
+
+
+def test_the_page_quotes_the_decoder() -> None:
+    source = (SOURCE / "decoder.cc").read_text("utf-8")
+    quotes = re.findall(r"^```cpp\n(.*?)^```$", PAGES[1].read_text("utf-8"), re.M | re.S)
+    assert len(quotes) == 2
+    assert all(quote in source for quote in quotes)
+
+
+@pytest.mark.zoo
+def test_a_conversation_is_a_text_with_control_tokens(zoo_package: Path) -> None:
+    program()
+    (BUILT / "models").mkdir(exist_ok=True)
+    link(BUILT / "models/smollm2", zoo_package)
+    convert, answer = commands(PAGES[0], f"{NEEDS} and SmolLM2")
+    assert convert == "bitnet-onnx convert smollm2-135m-instruct models/smollm2"
+    done = shell(answer)
+    assert done.returncode == 0, done.stderr
+    assert "Tokyo" in done.stdout

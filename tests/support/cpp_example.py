@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
+from bitnet_onnx.cli.ops import command as ops_command
 from bitnet_onnx.custom_ops import library_path
 from bitnet_onnx.model_zoo import cache_root
 
@@ -33,6 +35,10 @@ _HEADERS_SHA256 = "e59788788818fdde1b2e522e766a21ba0f7d8391de55737abf81e32cc8017
 _HEADERS_FOLDER = "package/Plugins/iOS~/onnxruntime.xcframework/ios-arm64/onnxruntime.framework/Headers/"
 _HEADERS_BYTES = 8 * 2**20
 _FETCH_S = 300
+#: The title of blocks that the tests of the documentation leave out, and those of the example run.
+NEEDS = "Needs ONNX Runtime for C++"
+#: What the commands that build begin with.
+_BUILD = ("bitnet-onnx ops --copy", "cmake ")
 _BUILD_S = 600
 
 
@@ -94,6 +100,12 @@ def tool(name: str) -> str:
     return found
 
 
+def link(path: Path, target: Path) -> None:
+    """Makes or replaces a symbolic link."""
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
 def runtime_root(folder: Path) -> Path:
     """Fills a folder as an unpacked release archive is, `include` and `lib`, with links."""
     if sys.platform == "win32":
@@ -101,9 +113,9 @@ def runtime_root(folder: Path) -> Path:
     (library,) = Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.*[0-9]*")
     names = ["libonnxruntime.dylib"] if sys.platform == "darwin" else ["libonnxruntime.so", "libonnxruntime.so.1"]
     (folder / "lib").mkdir(parents=True, exist_ok=True)
-    for link, target in [*((folder / "lib" / name, library) for name in names), (folder / "include", headers())]:
-        link.unlink(missing_ok=True)
-        link.symlink_to(target)
+    for name in names:
+        link(folder / "lib" / name, library)
+    link(folder / "include", headers())
     return folder
 
 
@@ -116,28 +128,68 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _ops_package() -> Path:
-    """A folder with what `find_package(bitnet_ops)` is to find; empty without an operator library."""
-    folder = BUILT / "bitnet_ops"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    if (library := library_path()) is not None:
-        (folder / "bitnet_ops-config.cmake").write_text(f'set(bitnet_ops_LIBRARY "{library.as_posix()}")\n')
-    return folder
+def commands(page: Path, title: str) -> list[str]:
+    """What a page of the documentation shows in its `console` blocks with this title."""
+    found: list[str] = []
+    for block in re.findall(
+        rf'^```console title="{re.escape(title)}"$(.*?)^```$', page.read_text("utf-8"), re.M | re.S
+    ):
+        found += re.findall(r"^\$ ((?:.*\\\n)*.*)$", block, re.M)
+    return found
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    """A command of a page, in a folder that looks like a clone, `bitnet-onnx` and `$ONNXRUNTIME_ROOT` being there."""
+    environment = {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "ONNXRUNTIME_ROOT": str(BUILT / "onnxruntime"),
+        "CXXFLAGS": "-Werror",
+        "CMAKE_BUILD_PARALLEL_LEVEL": "2",
+    }
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=BUILT,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=_BUILD_S,
+    )
+
+
+def _copy_by_hand(library: Path) -> str:
+    (BUILT / "ops").mkdir(exist_ok=True)
+    config = 'set(bitnet_ops_LIBRARY "${CMAKE_CURRENT_LIST_DIR}/libbitnet_ops.so")\n'
+    (BUILT / "ops" / "bitnet_ops-config.cmake").write_text(config)
+    return f"cp {library} ops/"
 
 
 @cache
 def program() -> Path:
-    """`bitnet_generate`, built once for all tests; where there is an operator library, it takes that by itself."""
+    """`bitnet_generate`, built once for all tests by the commands of its README."""
     if COMPILER is None:
         pytest.skip("no C++ compiler is installed")
-    cmake = tool("cmake")
-    build = BUILT / "program"
+    if library_path() is None:
+        pytest.skip("the operator library is not built: no C++17 compiler when bitnet-onnx was installed")
+    tool("cmake")
     with _alone(BUILT):
-        root = runtime_root(BUILT / "onnxruntime")
-        options = [f"-DONNXRUNTIME_ROOT={root}", f"-Dbitnet_ops_DIR={_ops_package()}", "-DCMAKE_CXX_FLAGS=-Werror"]
-        configured = run(cmake, "-S", SOURCE, "-B", build, *options)
-        assert configured.returncode == 0, configured.stdout + configured.stderr
-        built = run(cmake, "--build", build, "--parallel", "2", timeout=_BUILD_S)
-        assert built.returncode == 0, built.stdout + built.stderr
-    return build / "bitnet_generate"
+        for name in ("examples", "model_zoo"):
+            link(BUILT / name, ROOT / name)
+        runtime_root(BUILT / "onnxruntime")
+        copy, *build = [command for command in commands(SOURCE / "README.md", NEEDS) if command.startswith(_BUILD)]
+        assert len(build) == 2
+        # Until `ops --copy` is there.
+        if not any("--copy" in parameter.opts for parameter in ops_command.params):
+            copy = _copy_by_hand(library_path())
+        for command in (copy, *build):
+            done = shell(command)
+            assert done.returncode == 0, command + "\n" + done.stdout + done.stderr
+    return BUILT / "build/cpp/bitnet_generate"
+
+
+def taken_library() -> Path:
+    """The operator library that the program takes where it is told none."""
+    library = library_path()
+    assert library is not None
+    return BUILT / "ops" / library.name
