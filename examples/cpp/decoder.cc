@@ -10,10 +10,6 @@
 
 namespace {
 
-// All that is called here is in ONNX Runtime since 1.21, whose interface has this number; every later one has
-// it too.
-constexpr uint32_t kApiVersion = 21;
-
 // The message of ONNX Runtime, which may have several lines, as one.
 std::string OneLine(const std::exception& error) {
   std::istringstream words(error.what());
@@ -64,10 +60,10 @@ PackageConfig PackageConfig::Read(const std::filesystem::path& package) {
 }
 
 Decoder::Interface::Interface() {
-  const OrtApi* api = OrtGetApiBase()->GetApi(kApiVersion);
+  const OrtApi* api = OrtGetApiBase()->GetApi(ORT_API_VERSION);
   if (api == nullptr) {
     throw Error(std::string("ONNX Runtime ") + OrtGetApiBase()->GetVersionString() +
-                " is too old: 1.21 or later is needed");
+                " is older than this program, which is built for 1." + std::to_string(ORT_API_VERSION));
   }
   Ort::InitApi(api);
 }

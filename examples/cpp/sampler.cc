@@ -17,8 +17,10 @@ int64_t Sampler::Next(const std::vector<float>& logits) {
   order_.resize(logits.size());
   std::iota(order_.begin(), order_.end(), 0);
   if (sampling_.top_p < 1) {
-    std::stable_sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) {
-      return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
+    // Of equals the lower id comes first, everywhere.
+    std::sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) {
+      const float left = logits[static_cast<size_t>(a)], right = logits[static_cast<size_t>(b)];
+      return left != right ? left > right : a < b;
     });
   }
   weights_.clear();

@@ -6,10 +6,11 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from cpp_example import BUILT, NEEDS, ROOT, SOURCE, commands, link, program, run, shell, taken_library
+from cpp_example import BUILT, COMPILER, NEEDS, ROOT, SOURCE, commands, link, program, run, shell, taken_library
 from greedy import BITNET_TINY, PROMPT, PROMPT_IDS, TEXT, TOKENS
 
 _IDS = ",".join(map(str, PROMPT_IDS))
@@ -149,6 +150,30 @@ def test_a_library_that_is_missing_or_another_is_refused(tmp_path: Path) -> None
     missing.write_bytes(b"\x7fELF of another system")
     line = refused(BITNET_TINY, "--prompt", PROMPT, "--library", missing)
     assert line.startswith(f"{missing} cannot be used here: ")
+
+
+_OLD_RUNTIME = """
+typedef struct { const void* (*get_api)(unsigned); const char* (*version)(void); } Base;
+static const void* get_api(unsigned version) { (void)version; return 0; }
+static const char* version(void) { return "1.2.3"; }
+static const Base base = {get_api, version};
+const Base* OrtGetApiBase(void) { return &base; }
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the loader of Linux takes libraries from LD_LIBRARY_PATH")
+def test_an_older_runtime_is_refused(tmp_path: Path) -> None:
+    needed = re.search(r"VERS_[0-9.]+", program().read_bytes().decode("latin-1"))
+    assert needed is not None
+    (tmp_path / "old.c").write_text(_OLD_RUNTIME)
+    (tmp_path / "exports.map").write_text(needed[0] + " { global: OrtGetApiBase; };")
+    options = ["-shared", "-fPIC", f"-Wl,--version-script={tmp_path / 'exports.map'}", "-xc", tmp_path / "old.c"]
+    built = run(COMPILER, "-o", tmp_path / "libonnxruntime.so.1", *options)
+    assert built.returncode == 0, built.stderr
+    result = run("env", f"LD_LIBRARY_PATH={tmp_path}", program(), BITNET_TINY, "--prompt", PROMPT)
+    assert result.returncode == 2
+    line = r"bitnet_generate: ONNX Runtime 1\.2\.3 is older than this program, which is built for 1\.\d+\n"
+    assert re.fullmatch(line, result.stderr)
 
 
 def test_configurations_that_lie_are_refused(package: Path) -> None:
