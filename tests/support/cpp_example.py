@@ -102,14 +102,14 @@ def tool(name: str) -> str:
 
 def link(path: Path, target: Path) -> None:
     """Makes or replaces a symbolic link."""
-    path.unlink(missing_ok=True)
-    path.symlink_to(target)
+    # A program that starts just now may need the one that is there.
+    if not path.is_symlink() or path.readlink() != target:
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
 
 
 def runtime_root(folder: Path) -> Path:
     """Fills a folder as an unpacked release archive is, `include` and `lib`, with links."""
-    if sys.platform == "win32":
-        pytest.skip("the wheel for Windows has no import library to link with")
     (library,) = Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.*[0-9]*")
     names = ["libonnxruntime.dylib"] if sys.platform == "darwin" else ["libonnxruntime.so", "libonnxruntime.so.1"]
     (folder / "lib").mkdir(parents=True, exist_ok=True)
@@ -168,9 +168,12 @@ def _copy_by_hand(library: Path) -> str:
 @cache
 def program() -> Path:
     """`bitnet_generate`, built once for all tests by the commands of its README."""
+    if sys.platform == "win32":
+        pytest.skip("the wheel for Windows has no import library to link with")
     if COMPILER is None:
         pytest.skip("no C++ compiler is installed")
-    if library_path() is None:
+    library = library_path()
+    if library is None:
         pytest.skip("the operator library is not built: no C++17 compiler when bitnet-onnx was installed")
     tool("cmake")
     with _alone(BUILT):
@@ -179,9 +182,11 @@ def program() -> Path:
         runtime_root(BUILT / "onnxruntime")
         copy, *build = [command for command in commands(SOURCE / "README.md", NEEDS) if command.startswith(_BUILD)]
         assert len(build) == 2
+        # Of another build, perhaps.
+        copy += " --overwrite"
         # Until `ops --copy` is there.
         if not any("--copy" in parameter.opts for parameter in ops_command.params):
-            copy = _copy_by_hand(library_path())
+            copy = _copy_by_hand(library)
         for command in (copy, *build):
             done = shell(command)
             assert done.returncode == 0, command + "\n" + done.stdout + done.stderr
