@@ -19,12 +19,13 @@ QUESTION := What is the capital of Japan?
 
 # What an editable install is made from: a change here means building again, Python sources do not.
 CXX_FILES := $(shell find custom_ops -name '*.cc' -o -name '*.h' -o -name '*.mm' -o -name '*.metal' | sort)
-# Programs to copy from, and to test them with.
-EXAMPLE_FILES := $(wildcard examples/cpp/*.cc examples/cpp/*.h tests/examples/*.cc)
 BUILD_FILES := pyproject.toml $(wildcard CMakeLists.txt custom_ops/CMakeLists.txt) $(CXX_FILES)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+
+# Programs to copy from, and to test them with.
+EXAMPLE_FILES := $(wildcard examples/cpp/*.cc examples/cpp/*.h tests/examples/*.cc)
 
 .PHONY: help
 help: ## Show the targets
