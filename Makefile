@@ -25,6 +25,9 @@ BUILD_FILES := pyproject.toml bitnet_onnx/__init__.py \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
+# Programs to copy from, and to test them with.
+EXAMPLE_FILES := $(wildcard examples/cpp/*.cc examples/cpp/*.h tests/examples/*.cc)
+
 .PHONY: help
 help: ## Show the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -101,13 +104,13 @@ lint: $(VENV)/.stamp-lint ## Check style, types, layers and C++ formatting
 	$(BIN)/python tools/lint_layers.py
 	$(BIN)/mypy
 	$(BIN)/mypy tools
-	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES))
+	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(EXAMPLE_FILES))
 
 .PHONY: format
 format: $(VENV)/.stamp-lint ## Format Python and C++ in place
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
+	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES) $(EXAMPLE_FILES))
 
 .PHONY: parity
 parity: $(PARITY_VENV)/.stamp-parity ## Compare with torch and transformers, in an environment of their own
