@@ -82,10 +82,14 @@ demo: $(VENV)/.stamp-install $(PACKAGE)/bitnet_onnx.json ## Fetch a small real m
 		$(BIN)/bitnet-onnx infer $(PACKAGE) --chat --prompt "$(QUESTION)"; \
 	fi
 
+# Processes that run tests; what a file's tests share is made once, so a file stays with one of them.
+JOBS ?= 2
+PARALLEL := $(if $(filter-out 0 1,$(JOBS)),-n $(JOBS) --dist loadfile)
+
 # -P keeps the repository's root off sys.path, where `import converters` would load a second copy.
 .PHONY: test
-test: $(VENV)/.stamp-test ## Run the tests; coverage of all source folders must be at least 90 %
-	$(BIN)/python -P -m pytest --cov --cov-report=term:skip-covered
+test: $(VENV)/.stamp-test ## Run the tests in JOBS processes (2); coverage of all source folders must be at least 90 %
+	$(BIN)/python -P -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered
 
 SECONDS ?= 60
 
