@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 #: Version of the directory's layout and manifest, and of the layout of packed weights; docs/versioning.md says what
@@ -33,20 +32,3 @@ GENAI_CONFIG: Final = "genai_config.json"
 TOKENIZER: Final = "tokenizer.json"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 CHAT_TEMPLATE: Final = "chat_template.jinja"
-
-
-def misplaced_package(path: Path) -> str | None:
-    """One line that says what to do, if a path is one file of a package, or a package without its other files."""
-    if path.name in (MODEL, ENGINE, MODEL_DATA) and path.is_file():
-        folder = path.parent
-        if (folder / MANIFEST).is_file():
-            return f"{path} is one file of a package: give its directory, {folder}"
-        return f"{path} is one file of a package without the others: {_TOGETHER}"
-    if (path / MODEL).is_file() and not (path / MANIFEST).is_file():
-        return f"{path} holds {MODEL} without {MANIFEST}: {_TOGETHER}"
-    return None
-
-
-_TOGETHER: Final = (
-    f"{MODEL} is the graph alone, its weights lie in {MODEL_DATA} beside it; copy the package's whole directory"
-)

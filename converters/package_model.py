@@ -17,8 +17,8 @@ from bitnet_onnx.converters.onnx._head_layout import head_size
 from bitnet_onnx.decoder import MANIFEST_SIZES
 from bitnet_onnx.errors import PackageError
 from bitnet_onnx.json_input import load_object, shown
+from bitnet_onnx.package_checks import check_versions
 from bitnet_onnx.package_format import CONFIG, GENERATION_CONFIG, MANIFEST, MODEL, MODEL_DATA
-from bitnet_onnx.package_versions import check_versions
 
 _MAX_JSON: Final = 1 << 24
 _MAX_CONTEXT: Final = 1 << 26

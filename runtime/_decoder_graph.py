@@ -221,13 +221,10 @@ def bind_cache(session: ort.InferenceSession, buffers: Sequence[CacheArray]) -> 
 
 
 def _refusal(path: Path, reason: str) -> str:
-    data = path.with_name(MODEL_DATA)
+    text = f"{path}: ONNX Runtime cannot open it: {reason}"
     if "External initializer" in reason and "out of bounds" in reason:
-        return (
-            f"{data}: it has {data.stat().st_size} bytes and {path.name} reads behind them: copy the package's whole "
-            f"directory again"
-        )
-    return f"{path}: ONNX Runtime cannot open it: {reason}"
+        text += f"; if {MODEL_DATA} was cut short, copy the package's whole directory again"
+    return text
 
 
 def _matches(found: Sequence[int | str | None], expected: tuple[int | None, ...]) -> bool:

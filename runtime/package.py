@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from bitnet_onnx.errors import PackageError
+from bitnet_onnx.package_checks import check_versions, misplaced_package
 from bitnet_onnx.package_format import (
     CHAT_TEMPLATE,
     CONFIG,
@@ -21,9 +22,7 @@ from bitnet_onnx.package_format import (
     MODEL_DATA,
     TOKENIZER,
     TOKENIZER_CONFIG,
-    misplaced_package,
 )
-from bitnet_onnx.package_versions import check_versions
 from bitnet_onnx.runtime._json import decode_utf8, read_bytes, read_object
 
 _REQUIRED = (MODEL, MODEL_DATA, TOKENIZER, TOKENIZER_CONFIG, CONFIG, GENERATION_CONFIG)

@@ -12,7 +12,8 @@ from bitnet_onnx.converters.checkpoints.gguf import GgufCheckpoint
 from bitnet_onnx.converters.checkpoints.huggingface import INDEX, SINGLE, HuggingFaceCheckpoint
 from bitnet_onnx.errors import CheckpointError, InputError, PackageError, UnsupportedError
 from bitnet_onnx.json_input import shown
-from bitnet_onnx.package_format import COREML_SUFFIX, misplaced_package
+from bitnet_onnx.package_checks import misplaced_package
+from bitnet_onnx.package_format import COREML_SUFFIX
 
 # Formats that execute code when they are loaded, or that nothing here reads.
 _REFUSED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".nemo")

@@ -215,6 +215,11 @@ def attribute(operator: str, name: str, value: int) -> Callable[[onnx.ModelProto
     return change
 
 
+def later(model: onnx.ModelProto) -> None:
+    node = next(item for item in model.graph.node if item.op_type == "BitLinear")
+    node.attribute.append(onnx.helper.make_attribute("operator_version", 2))
+
+
 def twice(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(tensor(model, "model.layers.0.attn.o_proj.scale"))
 
@@ -264,6 +269,7 @@ def of_type(model: onnx.ModelProto) -> None:
         (attribute("BitLinear", "zero_point", 1 << 40), "zero_point is 1099511627776"),
         (attribute("BitLinear", "group_size", 31), "group size is 31"),
         (attribute("BitLinear", "group_size", 64), "the configuration demands float32"),
+        (later, "operator_version is 2, this version of bitnet-onnx reads up to 1; update bitnet-onnx"),
         (twice, "'model.layers.0.attn.o_proj.scale': appears twice"),
         (without_attribute, "attribute bits is missing"),
         (contradicting, "what another node contradicts"),

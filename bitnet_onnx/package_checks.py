@@ -1,4 +1,4 @@
-"""Which packages this version of bitnet-onnx reads (docs/versioning.md)."""
+"""What a path to a package has to be before anything else is read: whole, and of a version that is known here."""
 
 from __future__ import annotations
 
@@ -8,17 +8,36 @@ from typing import Final
 
 from bitnet_onnx.errors import PackageError
 from bitnet_onnx.package_format import (
+    ENGINE,
     FORMAT_VERSION,
+    MANIFEST,
+    MODEL,
+    MODEL_DATA,
     OLDEST_FORMAT_VERSION,
     OLDEST_OPERATOR_VERSION,
     OPERATOR_VERSION,
 )
 
 _MAX_TOOL_VERSION: Final = 40
+_TOGETHER: Final = (
+    f"{MODEL} is the graph alone, its weights lie in {MODEL_DATA} beside it; copy the package's whole directory"
+)
+
+
+def misplaced_package(path: Path) -> str | None:
+    """One line that says what to do, if a path is one file of a package, or a package without its other files."""
+    if path.name in (MODEL, ENGINE, MODEL_DATA) and path.is_file():
+        folder = path.parent
+        if (folder / MANIFEST).is_file():
+            return f"{path} is one file of a package: give its directory, {folder}"
+        return f"{path} is one file of a package without the others: {_TOGETHER}"
+    if (path / MODEL).is_file() and not (path / MANIFEST).is_file():
+        return f"{path} holds {MODEL} without {MANIFEST}: {_TOGETHER}"
+    return None
 
 
 def check_versions(manifest: Mapping[str, object], path: Path) -> int:
-    """The version of our operators that a package needs.
+    """The version of our operators that a package needs (docs/versioning.md).
 
     Args:
         manifest: the content of bitnet_onnx.json.
