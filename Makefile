@@ -25,6 +25,9 @@ BUILD_FILES := pyproject.toml bitnet_onnx/__init__.py \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
+# Programs to copy from, and to test them with.
+EXAMPLE_FILES := $(wildcard examples/cpp/*.cc examples/cpp/*.h tests/examples/*.cc)
+
 .PHONY: help
 help: ## Show the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,10 +82,14 @@ demo: $(VENV)/.stamp-install $(PACKAGE)/bitnet_onnx.json ## Fetch a small real m
 		$(BIN)/bitnet-onnx infer $(PACKAGE) --chat --prompt "$(QUESTION)"; \
 	fi
 
+# Processes that run tests; what a file's tests share is made once, so a file stays with one of them.
+JOBS ?= 2
+PARALLEL := $(if $(filter-out 0 1,$(JOBS)),-n $(JOBS) --dist loadfile)
+
 # -P keeps the repository's root off sys.path, where `import converters` would load a second copy.
 .PHONY: test
-test: $(VENV)/.stamp-test ## Run the tests; coverage of all source folders must be at least 90 %
-	$(BIN)/python -P -m pytest --cov --cov-report=term:skip-covered
+test: $(VENV)/.stamp-test ## Run the tests in JOBS processes (2); coverage of all source folders must be at least 90 %
+	$(BIN)/python -P -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered
 
 SECONDS ?= 60
 
@@ -101,13 +108,13 @@ lint: $(VENV)/.stamp-lint ## Check style, types, layers and C++ formatting
 	$(BIN)/python tools/lint_layers.py
 	$(BIN)/mypy
 	$(BIN)/mypy tools
-	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES))
+	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(EXAMPLE_FILES))
 
 .PHONY: format
 format: $(VENV)/.stamp-lint ## Format Python and C++ in place
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
+	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES) $(EXAMPLE_FILES))
 
 .PHONY: parity
 parity: $(PARITY_VENV)/.stamp-parity ## Compare with torch and transformers, in an environment of their own

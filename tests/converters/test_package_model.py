@@ -342,7 +342,7 @@ def test_a_missing_file(copy: Path, name: str) -> None:
 def test_a_link_out_of_the_package(copy: Path, name: str, tmp_path: Path) -> None:
     (copy / name).rename(tmp_path / "elsewhere")
     (copy / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=r"links to .*elsewhere"), open_model(copy):
+    with pytest.raises(InputError, match=r"links to .*, outside the checkpoint"), open_model(copy):
         pass
 
 
@@ -369,10 +369,10 @@ def test_a_graph_of_countless_parts_is_refused_in_time(copy: Path, part: bytes) 
     size = len(body)
     length = bytes([size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14 & 0x7F | 0x80, size >> 21])
     (copy / "model.onnx").write_bytes(b"\x3a" + length + body)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(PackageError), open_model(copy):
         pass
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_a_graph_that_is_too_large(copy: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from pathlib import Path
 
@@ -100,3 +101,33 @@ def test_the_runtime_does_not_compare_versions_of_a_domain(model: onnx.ModelProt
         if entry.domain == "bitnet":
             entry.version = 2
     np.testing.assert_array_equal(logits(model, library=True), kernels)
+
+
+class ApiBase(ctypes.Structure):
+    """OrtApiBase."""
+
+    GET = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
+    _fields_ = (("GetApi", GET), ("GetVersionString", ctypes.c_void_p))
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [(1, "need ONNX Runtime 1.21 or later"), (21, "options is NULL; give it the session options")],
+    ids=["an old runtime", "no options"],
+)
+def test_what_registration_refuses(known: int, message: str) -> None:
+    messages: list[str] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+    def create_status(code: int, text: bytes) -> int:
+        messages.append(text.decode())
+        return 1
+
+    # Of the table of functions only the first is called.
+    table = (ctypes.c_void_p * 1)(ctypes.cast(create_status, ctypes.c_void_p))
+    base = ApiBase(ApiBase.GET(lambda version: ctypes.addressof(table) if version == known else 0), None)
+    library = ctypes.CDLL(str(library_path()))
+    library.RegisterCustomOps.restype = ctypes.c_void_p
+    assert library.RegisterCustomOps(None, ctypes.byref(base)) == 1
+    (said,) = messages
+    assert message in said
