@@ -1,8 +1,8 @@
 // Continues a prompt greedily with a packaged model in the ONNX Runtime that a library holds:
 //   bitnet_decode libonnxruntime.so MODEL.onnx OPERATORS COUNT ID [ID ...]
-// OPERATORS is the operator library, `-` for the function bodies of the model or `linked` for the operators
-// that a static build has linked in. Prints the new ids. ONNX Runtime is opened at run time and its interface
-// called by position, so that this builds for any processor without its headers and its library.
+// OPERATORS is the operator library, or `-` for the function bodies of the model. Prints the new ids. ONNX
+// Runtime is opened at run time and its interface called by position, so that this builds for any processor
+// without its headers and its library.
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
 #define NOMINMAX
@@ -21,10 +21,6 @@
 #include <vector>
 
 #include "ort/ort_abi.h"
-
-#if defined(BITNET_OPS_STATIC)
-#include "bitnet_ops.h"
-#endif
 
 namespace {
 
@@ -115,18 +111,10 @@ void Release(Value* value) {
   function(value);
 }
 
-SessionOptions* Options(const ApiBase* base, const std::string& operators) {
+SessionOptions* Options(const std::string& operators) {
   SessionOptions* options = nullptr;
   CallAt(kCreateSessionOptions, &options);
-  if (operators == "linked") {
-#if defined(BITNET_OPS_STATIC)
-    Try(reinterpret_cast<Status*>(RegisterCustomOps(reinterpret_cast<OrtSessionOptions*>(options),
-                                                    reinterpret_cast<const OrtApiBase*>(base))));
-#else
-    (void)base;
-    throw std::runtime_error("no operators are linked in: configure with BITNET_OPS_STATIC=ON");
-#endif
-  } else if (operators != "-") {
+  if (operators != "-") {
     // ONNX Runtime wants paths in the characters of the system, as the standard library does.
     CallAt(kRegisterCustomOpsLibrary, options, std::filesystem::path(operators).c_str());
   }
@@ -150,12 +138,11 @@ const ApiBase* OpenRuntime(const char* path) {
   return reinterpret_cast<const ApiBase*(BITNET_ORT_CALL*)()>(entry)();
 }
 
-void Decode(const ApiBase* base, const char* model, const std::string& operators, int count,
-            std::vector<int64_t> ids) {
+void Decode(const char* model, const std::string& operators, int count, std::vector<int64_t> ids) {
   Env* env = nullptr;
   CallAt(kCreateEnv, 2, "decode", &env);  // warnings and worse are printed
   Session* session = nullptr;
-  CallAt(kCreateSession, env, std::filesystem::path(model).c_str(), Options(base, operators), &session);
+  CallAt(kCreateSession, env, std::filesystem::path(model).c_str(), Options(operators), &session);
   Allocator* allocator = nullptr;
   CallAt(kGetAllocatorWithDefaultOptions, &allocator);
   const std::vector<const char*> inputs =
@@ -200,7 +187,7 @@ int main(int argc, char** argv) try {
   for (int i = 5; i < argc; ++i) {
     ids.push_back(std::atoll(argv[i]));
   }
-  Decode(base, argv[2], argv[3], std::atoi(argv[4]), ids);
+  Decode(argv[2], argv[3], std::atoi(argv[4]), ids);
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "%s\n", error.what());
