@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from bitnet_onnx.converters._scaling import search_scaling
+from bitnet_onnx.converters._scaling import scale_inputs
 from bitnet_onnx.converters.model import open_model
 from bitnet_onnx.converters.onnx._directory import new_directory
 from bitnet_onnx.converters.onnx._linears import LayerRecord
@@ -94,10 +94,7 @@ def convert(
     ):
         chosen, scaled = policy or Policy(), 0
         if calibration is not None and scaling:
-            found = search_scaling(model.spec, model.tensors, chosen, calibration, searched)
-            found.save(work)
-            scaled = len(found.scales)
-            model, calibration = replace(model, tensors=found.tensors(model.tensors)), found.calibration(calibration)
+            model, calibration, scaled = scale_inputs(model, chosen, calibration, work, searched)
         layers = write_package(
             work,
             model,
