@@ -24,6 +24,7 @@ from bitnet_onnx.converters.onnx._space import check_space
 from bitnet_onnx.converters.onnx._tokenizer_file import compact_tokenizer
 from bitnet_onnx.converters.onnx.bodies import Fallback
 from bitnet_onnx.converters.onnx.decoder import DecoderEmitter
+from bitnet_onnx.converters.onnx.forms.bitnet import BitnetForm
 from bitnet_onnx.decoder import MANIFEST_SIZES
 from bitnet_onnx.package_format import (
     CONFIG,
@@ -84,10 +85,10 @@ def write_package(
 
     check_space(work, spec, model.tensors, policy)
     with DataFile(work / MODEL_DATA) as data:
-        emitter = Emitter(data, fallback)
-        linears = LinearLayers(spec, model.tensors, policy, emitter, record, calibration)
-        hidden = DecoderEmitter(spec, model.tensors, linears, emitter).run()
-    graph = emitter.model(tool_version())
+        form = BitnetForm(Emitter(data), fallback)
+        linears = LinearLayers(spec, model.tensors, policy, form, record, calibration)
+        hidden = DecoderEmitter(spec, model.tensors, linears, form).run()
+    graph = form.model(tool_version())
     ir.save(graph, work / MODEL)
     restrict_logits(graph, hidden)
     ir.save(graph, work / ENGINE)
