@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Final
 
 #: Version of the directory's layout and manifest, and of the layout of packed weights.
@@ -9,6 +10,18 @@ FORMAT_VERSION: Final = 2
 #: Domain and version of our operators.
 OPERATOR_DOMAIN: Final = "bitnet"
 OPERATOR_VERSION: Final = 1
+
+
+class Operators(enum.StrEnum):
+    """What a package's graph is written in; the manifest's `operator.form`, where nothing stands for `bitnet`."""
+
+    #: Ours, with function bodies for runtimes without the operator library.
+    BITNET = "bitnet"
+    #: Those of ONNX Runtime.
+    STOCK = "stock"
+    #: Those of the ONNX standard.
+    STANDARD = "standard"
+
 
 #: The file that makes a directory a package of ours.
 MANIFEST: Final = "bitnet_onnx.json"

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from bitnet_onnx.converters.onnx._data_file import DataFile
+from bitnet_onnx.converters.onnx._data_file import DataFile, Packed
 
 #: Of a node.
 Attributes: TypeAlias = Mapping[str, int | float | str | Sequence[int]]
@@ -40,13 +40,16 @@ class Emitter:
         value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
         self._outputs.append(value)
 
-    def constant(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+    def constant(self, name: str, array: npt.NDArray[np.generic], packed: Packed | None = None) -> ir.Value:
         """An initializer; a name that exists already is given back as it is."""
         if name not in self._initializers:
-            tensor = self._data.store(name, array)
-            value = ir.Value(name=name, const_value=tensor)
-            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
-            self._initializers[name] = value
+            self._add(self._data.store(name, array, packed))
+        return self._initializers[name]
+
+    def alias(self, name: str, of: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        """The bytes of an initializer once more, as uint8 of another shape; the data file holds them once."""
+        if name not in self._initializers:
+            self._add(self._data.alias(name, of.const_value, shape))
         return self._initializers[name]
 
     def nodes(
@@ -96,6 +99,12 @@ class Emitter:
     def int_scalar(self, value: int) -> ir.Value:
         """A shared int64 scalar."""
         return self.constant(f"constant.int_{value}", np.array(value, np.int64))
+
+    def _add(self, tensor: ir.TensorProtocol) -> None:
+        name = str(tensor.name)
+        value = ir.Value(name=name, const_value=tensor)
+        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(list(tensor.shape.numpy()))
+        self._initializers[name] = value
 
     def model(
         self, producer_version: str, opsets: Mapping[str, int], ir_version: int, functions: Sequence[ir.Function] = ()

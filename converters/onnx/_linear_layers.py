@@ -100,7 +100,8 @@ class LinearLayers:
         path = module_path(role)
         matrix = self._matrix(role)
         if isinstance(matrix, QuantizedTensor):
-            return self._form.matrix(path, matrix, self.precision(role).activation_bits)
+            only_rows = role == "embed_tokens" and not self._spec.tie_word_embeddings
+            return self._form.matrix(path, matrix, None if only_rows else self.precision(role).activation_bits)
         return self._form.emit.constant(dotted(path, "weight"), matrix)
 
     def precision(self, role: str) -> Precision:

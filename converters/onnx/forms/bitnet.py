@@ -81,12 +81,12 @@ class BitnetForm(OperatorForm):
         self._functions: dict[tuple[str, str], ir.Function] = {}
         self._lengths: Sequence[ir.Value] = ()
 
-    def matrix(self, path: str, tensor: QuantizedTensor, activation_bits: int = 8) -> PackedMatrix:
+    def matrix(self, path: str, tensor: QuantizedTensor, activation_bits: int | None = 8) -> PackedMatrix:
         """Pack a matrix into panels, which serve both kinds of nodes."""
         weight = self.emit.constant(dotted(path, "weight"), pack(tensor.raw, tensor.grid))
         rows, columns = tensor.shape
         scale = self.emit.constant(dotted(path, "scale"), pack_scale(tensor.scale, tensor.grid))
-        attributes = BitLinearAttributes(columns, rows, tensor.grid, activation_bits)
+        attributes = BitLinearAttributes(columns, rows, tensor.grid, activation_bits or 0)
         return PackedMatrix(self, weight, scale, attributes, tensor.scale.shape == (1,))
 
     def read_lengths(self, call: CallInputs) -> None:

@@ -91,13 +91,13 @@ class OperatorForm(ABC):
         self.emit = emit
 
     @abstractmethod
-    def matrix(self, path: str, tensor: QuantizedTensor, activation_bits: int = 8) -> StoredMatrix:
+    def matrix(self, path: str, tensor: QuantizedTensor, activation_bits: int | None = 8) -> StoredMatrix:
         """Store a matrix under a module path such as `/model/layers.0/attn/o_proj`.
 
         Args:
             path: of the module.
             tensor: its weights.
-            activation_bits: what a linear layer on it does with its input; a look-up has none.
+            activation_bits: what a linear layer on it does with its input; None where rows are only looked up.
         """
 
     @abstractmethod
