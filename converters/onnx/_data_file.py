@@ -23,7 +23,7 @@ INLINE_LIMIT: Final = ALIGNMENT
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Elements of less than a byte: their type, and the shape of the tensor that they make."""
+    """What bytes are: the type of the elements, and the shape of the tensor that they make."""
 
     dtype: ir.DataType
     shape: tuple[int, ...]
@@ -82,18 +82,24 @@ class DataFile:
             base_dir=self._path.parent,
         )
 
-    def alias(self, name: str, tensor: ir.TensorProtocol | None, shape: tuple[int, ...]) -> ir.TensorProtocol:
-        """The bytes of a tensor that `store` gave as a tensor of uint8; the file holds them once."""
+    def alias(self, name: str, tensor: ir.TensorProtocol | None, like: Packed) -> ir.TensorProtocol:
+        """The bytes of a tensor that `store` gave once more; the file holds them once.
+
+        Args:
+            name: of the new tensor.
+            tensor: whose bytes these are.
+            like: what they are this time; elements of whole bytes.
+        """
         if isinstance(tensor, ir.ExternalTensor):
             return ir.ExternalTensor(
                 tensor.location,
                 tensor.offset,
                 tensor.length,
-                ir.DataType.UINT8,
-                shape=ir.Shape(shape),
+                like.dtype,
+                shape=ir.Shape(like.shape),
                 name=name,
                 base_dir=tensor.base_dir,
             )
         if tensor is None:
             raise ValueError(f"{name}: there is no tensor to share bytes with")
-        return ir.tensor(np.frombuffer(tensor.tobytes(), np.uint8).reshape(shape), name=name)
+        return ir.tensor(np.frombuffer(tensor.tobytes(), like.dtype.numpy()).reshape(like.shape), name=name)

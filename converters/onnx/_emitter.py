@@ -46,10 +46,10 @@ class Emitter:
             self._add(self._data.store(name, array, packed))
         return self._initializers[name]
 
-    def alias(self, name: str, of: ir.Value, shape: tuple[int, ...]) -> ir.Value:
-        """The bytes of an initializer once more, as uint8 of another shape; the data file holds them once."""
+    def alias(self, name: str, of: ir.Value, like: Packed) -> ir.Value:
+        """The bytes of an initializer once more, of another type or shape; the data file holds them once."""
         if name not in self._initializers:
-            self._add(self._data.alias(name, of.const_value, shape))
+            self._add(self._data.alias(name, of.const_value, like))
         return self._initializers[name]
 
     def nodes(

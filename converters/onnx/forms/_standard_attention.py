@@ -2,11 +2,15 @@
 
 Tokens of a row stand behind those that its cache holds, padding behind them. The present cache has the length of the
 past one, or as many positions as there are tokens where that is more: a program may give one buffer for both, as with
-ONNX Runtime's operator, and positions behind a row's tokens are never read.
+ONNX Runtime's operator. What stands behind a row's tokens plays no part, but it has to be finite.
+
+The standard's `Attention` is not used: ONNX Runtime 1.32 has no kernel for its version of opset 25, and what it puts in
+its place repeats the cache for each query head; these nodes are as fast as its kernel of opset 24.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -65,7 +69,7 @@ def _range(emit: Emitter, path: str, stop: ir.Value) -> ir.Value:
 
 
 class StandardAttention:
-    """Writes `RotaryEmbedding`, `TensorScatter` and `Attention`.
+    """Writes `RotaryEmbedding`, `TensorScatter`, and products with a softmax between them.
 
     Args:
         emit: where nodes go.
@@ -75,7 +79,7 @@ class StandardAttention:
     def __init__(self, emit: Emitter, lengths: CallLengths) -> None:
         self._emit = emit
         self._lengths = lengths
-        self._windows: dict[int, ir.Value] = {}
+        self._masks: dict[int, ir.Value] = {}
 
     def attend(
         self,
@@ -105,12 +109,33 @@ class StandardAttention:
             self._cached(f"{path}/{name}", old, part)
             for name, old, part in zip(("key", "value"), past, new, strict=True)
         ]
-        given: Attributes = {"scale": float(at.scale if at.scale is not None else head_dim**-0.5)}
-        if at.softcap:
-            given = {**given, "softcap": float(at.softcap)}
-        y = emit.node(f"{path}/Attention", [query, *present, self._mask(at.local_window_size)], given)
+        scale = at.scale if at.scale is not None else head_dim**-0.5
+        query = emit.node(f"{path}/query/scale/Mul", [query, emit.scalar(f"attention_scale_{scale!r}", scale)])
+        y = self._weighted(path, query, present[0], present[1], at)
         y = emit.node(f"{path}/tokens/Transpose", [y], {"perm": [0, 2, 1, 3]})
         return [emit.node(f"{path}/Reshape", [y, emit.ints(0, 0, heads[0] * head_dim)]), *present]
+
+    def _weighted(
+        self, path: str, query: ir.Value, key: ir.Value, value: ir.Value, at: AttentionAttributes
+    ) -> ir.Value:
+        """Values weighted by the softmax of scores, `[batch, heads, S, D]`.
+
+        Query heads of one key head stand one behind the other in a product, so that the cache is not repeated for them.
+        """
+        emit = self._emit
+        together, apart = emit.ints(0, at.kv_num_heads, -1, 0), emit.ints(0, at.num_heads, -1, 0)
+        grouped = emit.node(f"{path}/query/groups/Reshape", [query, together])
+        turned = emit.node(f"{path}/key/columns/Transpose", [key], {"perm": [0, 1, 3, 2]})
+        scores = emit.node(f"{path}/scores/MatMul", [grouped, turned])
+        scores = emit.node(f"{path}/scores/Reshape", [scores, apart])
+        if at.softcap:
+            cap = emit.scalar(f"attention_softcap_{at.softcap!r}", at.softcap)
+            scores = emit.node(f"{path}/scores/Tanh", [emit.node(f"{path}/scores/Div", [scores, cap])])
+            scores = emit.node(f"{path}/scores/Mul", [scores, cap])
+        scores = emit.node(f"{path}/mask/Add", [scores, self._mask(at.local_window_size)])
+        weights = emit.node(f"{path}/Softmax", [scores], {"axis": -1})
+        weights = emit.node(f"{path}/weights/Reshape", [weights, together])
+        return emit.node(f"{path}/heads/Reshape", [emit.node(f"{path}/values/MatMul", [weights, value]), apart])
 
     def _by_heads(self, path: str, x: ir.Value, count: int, head_dim: int) -> ir.Value:
         emit = self._emit
@@ -133,16 +158,18 @@ class StandardAttention:
         return self._emit.node(f"{path}/cache/TensorScatter", [grown, new, self._lengths.first], {"axis": 2})
 
     def _mask(self, window: int) -> ir.Value:
-        """Which keys a query sees: the last `window` up to its own, or all of these where that is -1."""
+        """What is added to scores: nothing where a query sees a key, the last `window` up to its own, else -inf."""
         emit, lengths = self._emit, self._lengths
-        if window == -1:
-            return lengths.seen
-        if window not in self._windows:
-            path = f"{_PATH}/window_{window}"
-            before = emit.node(f"{path}/Sub", [lengths.queries, emit.ints(window)])
-            near = emit.node(f"{path}/Greater", [lengths.keys, before])
-            self._windows[window] = emit.node(f"{path}/And", [lengths.seen, near])
-        return self._windows[window]
+        if window not in self._masks:
+            path, seen = f"{_PATH}/all", lengths.seen
+            if window != -1:
+                path = f"{_PATH}/window_{window}"
+                before = emit.node(f"{path}/Sub", [lengths.queries, emit.ints(window)])
+                near = emit.node(f"{path}/Greater", [lengths.keys, before])
+                seen = emit.node(f"{path}/And", [seen, near])
+            zero, hidden = emit.scalar("zero", 0.0), emit.scalar("hidden", -math.inf)
+            self._masks[window] = emit.node(f"{path}/Where", [seen, zero, hidden])
+        return self._masks[window]
 
 
 def _last(value: ir.Value) -> int:

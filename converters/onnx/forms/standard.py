@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from bitnet_onnx.attention import AttentionAttributes
 from bitnet_onnx.converters.onnx._data_file import Packed
-from bitnet_onnx.converters.onnx._emitter import Attributes, Emitter, dotted
+from bitnet_onnx.converters.onnx._emitter import Emitter, dotted
 from bitnet_onnx.converters.onnx.forms._codes import block_scales, block_size, codes, pack_rows
 from bitnet_onnx.converters.onnx.forms._standard_attention import StandardAttention, emit_call_lengths
 from bitnet_onnx.converters.onnx.forms.form import CallInputs, LayerInput, OperatorForm, StoredMatrix
@@ -36,12 +36,12 @@ class ColumnMatrix(StoredMatrix):
     Attributes:
         emit: where nodes go.
         weight: codes `[K, N]`.
-        scale: float, of the tensor `[]`, of rows `[N]`, or of blocks of columns `[blocks, N]`.
+        scale: float `[blocks, N]`.
         zero_points: as `scale`, or None where zero lies in the middle and codes are signed.
         bits: of a code.
         zero_point: the unsigned code that means zero.
         shape: `(N, K)` without what N is filled up with.
-        block: columns of a block, or 0.
+        block: columns of a block.
     """
 
     emit: Emitter
@@ -57,8 +57,7 @@ class ColumnMatrix(StoredMatrix):
         """A `MatMul` on floats."""
         emit = self.emit
         inputs = [self.weight, self.scale, *([] if self.zero_points is None else [self.zero_points])]
-        attributes: Attributes = {"axis": 0, "block_size": self.block} if self.block else {"axis": 1}
-        weight = emit.node(f"{path}/DequantizeLinear", inputs, attributes)
+        weight = emit.node(f"{path}/DequantizeLinear", inputs, {"axis": 0, "block_size": self.block})
         y = emit.node(f"{path}/MatMul", [x.normalized(), weight])
         if self._bytes * 8 // self.bits != self.shape[0]:
             y = emit.node(f"{path}/Slice", [y, emit.ints(0), emit.ints(self.shape[0]), emit.ints(-1)])
@@ -68,7 +67,8 @@ class ColumnMatrix(StoredMatrix):
         """Columns of the same bytes, whose codes are shifted and scaled: no operator looks up in types below a byte."""
         emit = self.emit
         per_byte, columns = 8 // self.bits, self.shape[1]
-        content = emit.alias(f"{self.weight.name}_bytes", self.weight, (columns, self._bytes))
+        like = Packed(ir.DataType.UINT8, (columns, self._bytes))
+        content = emit.alias(f"{self.weight.name}_rows", self.weight, like)
         place = ids if per_byte == 1 else emit.node(f"{path}/Div", [ids, emit.int_scalar(per_byte)])
         found = emit.node(f"{path}/Gather", [content, place], {"axis": 1})
         found = emit.node(f"{path}/Transpose", [found], {"perm": [1, 2, 0]})
@@ -93,13 +93,12 @@ class ColumnMatrix(StoredMatrix):
         return self.emit.constant(f"constant.byte_{value}", np.array(value, np.uint8))
 
     def _steps(self, path: str, ids: ir.Value) -> ir.Value:
-        """Scales of the rows that are looked up, `[]`, `[batch, S, 1]` or `[batch, S, K]`."""
+        """Scales of the rows that are looked up, `[batch, S, K]`."""
         emit, columns, path = self.emit, self.shape[1], f"{path}/scale"
-        if self.scale.shape is not None and not len(self.scale.shape):
-            return self.scale
-        if not self.block:
-            return emit.node(f"{path}/Unsqueeze", [emit.node(f"{path}/Gather", [self.scale, ids]), emit.ints(2)])
-        found = emit.node(f"{path}/Gather", [self.scale, ids], {"axis": 1})
+        # Scales that another node reads keep ONNX Runtime from making one node of the linear layer.
+        like = Packed(ir.DataType.FLOAT, (-(-columns // self.block), self._bytes * 8 // self.bits))
+        scale = emit.alias(f"{self.scale.name}_rows", self.scale, like)
+        found = emit.node(f"{path}/Gather", [scale, ids], {"axis": 1})
         found = emit.node(f"{path}/Transpose", [found], {"perm": [1, 2, 0]})
         found = emit.node(f"{path}/Unsqueeze", [found, emit.ints(3)])
         found = emit.node(f"{path}/Tile", [found, emit.ints(1, 1, 1, self.block)])
@@ -129,7 +128,8 @@ class StandardForm(OperatorForm):
         dtype = (_SIGNED if part.centered else _UNSIGNED)[part.bits]
         name = dotted(path, "weight")
         weight = self._codes(name, packed, dtype, (columns, whole))
-        scales, block = _scales(tensor, whole)
+        block = block_size(tensor)
+        scales = _filled(np.ascontiguousarray(block_scales(tensor, block).T), whole)
         zero_points = None
         if not part.centered:
             filled = part.zero_point * {2: 0x55, 4: 0x11, 8: 0x01}[part.bits]
@@ -150,7 +150,7 @@ class StandardForm(OperatorForm):
         tables: Sequence[ir.Value],
         attributes: AttentionAttributes,
     ) -> Sequence[ir.Value]:
-        """`Attention`, on caches that `TensorScatter` has written."""
+        """Products and a softmax, on caches that `TensorScatter` has written."""
         if self._attention is None:
             raise RuntimeError("read_lengths comes before attention")
         return self._attention.attend(path, qkv, past, tables, attributes)
@@ -171,17 +171,7 @@ class StandardForm(OperatorForm):
         return self.emit.constant(name, content.view(dtype.numpy()).reshape(shape))
 
 
-def _scales(tensor: QuantizedTensor, rows: int) -> tuple[FloatArray, int]:
-    """Scales as `DequantizeLinear` reads them for `rows` rows, and the columns of a block or 0."""
-    if not tensor.grid.group_size:
-        if tensor.scale.shape == (1,) and tensor.shape[0] != 1:
-            return tensor.scale.reshape(()), 0
-        return _filled(tensor.scale, rows), 0
-    block = block_size(tensor)
-    return _filled(np.ascontiguousarray(block_scales(tensor, block).T), rows), block
-
-
 def _filled(scales: FloatArray, rows: int) -> FloatArray:
     """Ones for the rows that are filled up."""
-    missing = [(0, 0)] * (scales.ndim - 1) + [(0, rows - scales.shape[-1])]
-    return np.pad(scales, missing, constant_values=1) if missing[-1][1] else scales
+    missing = rows - scales.shape[1]
+    return np.pad(scales, ((0, 0), (0, missing)), constant_values=1) if missing else scales

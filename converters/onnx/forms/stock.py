@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from bitnet_onnx.attention import AttentionAttributes
 from bitnet_onnx.converters.onnx._attention_body import OPERATOR, attention_node_attributes
+from bitnet_onnx.converters.onnx._data_file import Packed
 from bitnet_onnx.converters.onnx._emitter import Attributes, Emitter, dotted
 from bitnet_onnx.converters.onnx.bodies import MICROSOFT, OPSET
 from bitnet_onnx.converters.onnx.forms._codes import Codes, block_scales, block_size, codes, four_bit_codes, pack_rows
@@ -92,7 +93,7 @@ class BlockMatrix(StoredMatrix):
         blocks = -(-self.columns // self.block)
         for part, name in zip(self.parts, _paths(path), strict=False):
             shape = (self.rows, blocks * self.block * part.bits // 8)
-            flat = emit.alias(f"{part.name}_rows", part.weight, shape)
+            flat = emit.alias(f"{part.name}_rows", part.weight, Packed(ir.DataType.UINT8, shape))
             attributes: Attributes = {
                 "bits": part.bits,
                 "block_size": self.block,
