@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import enum
-from typing import Final
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Self
+
+from bitnet_onnx.errors import PackageError
 
 #: Version of the directory's layout and manifest, and of the layout of packed weights.
 FORMAT_VERSION: Final = 2
@@ -21,6 +25,22 @@ class Operators(enum.StrEnum):
     STOCK = "stock"
     #: Those of the ONNX standard.
     STANDARD = "standard"
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, object], path: Path) -> Self:
+        """The one that a manifest names.
+
+        Raises:
+            PackageError: it is unknown.
+        """
+        operator = manifest.get("operator")
+        form = operator.get("form", cls.BITNET) if isinstance(operator, dict) else cls.BITNET
+        if form not in list(cls):
+            raise PackageError(
+                f"{path}: operator.form is {form!r:.40}, this version of bitnet-onnx knows {', '.join(cls)}; "
+                f"update bitnet-onnx"
+            )
+        return cls(form)
 
 
 #: The file that makes a directory a package of ours.

@@ -22,7 +22,7 @@ from bitnet_onnx.converters.onnx._linear_layers import LinearLayers
 from bitnet_onnx.converters.onnx._linears import LayerRecord
 from bitnet_onnx.converters.onnx._space import check_space
 from bitnet_onnx.converters.onnx._tokenizer_file import compact_tokenizer
-from bitnet_onnx.converters.onnx.bodies import MICROSOFT, Fallback
+from bitnet_onnx.converters.onnx.bodies import Fallback
 from bitnet_onnx.converters.onnx.decoder import DecoderEmitter
 from bitnet_onnx.converters.onnx.forms.bitnet import BitnetForm
 from bitnet_onnx.converters.onnx.forms.form import OperatorForm
@@ -141,8 +141,7 @@ def _operator(graph: ir.Model, operators: Operators, fallback: Fallback) -> dict
     """What the manifest says of the operators."""
     if operators is Operators.BITNET:
         return {"domain": OPERATOR_DOMAIN, "version": OPERATOR_VERSION, "fallback": str(fallback)}
-    domain = MICROSOFT if operators is Operators.STOCK else ""
-    return {"form": str(operators), "domain": domain, "version": graph.opset_imports[domain]}
+    return {"form": str(operators), "version": OPERATOR_VERSION, "opsets": dict(graph.opset_imports)}
 
 
 def _manifest(
