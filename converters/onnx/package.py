@@ -148,6 +148,8 @@ def _manifest(
     model: SourceModel, layers: tuple[LayerRecord, ...], operator: Mapping[str, object], scaled_inputs: int
 ) -> dict[str, object]:
     spec = model.spec
+    # Nodes of our operators have the zero point as an attribute.
+    bitnet = "form" not in operator
     return {
         "format_version": FORMAT_VERSION,
         "tool_version": tool_version(),
@@ -175,6 +177,7 @@ def _manifest(
                 "bits_per_weight": round(layer.bits_per_weight, 4),
                 "relative_error": round(layer.relative_error, 6),
                 "method": layer.method,
+                **({} if bitnet else {"zero_point": layer.zero_point}),
             }
             for layer in layers
         ],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from bitnet_onnx.packing import squeeze
-from bitnet_onnx.quantized import ByteArray, FloatArray, QuantizedTensor
+from bitnet_onnx.quantized import ByteArray, FloatArray, Grid, QuantizedTensor
 
 #: Block sizes for which ONNX Runtime has fast kernels, and that a block of any of our groups is a multiple of.
 _BLOCKS: Final = (128, 64, 32)
@@ -61,9 +62,29 @@ def four_bit_codes(tensor: QuantizedTensor) -> list[Codes]:
             return [low, Codes(tensor.raw >> np.uint8(4), WIDE_BITS, grid.zero_point >> 4, 16.0)]
 
 
-def block_size(tensor: QuantizedTensor) -> int:
+def stored_bits(grid: Grid) -> int:
+    """Bits of one of `codes`."""
+    return 8 if grid.bits == 6 else grid.bits
+
+
+def raw_of(parts: Sequence[ByteArray], grid: Grid, *, four_bits: bool) -> ByteArray:
+    """The matrix out of `codes` or `four_bit_codes`; what is no code of the grid comes out beyond its levels.
+
+    Args:
+        parts: codes of each, uint8 `[N, K]`.
+        grid: of the matrix.
+        four_bits: they are `four_bit_codes`.
+    """
+    if len(parts) == 2:
+        return parts[0] | parts[1] << np.uint8(4)
+    shift = {2: 8 - grid.zero_point} if four_bits else {6: 128 - grid.zero_point}
+    # Below zero it wraps around to what no grid of fewer bits holds.
+    return parts[0] - np.uint8(shift.get(grid.bits, 0))
+
+
+def block_size(grid: Grid, columns: int) -> int:
     """Columns of a block: as many as have a fast kernel and divide the group, or a row that has no groups."""
-    whole = tensor.grid.group_size or tensor.shape[1]
+    whole = grid.group_size or columns
     return next((block for block in _BLOCKS if whole % block == 0), _BLOCKS[-1])
 
 

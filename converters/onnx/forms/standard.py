@@ -37,9 +37,11 @@ class ColumnMatrix(StoredMatrix):
         emit: where nodes go.
         weight: codes `[K, N]`.
         scale: float `[blocks, N]`.
-        zero_points: as `scale`, or None where zero lies in the middle and codes are signed.
+        zero_points: as `scale`, or None where codes are signed.
         bits: of a code.
         zero_point: the unsigned code that means zero.
+        signed: codes are those less the zero point, which lies in the middle.
+        only_rows: rows are only looked up; the codes are then stored as the bytes that hold them.
         shape: `(N, K)` without what N is filled up with.
         block: columns of a block.
     """
@@ -50,6 +52,8 @@ class ColumnMatrix(StoredMatrix):
     zero_points: ir.Value | None
     bits: int
     zero_point: int
+    signed: bool
+    only_rows: bool
     shape: tuple[int, int]
     block: int
 
@@ -67,8 +71,7 @@ class ColumnMatrix(StoredMatrix):
         """Columns of the same bytes, whose codes are shifted and scaled: no operator looks up in types below a byte."""
         emit = self.emit
         per_byte, columns = 8 // self.bits, self.shape[1]
-        like = Packed(ir.DataType.UINT8, (columns, self._bytes))
-        content = emit.alias(f"{self.weight.name}_rows", self.weight, like)
+        content = self._again(self.weight, Packed(ir.DataType.UINT8, (columns, self._bytes)))
         place = ids if per_byte == 1 else emit.node(f"{path}/Div", [ids, emit.int_scalar(per_byte)])
         found = emit.node(f"{path}/Gather", [content, place], {"axis": 1})
         found = emit.node(f"{path}/Transpose", [found], {"perm": [1, 2, 0]})
@@ -79,7 +82,7 @@ class ColumnMatrix(StoredMatrix):
             shift = emit.node(f"{path}/Unsqueeze", [shift, emit.ints(2)])
             found = emit.node(f"{path}/BitShift", [found, shift], {"direction": "RIGHT"})
             found = emit.node(f"{path}/BitwiseAnd", [found, self._byte((1 << self.bits) - 1)])
-        if self.zero_points is None:
+        if self.signed:
             found = emit.node(f"{path}/BitwiseXor", [found, self._byte(self.zero_point)])
         values = emit.node(f"{path}/Cast", [found], {"to": int(ir.DataType.FLOAT)})
         values = emit.node(f"{path}/Sub", [values, emit.scalar(f"zero_{self.zero_point}", self.zero_point)])
@@ -92,12 +95,16 @@ class ColumnMatrix(StoredMatrix):
     def _byte(self, value: int) -> ir.Value:
         return self.emit.constant(f"constant.byte_{value}", np.array(value, np.uint8))
 
+    def _again(self, value: ir.Value, like: Packed) -> ir.Value:
+        """The tensor as a look-up reads it."""
+        return value if self.only_rows else self.emit.alias(f"{value.name}_rows", value, like)
+
     def _steps(self, path: str, ids: ir.Value) -> ir.Value:
         """Scales of the rows that are looked up, `[batch, S, K]`."""
         emit, columns, path = self.emit, self.shape[1], f"{path}/scale"
         # Scales that another node reads keep ONNX Runtime from making one node of the linear layer.
         like = Packed(ir.DataType.FLOAT, (-(-columns // self.block), self._bytes * 8 // self.bits))
-        scale = emit.alias(f"{self.scale.name}_rows", self.scale, like)
+        scale = self._again(self.scale, like)
         found = emit.node(f"{path}/Gather", [scale, ids], {"axis": 1})
         found = emit.node(f"{path}/Transpose", [found], {"perm": [1, 2, 0]})
         found = emit.node(f"{path}/Unsqueeze", [found, emit.ints(3)])
@@ -116,27 +123,38 @@ class StandardForm(OperatorForm):
         self._two_bits = False
         self._attention: StandardAttention | None = None
 
-    def matrix(self, path: str, tensor: QuantizedTensor, _: int | None = 8) -> ColumnMatrix:
+    def matrix(self, path: str, tensor: QuantizedTensor, activation_bits: int | None = 8) -> ColumnMatrix:
         """Store codes and scales. Activations are floats whatever their bits: the standard says no more."""
         emit, part = self.emit, codes(tensor)
         rows, columns = tensor.shape
-        self._two_bits |= part.bits == 2
         whole = -(-rows * part.bits // 8) * 8 // part.bits
         # Signed where zero lies in the middle, which needs no zero points: the highest bit turned over.
         moved, fill = (part.zero_point, 0) if part.centered else (0, part.zero_point)
         packed = pack_rows(part.raw.T ^ np.uint8(moved), part.bits, fill, 8 // part.bits)
         dtype = (_SIGNED if part.centered else _UNSIGNED)[part.bits]
-        name = dotted(path, "weight")
-        weight = self._codes(name, packed, dtype, (columns, whole))
-        block = block_size(tensor)
+        name, only_rows = dotted(path, "weight"), activation_bits is None
+        self._two_bits |= part.bits == 2 and not only_rows
+        weight = emit.constant(name, packed) if only_rows else self._codes(name, packed, dtype, (columns, whole))
+        block = block_size(tensor.grid, columns)
         scales = _filled(np.ascontiguousarray(block_scales(tensor, block).T), whole)
         zero_points = None
-        if not part.centered:
+        if not part.centered and not only_rows:
             filled = part.zero_point * {2: 0x55, 4: 0x11, 8: 0x01}[part.bits]
             content = np.full(-(-scales.size * part.bits // 8), filled, np.uint8)
             zero_points = self._codes(f"{name}_zero_points", content, dtype, scales.shape)
         scale = emit.constant(f"{name}_scale", scales)
-        return ColumnMatrix(emit, weight, scale, zero_points, part.bits, part.zero_point, (rows, columns), block)
+        return ColumnMatrix(
+            emit=emit,
+            weight=weight,
+            scale=scale,
+            zero_points=zero_points,
+            bits=part.bits,
+            zero_point=part.zero_point,
+            signed=part.centered,
+            only_rows=only_rows,
+            shape=(rows, columns),
+            block=block,
+        )
 
     def read_lengths(self, call: CallInputs) -> None:
         """Positions and masks."""

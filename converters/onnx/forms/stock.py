@@ -30,7 +30,7 @@ class _Blocks:
 
     Attributes:
         name: of its initializers, such as `model.layers.0.attn.o_proj.weight`.
-        weight: uint8 `[N, blocks, bytes]`.
+        weight: uint8 `[N, blocks, bytes]`, or `[N, bytes]` where rows are only looked up.
         scale: float `[N, blocks]`.
         zero_points: uint8 `[N, bytes]`, or None where they are the operator's own.
         bits: of a code.
@@ -57,7 +57,7 @@ class BlockMatrix(StoredMatrix):
         rows: N.
         columns: K.
         block: columns of a block.
-        accuracy: `accuracy_level` of `MatMulNBits`.
+        accuracy: `accuracy_level` of `MatMulNBits`, or None where rows are only looked up.
     """
 
     emit: Emitter
@@ -65,10 +65,12 @@ class BlockMatrix(StoredMatrix):
     rows: int
     columns: int
     block: int
-    accuracy: int
+    accuracy: int | None
 
     def linear(self, path: str, x: LayerInput, bias: FloatArray | None) -> ir.Value:
         """A `MatMulNBits` for each part."""
+        if self.accuracy is None:
+            raise NotImplementedError(f"{path}: rows of this matrix are only looked up")
         value = x.normalized()
         sums = []
         for part, name in zip(self.parts, _paths(path), strict=False):
@@ -93,7 +95,9 @@ class BlockMatrix(StoredMatrix):
         blocks = -(-self.columns // self.block)
         for part, name in zip(self.parts, _paths(path), strict=False):
             shape = (self.rows, blocks * self.block * part.bits // 8)
-            flat = emit.alias(f"{part.name}_rows", part.weight, Packed(ir.DataType.UINT8, shape))
+            flat = part.weight
+            if self.accuracy is not None:
+                flat = emit.alias(f"{part.name}_rows", flat, Packed(ir.DataType.UINT8, shape))
             attributes: Attributes = {
                 "bits": part.bits,
                 "block_size": self.block,
@@ -121,11 +125,12 @@ class StockForm(OperatorForm):
         """Store blocks. Activations of 8 and of 16 bits become int8 in blocks; those of 0 bits stay floats."""
         floats = activation_bits == 0
         parts = four_bit_codes(tensor) if floats else [codes(tensor)]
-        block = block_size(tensor)
+        block = block_size(tensor.grid, tensor.shape[1])
         scales = block_scales(tensor, block)
         names = (dotted(path, "weight"), dotted(path, "weight_high"))
-        blocks = [self._blocks(name, part, scales, block) for name, part in zip(names, parts, strict=False)]
-        accuracy = _FLOAT_ACTIVATIONS if floats else _INT8_ACTIVATIONS
+        lead = tensor.shape[:1] if activation_bits is None else scales.shape
+        blocks = [self._blocks(name, part, scales, block, lead) for name, part in zip(names, parts, strict=False)]
+        accuracy = None if activation_bits is None else _FLOAT_ACTIVATIONS if floats else _INT8_ACTIVATIONS
         return BlockMatrix(self.emit, blocks, *tensor.shape, block, accuracy)
 
     def read_lengths(self, call: CallInputs) -> None:
@@ -151,10 +156,10 @@ class StockForm(OperatorForm):
         """The finished model."""
         return self.emit.model(producer_version, {"": OPSET, MICROSOFT: 1}, _IR_VERSION)
 
-    def _blocks(self, name: str, part: Codes, scales: FloatArray, block: int) -> _Blocks:
+    def _blocks(self, name: str, part: Codes, scales: FloatArray, block: int, lead: tuple[int, ...]) -> _Blocks:
         emit, rows = self.emit, len(part.raw)
         packed = pack_rows(part.raw, part.bits, part.zero_point, block)
-        weight = emit.constant(name, packed.reshape(rows, scales.shape[1], -1))
+        weight = emit.constant(name, packed.reshape(*lead, -1))
         factor = np.float32(part.factor)
         scale = emit.constant(f"{name}_scale", scales if factor == 1 else scales * factor)
         zero_points = None
