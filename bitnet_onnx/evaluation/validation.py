@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bitnet_onnx.converters._package_blocks import matrix_reader
 from bitnet_onnx.converters._package_graph import read_graph
+from bitnet_onnx.converters._package_matrices import NamedArrays
 from bitnet_onnx.converters._package_tensors import PackageTensors
 from bitnet_onnx.converters._scaling import Scaling
 from bitnet_onnx.converters.checkpoints._files import BinaryFile
@@ -78,10 +80,12 @@ def validate(
     ):
         _check_sizes(model.spec, manifest, path)
         arrays = read_graph(graph, data)
+        named = NamedArrays(str(info.directory), arrays)
+        reader = matrix_reader(named, manifest, info.directory / MANIFEST, model.spec)
         subject = Subject(
             info=info,
             graph=arrays,
-            tensors=PackageTensors(str(info.directory), arrays, model.spec),
+            tensors=PackageTensors(named, model.spec, reader),
             precisions=recorded_precisions(manifest, model.spec, path),
             errors=recorded_errors(manifest),
             fallback=_fallback(manifest),

@@ -86,7 +86,7 @@ class ColumnMatrix(StoredMatrix):
             found = emit.node(f"{path}/BitwiseXor", [found, self._byte(self.zero_point)])
         values = emit.node(f"{path}/Cast", [found], {"to": int(ir.DataType.FLOAT)})
         values = emit.node(f"{path}/Sub", [values, emit.scalar(f"zero_{self.zero_point}", self.zero_point)])
-        return emit.node(f"{path}/scale/Mul", [values, self._steps(path, ids)])
+        return emit.node(f"{path}/step/Mul", [values, self._steps(f"{path}/step", ids)])
 
     @property
     def _bytes(self) -> int:
@@ -101,7 +101,7 @@ class ColumnMatrix(StoredMatrix):
 
     def _steps(self, path: str, ids: ir.Value) -> ir.Value:
         """Scales of the rows that are looked up, `[batch, S, K]`."""
-        emit, columns, path = self.emit, self.shape[1], f"{path}/scale"
+        emit, columns = self.emit, self.shape[1]
         # Scales that another node reads keep ONNX Runtime from making one node of the linear layer.
         like = Packed(ir.DataType.FLOAT, (-(-columns // self.block), self._bytes * 8 // self.bits))
         scale = self._again(self.scale, like)
