@@ -126,7 +126,7 @@ def _inspect_package(path: Path) -> Inspection:
             )
             for layer in manifest["layers"]
         )
-        fallback = str(manifest["operator"].get("fallback", "fast"))
+        fallback = str(manifest["operator"]["fallback"]) if operators is Operators.BITNET else ""
         sizes = {name: value for name, value in manifest["architecture"].items() if name != "family"}
         family = str(manifest["architecture"]["family"])
         source = f"{manifest['source']['format']}, {manifest['source']['name']}"

@@ -29,7 +29,7 @@ def test_every_command_works_on_the_package(name: str, run, tmp_path: Path) -> N
     assert validated.status == 0
     assert f"logits: {name} operators against the numpy reference" in validated.out
     text = tmp_path / "text.txt"
-    text.write_text("In the beginning God created the heaven and the earth. " * 20)
+    text.write_text("In the beginning God created the heaven and the earth. " * 40)
     measured = run("evaluate", package, "--text", text, "--json")
     assert measured.status == 0
     assert json.loads(measured.out)["runtime"] == f"{name} operators"
