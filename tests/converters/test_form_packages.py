@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from genai import genai_tokens
 from package_logits import PackageLogits
@@ -61,6 +62,20 @@ def test_logits_are_near_those_of_the_library(name: str, packages: dict[str, Pat
     assert 1e-4 < relative_error(expected, found) < AGAINST_THE_LIBRARY
     # What ONNX Runtime makes of the function bodies is as far away.
     assert relative_error(expected, PackageLogits(packages["bitnet"])(ids)) < AGAINST_THE_LIBRARY
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_onnxruntime_warns_of_nothing(name: str, packages: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    """At its own log level, which is that of other people's programs; `TensorScatter` would warn at each call."""
+    session = ort.InferenceSession(packages[name] / "model.onnx", providers=["CPUExecutionProvider"])
+    past = {
+        value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        for value in session.get_inputs()
+        if value.name.startswith("past")
+    }
+    feeds = {"input_ids": np.ones((1, 3), np.int64), "attention_mask": np.ones((1, 3), np.int64), **past}
+    session.run(None, feeds)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -5,7 +5,8 @@ past one, or as many positions as there are tokens where that is more: a program
 ONNX Runtime's operator. What stands behind a row's tokens plays no part, but it has to be finite.
 
 The standard's `Attention` is not used: ONNX Runtime 1.32 has no kernel for its version of opset 25, and what it puts in
-its place repeats the cache for each query head; these nodes are as fast as its kernel of opset 24.
+its place repeats the cache for each query head; these nodes are as fast as its kernel of opset 24. Nor is
+`TensorScatter`, which warns at each call that it copies.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ class CallLengths:
 
     Attributes:
         positions: int64 `[batch, S]`, of its tokens.
-        first: int64 `[batch]`, position of the first of them.
         pads: int64 `[8]`, how the caches grow.
         queries: int64 `[batch, 1, S, 1]`, as `positions`.
         keys: int64 `[length of the present caches]`, positions in there.
@@ -38,7 +38,6 @@ class CallLengths:
     """
 
     positions: ir.Value
-    first: ir.Value
     pads: ir.Value
     queries: ir.Value
     keys: ir.Value
@@ -59,8 +58,7 @@ def emit_call_lengths(emit: Emitter, call: CallInputs) -> CallLengths:
     pads = emit.node(f"{_PATH}/pads/Concat", [emit.ints(0, 0, 0, 0, 0, 0), growth, emit.ints(0)], {"axis": 0})
     keys = _range(emit, f"{_PATH}/keys", length)
     seen = emit.node(f"{_PATH}/LessOrEqual", [keys, queries])
-    written = emit.node(f"{_PATH}/first/Squeeze", [first, emit.ints(1)])
-    return CallLengths(positions, written, pads, queries, keys, seen)
+    return CallLengths(positions, pads, queries, keys, seen)
 
 
 def _range(emit: Emitter, path: str, stop: ir.Value) -> ir.Value:
@@ -69,7 +67,7 @@ def _range(emit: Emitter, path: str, stop: ir.Value) -> ir.Value:
 
 
 class StandardAttention:
-    """Writes `RotaryEmbedding`, `TensorScatter`, and products with a softmax between them.
+    """Writes `RotaryEmbedding`, `ScatterElements`, and products with a softmax between them.
 
     Args:
         emit: where nodes go.
@@ -79,6 +77,7 @@ class StandardAttention:
     def __init__(self, emit: Emitter, lengths: CallLengths) -> None:
         self._emit = emit
         self._lengths = lengths
+        self._indices: dict[tuple[int, int], ir.Value] = {}
         self._masks: dict[int, ir.Value] = {}
 
     def attend(
@@ -106,7 +105,7 @@ class StandardAttention:
             ]
         query, *new = parts
         present = [
-            self._cached(f"{path}/{name}", old, part)
+            self._cached(f"{path}/{name}", old, part, (at.kv_num_heads, head_dim))
             for name, old, part in zip(("key", "value"), past, new, strict=True)
         ]
         scale = at.scale if at.scale is not None else head_dim**-0.5
@@ -152,10 +151,15 @@ class StandardAttention:
         }
         return self._emit.node(f"{path}/RotaryEmbedding", [x, *tables, self._lengths.positions], attributes)
 
-    def _cached(self, path: str, past: ir.Value, new: ir.Value) -> ir.Value:
-        """The past with the tokens of this call behind those of each row."""
-        grown = self._emit.node(f"{path}/cache/Pad", [past, self._lengths.pads])
-        return self._emit.node(f"{path}/cache/TensorScatter", [grown, new, self._lengths.first], {"axis": 2})
+    def _cached(self, path: str, past: ir.Value, new: ir.Value, sizes: tuple[int, int]) -> ir.Value:
+        """The past with the tokens of this call behind those of each row; `sizes` are heads and their features."""
+        emit, (heads, head_dim) = self._emit, sizes
+        if sizes not in self._indices:
+            shape = emit.ints(1, heads, 1, head_dim)
+            name = f"{_PATH}/indices_{heads}_{head_dim}/Expand"
+            self._indices[sizes] = emit.node(name, [self._lengths.queries, shape])
+        grown = emit.node(f"{path}/cache/Pad", [past, self._lengths.pads])
+        return emit.node(f"{path}/cache/ScatterElements", [grown, self._indices[sizes], new], {"axis": 2})
 
     def _mask(self, window: int) -> ir.Value:
         """What is added to scores: nothing where a query sees a key, the last `window` up to its own, else -inf."""

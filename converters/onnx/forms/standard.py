@@ -19,8 +19,8 @@ from bitnet_onnx.quantized import ByteArray, FloatArray, QuantizedTensor
 
 #: Types of two bits came with these.
 _TWO_BIT_OPSET, _TWO_BIT_IR = 25, 13
-#: `TensorScatter` came with the one; the other knows types of four bits.
-_OPSET, _IR_VERSION = 24, 10
+#: `RotaryEmbedding` and `RMSNormalization` came with the one; the other knows types of four bits.
+_OPSET, _IR_VERSION = 23, 10
 
 _SIGNED: Final = {2: ir.DataType.INT2, 4: ir.DataType.INT4, 8: ir.DataType.INT8}
 _UNSIGNED: Final = {2: ir.DataType.UINT2, 4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
@@ -168,7 +168,7 @@ class StandardForm(OperatorForm):
         tables: Sequence[ir.Value],
         attributes: AttentionAttributes,
     ) -> Sequence[ir.Value]:
-        """Products and a softmax, on caches that `TensorScatter` has written."""
+        """Products and a softmax, on caches that `ScatterElements` has written."""
         if self._attention is None:
             raise RuntimeError("read_lengths comes before attention")
         return self._attention.attend(path, qkv, past, tables, attributes)

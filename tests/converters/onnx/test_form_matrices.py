@@ -178,4 +178,4 @@ def test_files_ask_for_no_more_than_they_need(tmp_path: Path) -> None:
             versions[kind, bits] = model.ir_version, opsets
     assert versions["stock", 2] == versions["stock", 4] == (10, {"": 21, "com.microsoft": 1})
     assert versions["standard", 2] == (13, {"": 25})
-    assert versions["standard", 4] == (10, {"": 24})
+    assert versions["standard", 4] == (10, {"": 23})
