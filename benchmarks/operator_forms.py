@@ -48,6 +48,7 @@ class FormSettings:
         decode_tokens: steps of one round.
         context: tokens in the cache in the second decode case, cut to what the model allows.
         rounds: interleaved rounds.
+        starts: processes of each candidate, whose load is timed; 0: none.
         threads: of one operator.
     """
 
@@ -55,6 +56,7 @@ class FormSettings:
     decode_tokens: int = 16
     context: int = _CONTEXT
     rounds: int = 7
+    starts: int = 3
     threads: int = 2
 
 
@@ -80,7 +82,12 @@ def measure(source: str, texts: Sequence[Path], settings: FormSettings, progress
                 for name, path in paths.items()
             },
         }
-        comparisons, facts["memory"] = _speed(jobs, settings, progress)
+        comparisons: list[Comparison] = []
+        if settings.starts:
+            progress("process starts")
+            comparisons += _starts(jobs, settings)
+        cases, facts["memory"] = _speed(jobs, settings, progress)
+        comparisons += cases
         facts["logits"] = _distances(jobs, progress)
         if texts:
             facts["perplexity"] = {job.name: _perplexity(job, texts, settings, progress) for job in jobs}
@@ -91,19 +98,28 @@ def measure(source: str, texts: Sequence[Path], settings: FormSettings, progress
     return Report("operator_forms", {"source": source, **asdict(settings)}, tuple(comparisons), facts, notes)
 
 
-def _speed(
-    jobs: Sequence[Job], settings: FormSettings, progress: Progress
-) -> tuple[list[Comparison], list[dict[str, object]]]:
+def _starts(jobs: Sequence[Job], settings: FormSettings) -> list[Comparison]:
+    """Fresh processes: the time until the first logits, and the part of it that loads the model."""
     loads: dict[str, list[float]] = {job.name: [] for job in jobs}
-    threads, steps = settings.threads, settings.decode_tokens
 
     def start(job: Job) -> float:
-        with Worker(job, threads, settings.context) as worker:
+        with Worker(job, settings.threads, settings.context) as worker:
             loads[job.name].append(worker.load_s)
             return worker.first_token_s
 
-    progress("process starts")
-    starts = interleave({job.name: partial(start, job) for job in jobs}, rounds=3)
+    firsts = interleave({job.name: partial(start, job) for job in jobs}, rounds=settings.starts)
+    loaded = {name: Samples(tuple(values[1:])) for name, values in loads.items()}
+    return [
+        Comparison("load", settings.threads, loaded),
+        Comparison("process start to first token", settings.threads, firsts),
+    ]
+
+
+def _speed(
+    jobs: Sequence[Job], settings: FormSettings, progress: Progress
+) -> tuple[list[Comparison], list[dict[str, object]]]:
+    """Prompts and steps, and the memory after the prompts."""
+    threads, steps = settings.threads, settings.decode_tokens
     with ExitStack() as stack:
         workers = {job.name: stack.enter_context(Worker(job, threads, settings.context)) for job in jobs}
 
@@ -124,12 +140,7 @@ def _speed(
                 return partial(worker.decode, context, steps)
 
             cases.append(timed(f"decode behind {context}", 1, steps_behind))
-    loaded = {name: Samples(tuple(values[1:])) for name, values in loads.items()}
-    return [
-        Comparison("load", threads, loaded),
-        Comparison("process start to first token", threads, starts),
-        *cases,
-    ], memory
+    return cases, memory
 
 
 def _distances(jobs: Sequence[Job], progress: Progress) -> dict[str, float]:
@@ -163,11 +174,21 @@ def _device(job: Job) -> Device | None:
 @click.option("--prefill", type=click.IntRange(min=1), default=256, show_default=True)
 @click.option("--context", type=click.IntRange(min=32), default=_CONTEXT, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
+@click.option("--starts", type=click.IntRange(min=0), default=3, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
-def main(model: str, texts: tuple[Path, ...], prefill: int, context: int, rounds: int, threads: int, out: Path) -> None:
+def main(
+    model: str,
+    texts: tuple[Path, ...],
+    prefill: int,
+    context: int,
+    rounds: int,
+    starts: int,
+    threads: int,
+    out: Path,
+) -> None:
     """Measure MODEL, a checkpoint or a name of the zoo, in every form."""
-    settings = FormSettings(prefill_tokens=prefill, context=context, rounds=rounds, threads=threads)
+    settings = FormSettings(prefill_tokens=prefill, context=context, rounds=rounds, starts=starts, threads=threads)
     console = Console(stderr=True)
     report = measure(model, texts, settings, lambda text: console.print(text, style="dim"))
     report.write(out)

@@ -160,13 +160,13 @@ def _readers(operators: Operators, fallback: str) -> tuple[str, ...]:
         case Operators.STOCK:
             return (
                 "bitnet-onnx: the operator library plays no part",
-                "onnxruntime 1.32 and later, any language: com.microsoft operators, no library and no functions",
+                "onnxruntime 1.24 and later, any language: com.microsoft operators, no library and no functions",
                 "onnxruntime-genai 0.18 and later: the directory as it is",
             )
         case Operators.STANDARD:
             return (
                 "bitnet-onnx: infer and evaluate, not serve",
-                "onnxruntime 1.32 and later, any language: operators of the standard alone",
+                "onnxruntime 1.24 and later, any language: operators of the standard alone",
                 "onnxruntime-genai 0.18 and later: the directory as it is",
                 "whatever reads ONNX with these operators, such as the reference evaluator of onnx",
             )
