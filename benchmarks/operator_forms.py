@@ -49,6 +49,7 @@ class FormSettings:
         context: tokens in the cache in the second decode case, cut to what the model allows.
         rounds: interleaved rounds.
         starts: processes of each candidate, whose load is timed; 0: none.
+        tokens: of all texts together, for perplexity.
         threads: of one operator.
     """
 
@@ -57,6 +58,7 @@ class FormSettings:
     context: int = _CONTEXT
     rounds: int = 7
     starts: int = 3
+    tokens: int = 8192
     threads: int = 2
 
 
@@ -156,7 +158,7 @@ def _distances(jobs: Sequence[Job], progress: Progress) -> dict[str, float]:
 
 def _perplexity(job: Job, texts: Sequence[Path], settings: FormSettings, progress: Progress) -> dict[str, float]:
     progress(f"perplexity, {job.name}")
-    options = QualityOptions(device=_device(job), threads=settings.threads, rule=WindowRule())
+    options = QualityOptions(device=_device(job), threads=settings.threads, rule=WindowRule(tokens=settings.tokens))
     return {text.name: round(text.perplexity, 3) for text in evaluate(job.path, texts=texts, options=options).texts}
 
 
@@ -175,6 +177,7 @@ def _device(job: Job) -> Device | None:
 @click.option("--context", type=click.IntRange(min=32), default=_CONTEXT, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
 @click.option("--starts", type=click.IntRange(min=0), default=3, show_default=True)
+@click.option("--tokens", type=click.IntRange(min=256), default=8192, show_default=True, help="For perplexity.")
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
 def main(
@@ -184,11 +187,14 @@ def main(
     context: int,
     rounds: int,
     starts: int,
+    tokens: int,
     threads: int,
     out: Path,
 ) -> None:
     """Measure MODEL, a checkpoint or a name of the zoo, in every form."""
-    settings = FormSettings(prefill_tokens=prefill, context=context, rounds=rounds, starts=starts, threads=threads)
+    settings = FormSettings(
+        prefill_tokens=prefill, context=context, rounds=rounds, starts=starts, tokens=tokens, threads=threads
+    )
     console = Console(stderr=True)
     report = measure(model, texts, settings, lambda text: console.print(text, style="dim"))
     report.write(out)
