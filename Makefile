@@ -82,9 +82,10 @@ demo: $(VENV)/.stamp-install $(PACKAGE)/bitnet_onnx.json ## Fetch a small real m
 		$(BIN)/bitnet-onnx infer $(PACKAGE) --chat --prompt "$(QUESTION)"; \
 	fi
 
-# Processes that run tests; what a file's tests share is made once, so a file stays with one of them.
+# Processes that run tests. What the tests of a file share is made once, so a file stays with one of them; in the order of
+# their names the many small files of training come last, and both end together.
 JOBS ?= 2
-PARALLEL := $(if $(filter-out 0 1,$(JOBS)),-n $(JOBS) --dist loadfile)
+PARALLEL := $(if $(filter-out 0 1,$(JOBS)),-n $(JOBS) --dist loadfile --no-loadscope-reorder)
 
 # Threads of OpenBLAS wait for their next product in a loop: two processes with as many as there are cores lose most of
 # their time there.
