@@ -28,7 +28,6 @@ export class Decoder {
     if (this.layers.length === 0 || !session.outputNames.includes("logits")) {
       throw new UserError("model.onnx is no decoder of bitnet-onnx: it has no keys and values, or no logits.");
     }
-    this.capacity = 0;
     this.reset();
   }
 
@@ -46,12 +45,21 @@ export class Decoder {
     return new this.ort.Tensor("float32", new Float32Array(sizes.reduce((a, b) => a * b)), sizes);
   }
 
-  /** Makes room for `tokens` tokens in all, where keys and values stay in place. What they hold is lost. */
+  /** Makes room for `tokens` tokens in all, where keys and values stay in place; what they hold is kept. */
   reserve(tokens) {
     if (!this.inPlace || tokens <= this.capacity) return;
-    this.reset();
-    this.capacity = tokens;
-    this.cache = Object.fromEntries(this.layers.map(({ name, shape }) => [name, this.#empty(shape, tokens)]));
+    this.capacity = Math.min(Math.max(tokens, 2 * this.capacity), this.info.contextLength);
+    for (const { name, shape } of this.layers) {
+      const [, heads, , size] = shape;
+      const before = this.cache[name];
+      const after = this.#empty(shape, this.capacity);
+      const held = this.ids.length * size;
+      for (let head = 0; head < heads; head += 1) {
+        const start = head * before.dims[2] * size;
+        after.data.set(before.data.subarray(start, start + held), head * this.capacity * size);
+      }
+      this.cache[name] = after;
+    }
   }
 
   /**
@@ -111,11 +119,15 @@ export class Decoder {
     }
     this.ids.push(...ids);
     const { logits } = outputs;
-    const vocabSize = logits.dims[2];
+    const [, , vocabSize] = logits.dims;
     if (vocabSize !== this.info.vocabSize) {
-      throw new UserError(`model.onnx has a vocabulary of ${vocabSize}, bitnet_onnx.json says ${this.info.vocabSize}; copy both from one package.`);
+      throw new UserError(
+        `model.onnx has a vocabulary of ${vocabSize}, bitnet_onnx.json says ${this.info.vocabSize}; copy both from one package.`,
+      );
     }
-    return ids.map((_, row) => logits.data.subarray(row * vocabSize, (row + 1) * vocabSize));
+    const data = await logits.getData();
+    release(logits);
+    return ids.map((_, row) => data.subarray(row * vocabSize, (row + 1) * vocabSize));
   }
 }
 
