@@ -64,17 +64,18 @@ async function main() {
   }
   const threads = number("threads", options.threads);
   if (!Number.isInteger(threads) || threads < 0) throw new UserError(`--threads is ${options.threads}, expected 0 or more.`);
-  const { text, decoder } = await openPackage(options.directory, { threads });
-  const prompt = options.chat
-    ? text.encodeChat([{ role: "user", content: options.prompt }])
-    : text.encode(options.prompt);
-  const answer = generate(decoder, text, prompt, {
+  const sampling = {
     maxNewTokens: number("max-new-tokens", options["max-new-tokens"]),
     temperature: number("temperature", options.temperature),
     topP: number("top-p", options["top-p"]),
     repetitionPenalty: number("repetition-penalty", options["repetition-penalty"]),
     seed: options.seed === undefined ? undefined : number("seed", options.seed),
-  });
+  };
+  const { text, decoder } = await openPackage(options.directory, { threads });
+  const prompt = options.chat
+    ? text.encodeChat([{ role: "user", content: options.prompt }])
+    : text.encode(options.prompt);
+  const answer = generate(decoder, text, prompt, sampling);
   let written = "";
   let step;
   while (!(step = await answer.next()).done) {

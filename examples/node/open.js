@@ -29,8 +29,8 @@ export async function openPackage(directory, { threads = 0 } = {}) {
   const text = new TextSide(info, { Tokenizer, Template });
   const session = await ort.InferenceSession.create(join(directory, GRAPH), {
     intraOpNumThreads: threads,
-    // Beside errors, ONNX Runtime would print a line for each initializer that nothing uses.
-    logSeverityLevel: 3,
+    // Errors are thrown, and need not be printed as well.
+    logSeverityLevel: 4,
   });
   return { info, text, decoder: new Decoder(ort, session, info, { inPlace: true }) };
 }

@@ -26,7 +26,7 @@ export async function* generate(decoder, text, prompt, { maxNewTokens = 256, abo
   const { contextLength } = decoder.info;
   if (prompt.length >= contextLength) {
     throw new UserError(
-      `The context is full: the prompt has ${prompt.length} tokens, and the model's context of ${contextLength} has to hold the answer too.`,
+      `The context is full: the prompt has ${prompt.length} tokens, and the model's context of ${contextLength} has to hold the answer too; shorten it, or begin anew.`,
     );
   }
   const sampler = new Sampler(sampling);

@@ -24,9 +24,13 @@ export class Engine {
     Object.assign(this, await this.#ask("open", { backend: this.backend, files, threads }));
   }
 
-  /** Logits of a few tokens, and how long one takes. */
-  probe() {
-    return this.#ask("probe", {});
+  /**
+   * Logits of a new sequence that is read in parts.
+   * @param {number[][]} parts token ids, each part read at once
+   * @returns {Promise<{ rows: Float32Array[], seconds: number }>} of every token, and the time of the last part
+   */
+  read(parts) {
+    return this.#ask("read", { parts });
   }
 
   /**

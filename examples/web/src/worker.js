@@ -13,7 +13,6 @@ import { Tokenizer } from "../vendor/tokenizers/tokenizers.min.mjs";
 const VENDOR = new URL("../vendor/onnxruntime-web/", import.meta.url).href;
 /** The build for WebGPU could run on WebAssembly too, but 2.6 times slower than the one made for that. */
 const BUILDS = { wasm: "ort.wasm.min.mjs", webgpu: "ort.webgpu.min.mjs" };
-const PROBE = { prefill: 6, again: 3, steps: 3 };
 
 let decoder;
 let text;
@@ -22,7 +21,7 @@ let stopped = false;
 async function open({ backend, files, threads }) {
   const ort = await import(`${VENDOR}${BUILDS[backend]}`);
   ort.env.wasm.wasmPaths = VENDOR;
-  ort.env.logLevel = "error";
+  ort.env.logLevel = "fatal";
   if (threads) ort.env.wasm.numThreads = threads;
   const info = await readPackage({
     size: async (name) => files.get(name)?.size ?? null,
@@ -32,7 +31,7 @@ async function open({ backend, files, threads }) {
   const options = {
     executionProviders: [backend],
     externalData: [{ path: WEIGHTS, data: await bytesOf(files, WEIGHTS) }],
-    logSeverityLevel: 3,
+    logSeverityLevel: 4,
   };
   // Keys and values stay on the graphics card; logits are fetched from there.
   if (backend === "webgpu") options.preferredOutputLocation = "gpu-buffer";
@@ -41,6 +40,7 @@ async function open({ backend, files, threads }) {
   return {
     chat: text.template !== null,
     contextLength: info.contextLength,
+    vocabSize: info.vocabSize,
     threads: ort.env.wasm.numThreads ?? 1,
   };
 }
@@ -55,26 +55,21 @@ async function bytesOf(files, name) {
 }
 
 /**
- * Logits of a few tokens in each way that generation reads them: a prompt, more of it, single tokens.
- * @returns {Promise<{ rows: Float32Array[], seconds: number }>} and the time of one single token
+ * Logits of a new sequence that is read in parts, each at once.
+ * @param {{ parts: number[][] }} request token ids
+ * @returns {Promise<{ rows: Float32Array[], seconds: number }>} the logits of every token, and the time of the last part
  */
-async function probe() {
-  const { vocabSize } = decoder.info;
-  // Any tokens will do; a prime stride spreads them over the vocabulary.
-  const count = PROBE.prefill + PROBE.again + PROBE.steps;
-  const ids = Array.from({ length: count }, (_, place) => (1 + 7919 * place) % vocabSize);
+async function read({ parts }) {
   decoder.reset();
   const rows = [];
-  rows.push(...(await decoder.readAll(ids.splice(0, PROBE.prefill))));
-  rows.push(...(await decoder.readAll(ids.splice(0, PROBE.again))));
-  let seconds = Infinity;
-  for (const id of ids) {
-    const started = performance.now();
-    rows.push(...(await decoder.readAll([id])));
-    // The first calls of a shape compile and warm up.
-    seconds = Math.min(seconds, (performance.now() - started) / 1000);
+  let started;
+  for (const ids of parts) {
+    started = performance.now();
+    rows.push(...(await decoder.readAll(ids)));
   }
+  const seconds = (performance.now() - started) / 1000;
   decoder.reset();
+  // Rows may share a buffer, which would be copied whole for each.
   return { rows: rows.map((row) => Float32Array.from(row)), seconds };
 }
 
@@ -103,7 +98,7 @@ function turn() {
   });
 }
 
-const REQUESTS = { open, probe, write };
+const REQUESTS = { open, read, write };
 
 self.onmessage = async ({ data: { id, type, ...request } }) => {
   if (type === "stop") {
