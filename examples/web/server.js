@@ -42,7 +42,8 @@ async function find(url) {
   } catch {
     return null;
   }
-  if (!SERVED.test(name)) return null;
+  // An escaped slash comes after the address was resolved.
+  if (!SERVED.test(name) || name.split("/").includes("..")) return null;
   const path = await realpath(join(ROOT, name)).catch(() => null);
   if (path === null || !path.startsWith(ROOT + sep)) return null;
   const found = await stat(path);

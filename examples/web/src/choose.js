@@ -64,7 +64,8 @@ async function tryWebGpu(engine, files, expected, onlyIfFaster) {
     // Written so that NaN fails.
     if (!(far <= TOLERANCE)) {
       engine.close();
-      return { note: `WebGPU computes something else on this machine (logits differ by ${(100 * far).toFixed(0)} %).` };
+      const how = Number.isNaN(far) ? "no numbers" : `logits that differ by ${(100 * far).toFixed(0)} %`;
+      return { note: `WebGPU computes something else on this machine: ${how}.` };
     }
     if (onlyIfFaster && found.seconds > expected.seconds) {
       engine.close();

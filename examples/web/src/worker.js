@@ -19,15 +19,15 @@ let text;
 let stopped = false;
 
 async function open({ backend, files, threads }) {
-  const ort = await import(`${VENDOR}${BUILDS[backend]}`);
-  ort.env.wasm.wasmPaths = VENDOR;
-  ort.env.logLevel = "fatal";
-  if (threads) ort.env.wasm.numThreads = threads;
   const info = await readPackage({
     size: async (name) => files.get(name)?.size ?? null,
     text: (name) => files.get(name).text(),
   });
   text = new TextSide(info, { Tokenizer, Template });
+  const ort = await import(`${VENDOR}${BUILDS[backend]}`);
+  ort.env.wasm.wasmPaths = VENDOR;
+  ort.env.logLevel = "fatal";
+  if (threads) ort.env.wasm.numThreads = threads;
   const options = {
     executionProviders: [backend],
     externalData: [{ path: WEIGHTS, data: await bytesOf(files, WEIGHTS) }],
