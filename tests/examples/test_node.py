@@ -31,7 +31,8 @@ const [directory, parts] = args;
 const { decoder } = await openPackage(directory);
 const rows = [];
 for (const ids of parts) rows.push(...(await decoder.readAll(ids)));
-console.log(JSON.stringify(rows.map((row) => Buffer.from(Uint8Array.from(new Uint8Array(Float32Array.from(row).buffer))).toString("base64"))));
+const encoded = rows.map((row) => Buffer.from(Float32Array.from(row).buffer).toString("base64"));
+console.log(JSON.stringify(encoded));
 """
 
 

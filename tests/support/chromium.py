@@ -121,7 +121,8 @@ def chromium_page(path: str, *, gpu: bool = False) -> Iterator[Page]:
     """A tab of a fresh Chromium, which ends with the block; with `gpu` it has an emulated graphics card."""
     to_browser, from_browser = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        flags = (*_FLAGS, *(EMULATED_GPU if gpu else ("--disable-gpu",)), f"--user-data-dir={profile}", "--remote-debugging-pipe")
+        graphics = EMULATED_GPU if gpu else ("--disable-gpu",)
+        flags = (*_FLAGS, *graphics, f"--user-data-dir={profile}", "--remote-debugging-pipe")
         process = subprocess.Popen(
             [sys.executable, "-c", _EXEC, str(to_browser[0]), str(from_browser[1]), path, *flags],
             pass_fds=(to_browser[0], from_browser[1]),

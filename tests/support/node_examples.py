@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -23,9 +22,10 @@ _INSTALL_S = 300
 
 
 def install(name: str, folder: Path) -> Path:
-    """`folder/NAME`, a copy of `examples/NAME` beside `folder/web`, ready to run; the test is skipped where it cannot be.
+    """A copy of `examples/NAME`, ready to run, in `folder` beside one of `examples/web`.
 
-    The dependencies are unpacked once a machine, and again when package-lock.json changes.
+    The test is skipped where the dependencies cannot be had. They are unpacked once a machine, and
+    again when package-lock.json changes.
     """
     find_node()
     for example in {name, "web"}:
@@ -83,7 +83,7 @@ def _modules(example: Path) -> Path:
             reason = result.stderr.strip().splitlines()[-1:] or ["no reason given"]
             pytest.skip(f"npm cannot install the packages of examples/{example.name}: {reason[0]:.200}")
         try:
-            os.rename(work, place)
+            work.rename(place)
         except OSError:
             if not place.exists():
                 raise
