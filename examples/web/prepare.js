@@ -2,7 +2,7 @@
  * Lays what the page loads beside it: vendor/ from node_modules, and models/ from packages on this machine.
  * Usage: node prepare.js [PACKAGE ...]; without arguments the small model of the repository, where it is.
  */
-import { copyFile, mkdir, readdir, rm, stat, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, rm, stat, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -64,7 +64,7 @@ async function copyModel(directory) {
 async function main() {
   await copyVendor();
   let packages = process.argv.slice(2);
-  if (packages.length === 0 && (await readdir(join(HERE, "models")).catch(() => [])).length > 0) return;
+  if (packages.length === 0 && (await sizeOf(join(HERE, "models/index.json"))) !== null) return;
   if (packages.length === 0) packages = (await sizeOf(join(SMALL_MODEL, "model.onnx"))) === null ? [] : [SMALL_MODEL];
   await rm(join(HERE, "models"), { recursive: true, force: true });
   await mkdir(join(HERE, "models"));
