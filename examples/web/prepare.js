@@ -47,7 +47,7 @@ async function copyVendor() {
 }
 
 async function copyModel(directory) {
-  const name = basename(resolve(directory));
+  const name = basename(directory);
   const folder = join(HERE, "models", name);
   const files = {};
   await mkdir(folder, { recursive: true });
@@ -63,7 +63,8 @@ async function copyModel(directory) {
 
 async function main() {
   await copyVendor();
-  let packages = process.argv.slice(2);
+  // npm runs scripts in this folder, and says where it was called.
+  let packages = process.argv.slice(2).map((directory) => resolve(process.env.INIT_CWD ?? ".", directory));
   if (packages.length === 0 && (await sizeOf(join(HERE, "models/index.json"))) !== null) return;
   if (packages.length === 0) packages = (await sizeOf(join(SMALL_MODEL, "model.onnx"))) === null ? [] : [SMALL_MODEL];
   await rm(join(HERE, "models"), { recursive: true, force: true });

@@ -50,8 +50,6 @@ def browser() -> Iterator[Page]:
 @pytest.fixture
 def page(browser: Page, site: str) -> Page:
     browser.open(site)
-    browser.run("localStorage.clear()")
-    browser.open(site)
     return browser
 
 
@@ -283,6 +281,16 @@ def test_a_damaged_folder_is_one_sentence(page: Page, tmp_path: Path, damage: st
     assert "\n" not in shown
     # What was wrong can be mended, and the folder chosen again.
     assert not page.run("document.getElementById('open-folder').disabled")
+
+
+def test_a_long_prompt_can_be_stopped(page: Page) -> None:
+    """Between the parts in which it is read; then no token was written."""
+    choose(page, BITNET_TINY)
+    say(page, " the" * 900)
+    page.run("document.getElementById('form').requestSubmit()")
+    wait_for_answers(page, 1)
+    assert text_of(page, ".foot").startswith("0 tokens · ")
+    assert "stopped" in text_of(page, ".foot")
 
 
 def test_a_prompt_longer_than_the_context(page: Page) -> None:

@@ -75,11 +75,15 @@ export class Decoder {
   /**
    * Reads tokens behind those held.
    * @param {number[]} ids
-   * @returns {Promise<Float32Array>} the logits of the last one: what comes next
+   * @param {() => Promise<boolean>} [aborted] asked between calls of the graph
+   * @returns {Promise<Float32Array | null>} the logits of the last one: what comes next; null where it was aborted before
    */
-  async read(ids) {
-    let last;
-    for await (const rows of this.#chunks(ids)) last = rows.at(-1);
+  async read(ids, aborted) {
+    let last = null;
+    for await (const rows of this.#chunks(ids)) {
+      if (await aborted?.()) return null;
+      last = rows.at(-1);
+    }
     return last;
   }
 

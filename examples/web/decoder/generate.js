@@ -33,12 +33,12 @@ export async function* generate(decoder, text, prompt, { maxNewTokens = 256, abo
   sampler.observe(prompt);
   const started = performance.now();
   decoder.reserve(Math.min(prompt.length + maxNewTokens, contextLength));
-  let logits = await decoder.read(decoder.resume(prompt));
+  let logits = await decoder.read(decoder.resume(prompt), aborted);
   const first = performance.now();
   const pieces = text.stream(prompt);
   const tokens = [];
-  let reason = "length";
-  while (tokens.length < maxNewTokens) {
+  let reason = logits ? "length" : "aborted";
+  while (logits && tokens.length < maxNewTokens) {
     const token = sampler.sample(logits);
     if (text.stopIds.has(token)) {
       reason = "stop";

@@ -65,7 +65,7 @@ async function open(find, name) {
 }
 
 function showModel(name, note) {
-  const device = engine.backend === "webgpu" ? "WebGPU" : `WebAssembly, ${engine.threads} thread${engine.threads === 1 ? "" : "s"}`;
+  const device = engine.backend === "webgpu" ? "WebGPU" : `WebAssembly, ${engine.threads}\u00a0thread${engine.threads === 1 ? "" : "s"}`;
   const slow = !self.crossOriginIsolated && engine.backend === "wasm" ? " The server sends no isolation headers, so there is one thread." : "";
   $("model").textContent = name;
   document.title = name;
