@@ -17,6 +17,7 @@ from node_examples import find_node, install, run_script
 from package_logits import PackageLogits
 
 import bitnet_onnx
+from bitnet_onnx.package_format import FORMAT_VERSION
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<s>' + message['role'] + ': ' + message['content'] }}{% endfor %}"
@@ -166,7 +167,7 @@ def test_a_real_model_answers(example: Path, zoo_package: Path) -> None:
         ("short graph", "model.onnx is no readable ONNX file"),
         ("no tokenizer", "tokenizer.json is missing"),
         ("no JSON", "generation_config.json is not valid JSON"),
-        ("later format", "format version 99, this program reads 2"),
+        ("later format", f"format version 99, this program reads {FORMAT_VERSION}"),
         ("no sizes", 'architecture.context_length is "many"'),
         ("other model", "vocabulary of 4096, bitnet_onnx.json says 5000"),
     ],

@@ -4,10 +4,10 @@ import { Engine } from "./engine.js";
 /** Above this, two copies of the model are not held at the same time. */
 const LARGE = 2 ** 30;
 /**
- * Largest `distance` between WebGPU and WebAssembly, which round activations in blocks of their own. Measured: 0.023; a
- * model without the attention or the feed-forward network of any one layer is 0.12 away.
+ * Largest `distance` between WebGPU and WebAssembly, which round activations each in their own way. Measured with two models:
+ * 0.02 and 0.08 where nothing is wrong; with one layer's attention left out, or rotary embeddings, 0.24 and 0.53 at least.
  */
-export const TOLERANCE = 0.06;
+export const TOLERANCE = 0.15;
 
 /**
  * Opens a model where it runs best: on WebGPU if its logits are those of WebAssembly and it is not slower.
@@ -60,7 +60,7 @@ async function tryWebGpu(engine, files, expected, onlyIfFaster) {
   try {
     await opened(engine, files);
     const found = await engine.read(probeOf(engine.vocabSize));
-    const far = distance(found.rows, expected.rows);
+    const far = distance(found.rows, expected.rows, probeOf(engine.vocabSize));
     // Written so that NaN fails.
     if (!(far <= TOLERANCE)) {
       engine.close();
@@ -85,19 +85,39 @@ function probeOf(vocabSize) {
   return [ids.slice(0, 6), ids.slice(6, 9), [ids[9]], [ids[10]], [ids[11]]];
 }
 
-/** The largest relative distance of a row of logits: |found - expected| over |expected - its mean|. */
-export function distance(found, expected) {
-  if (found.length !== expected.length) return NaN;
-  const distances = found.map((row, index) => {
-    const wanted = expected[index];
-    const mean = wanted.reduce((a, b) => a + b, 0) / wanted.length;
-    let difference = 0;
-    let spread = 0;
-    for (let i = 0; i < wanted.length; i += 1) {
-      difference += (row[i] - wanted[i]) ** 2;
-      spread += (wanted[i] - mean) ** 2;
+/**
+ * How far logits are apart: of each row |found - expected| over |expected - its mean|, of each way of reading the median,
+ * since single tokens may be close to where a model changes its mind; of all ways the largest.
+ * @param {Float32Array[]} found
+ * @param {Float32Array[]} expected
+ * @param {number[][]} parts of the probe; those of one token are one way
+ */
+export function distance(found, expected, parts) {
+  const ways = new Map();
+  let row = 0;
+  for (const [number, part] of parts.entries()) {
+    const way = part.length === 1 ? "single" : number;
+    for (const _ of part) {
+      ways.set(way, [...(ways.get(way) ?? []), rowDistance(found[row], expected[row])]);
+      row += 1;
     }
-    return Math.sqrt(difference / spread);
-  });
-  return distances.reduce((a, b) => (Number.isNaN(b) || b > a ? b : a), 0);
+  }
+  // Math.max gives NaN if one is.
+  return Math.max(...Array.from(ways.values(), median));
+}
+
+function rowDistance(found, expected) {
+  const mean = expected.reduce((a, b) => a + b, 0) / expected.length;
+  let difference = 0;
+  let spread = 0;
+  for (let i = 0; i < expected.length; i += 1) {
+    difference += (found[i] - expected[i]) ** 2;
+    spread += (expected[i] - mean) ** 2;
+  }
+  return Math.sqrt(difference / spread);
+}
+
+function median(values) {
+  if (values.some(Number.isNaN)) return NaN;
+  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
 }
