@@ -13,6 +13,7 @@ const MAX_CONTEXT = 2 ** 24;
  * @typedef {object} PackageInfo
  * @property {number} contextLength most tokens of prompt and answer together
  * @property {number} vocabSize
+ * @property {boolean} packed whether MatMulNBits runs, where there is no operator library
  * @property {number[]} eosTokenIds of generation_config.json
  * @property {object} tokenizer tokenizer.json
  * @property {object} tokenizerConfig tokenizer_config.json
@@ -46,6 +47,7 @@ export async function readPackage(source) {
   return {
     contextLength: readCount(manifest.architecture, "context_length", MAX_CONTEXT),
     vocabSize,
+    packed: manifest.operator?.fallback === "fast" || manifest.operator?.form === "stock",
     eosTokenIds: readEosIds(generation.eos_token_id, vocabSize),
     tokenizer: await readObject(source, "tokenizer.json"),
     tokenizerConfig,

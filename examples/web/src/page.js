@@ -1,4 +1,5 @@
 import { explain } from "../decoder/errors.js";
+import { WEIGHTS } from "../decoder/package.js";
 import { openBest } from "./choose.js";
 import { Conversation } from "./conversation.js";
 import { fromDrop, fromInput, fromPicker, fromServer, sizeText } from "./files.js";
@@ -55,7 +56,7 @@ async function open(find, name) {
     const files = await find();
     const best = await openBest(files, runOptions(), (text) => showProgress(`${text} …`));
     engine = best.engine;
-    showModel(name() || "Your model", best.note);
+    showModel(name() || "Your model", `${best.note} ${adviceFor(files.get(WEIGHTS).size)}`);
   } catch (error) {
     // Whoever closes the picker knows that nothing was chosen.
     if (error.name !== "AbortError") showError(explain(error));
@@ -64,17 +65,23 @@ async function open(find, name) {
   }
 }
 
+/** What would make the model faster here; small ones are fast enough. */
+function adviceFor(bytes) {
+  if (engine.backend !== "wasm" || bytes < 16 * 2 ** 20) return "";
+  const threads = self.crossOriginIsolated ? "" : "The server sends no isolation headers, so there is one thread. ";
+  return engine.packed ? `${threads}Converted with --fallback exact, it would be several times as fast here.` : threads;
+}
+
 function showModel(name, note) {
   const device = engine.backend === "webgpu" ? "WebGPU" : `WebAssembly, ${engine.threads}\u00a0thread${engine.threads === 1 ? "" : "s"}`;
-  const slow = !self.crossOriginIsolated && engine.backend === "wasm" ? " The server sends no isolation headers, so there is one thread." : "";
   $("model").textContent = name;
   document.title = name;
   $("device").textContent = device;
-  $("device").title = note + slow;
+  $("device").title = note;
   $("device").hidden = false;
   $("change").hidden = false;
   $("start").hidden = true;
-  conversation.start(engine, device, note + slow);
+  conversation.start(engine, device, note);
 }
 
 function leaveModel() {

@@ -41,6 +41,7 @@ async function open({ backend, files, threads }) {
     chat: text.template !== null,
     contextLength: info.contextLength,
     vocabSize: info.vocabSize,
+    packed: info.packed,
     threads: ort.env.wasm.numThreads ?? 1,
   };
 }
