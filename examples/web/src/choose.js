@@ -5,9 +5,9 @@ import { Engine } from "./engine.js";
 const LARGE = 2 ** 30;
 /**
  * Largest `distance` between WebGPU and WebAssembly, which round activations each in their own way. Measured with two models:
- * 0.02 and 0.08 where nothing is wrong; with one layer's attention left out, or rotary embeddings, 0.24 and 0.53 at least.
+ * 0.01 and 0.10 where nothing is wrong; 0.29 and 2.2 at least where one operator is, which here was rotary embeddings left out.
  */
-export const TOLERANCE = 0.15;
+export const TOLERANCE = 0.2;
 
 /**
  * Opens a model where it runs best: on WebGPU if its logits are those of WebAssembly and it is not slower.
@@ -24,7 +24,7 @@ export async function openBest(files, { device, threads }, tell, Kind = Engine) 
   let wasm = await opened(new Kind("wasm"), files, threads);
   if (obstacle) return { engine: wasm, note: obstacle };
   tell("Trying WebGPU, and comparing its results");
-  const expected = await wasm.read(probeOf(wasm.vocabSize));
+  const expected = await wasm.read(probeOf(wasm));
   if (files.get(WEIGHTS).size > LARGE) {
     wasm.close();
     wasm = null;
@@ -59,8 +59,8 @@ async function obstacleToWebGpu(device) {
 async function tryWebGpu(engine, files, expected, onlyIfFaster) {
   try {
     await opened(engine, files);
-    const found = await engine.read(probeOf(engine.vocabSize));
-    const far = distance(found.rows, expected.rows, probeOf(engine.vocabSize));
+    const found = await engine.read(probeOf(engine));
+    const far = distance(found.rows, expected.rows, probeOf(engine));
     // Written so that NaN fails.
     if (!(far <= TOLERANCE)) {
       engine.close();
@@ -79,10 +79,8 @@ async function tryWebGpu(engine, files, expected, onlyIfFaster) {
 }
 
 /** A few tokens in each way that a model reads them: a prompt, more of it, single tokens. */
-function probeOf(vocabSize) {
-  // Any tokens will do; a prime stride spreads them over the vocabulary.
-  const ids = Array.from({ length: 12 }, (_, place) => (1 + 7919 * place) % vocabSize);
-  return [ids.slice(0, 6), ids.slice(6, 9), [ids[9]], [ids[10]], [ids[11]]];
+function probeOf({ sample }) {
+  return [sample.slice(0, 6), sample.slice(6, 9), ...sample.slice(9, 12).map((id) => [id])];
 }
 
 /**

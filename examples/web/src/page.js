@@ -135,11 +135,12 @@ function listenForFiles() {
     event.preventDefault();
     $("drop").classList.remove("over");
     if (engine) return;
-    const name = event.dataTransfer.items[0]?.webkitGetAsEntry?.()?.name ?? "";
+    const entry = event.dataTransfer.items[0]?.webkitGetAsEntry?.();
+    const name = entry?.isDirectory ? entry.name : "";
     // What was dropped can be read only while the event lasts.
     const files = fromDrop(event.dataTransfer);
     files.catch(() => {});
-    open(() => files, () => (name.includes(".") ? "" : name));
+    open(() => files, () => name);
   });
 }
 

@@ -14,6 +14,9 @@ const VENDOR = new URL("../vendor/onnxruntime-web/", import.meta.url).href;
 /** The build for WebGPU could run on WebAssembly too, but 2.6 times slower than the one made for that. */
 const BUILDS = { wasm: "ort.wasm.min.mjs", webgpu: "ort.webgpu.min.mjs" };
 
+/** A text that models are used to; of any tokens, some would be hit where a model is at its most sensitive. */
+const SAMPLE = "In the beginning God created the heaven and the earth. And the earth was without form, and void.";
+
 let decoder;
 let text;
 let stopped = false;
@@ -40,7 +43,7 @@ async function open({ backend, files, threads }) {
   return {
     chat: text.template !== null,
     contextLength: info.contextLength,
-    vocabSize: info.vocabSize,
+    sample: text.encode(SAMPLE),
     packed: info.packed,
     threads: ort.env.wasm.numThreads ?? 1,
   };
