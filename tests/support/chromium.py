@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+_FLAGS = ("--headless", "--no-sandbox", "--no-first-run", "--disable-background-networking", "--disable-quic")
+#: WebGPU on the processor: slow, but what a graphics card would compute.
+EMULATED_GPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 _SECONDS = 60
 #: Chromium takes commands from descriptor 3 and answers on 4.
 _EXEC = """
@@ -88,6 +90,12 @@ class Page:
                 raise AssertionError(f"not within {_SECONDS} s: {condition}; log: {self.log}")
             time.sleep(0.02)
 
+    def choose(self, selector: str, *paths: Path) -> None:
+        """Gives files, or a folder, to an input element as a person would who picks them."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path.resolve()) for path in paths])
+
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
@@ -109,11 +117,12 @@ class Page:
 
 
 @contextmanager
-def chromium_page(path: str) -> Iterator[Page]:
-    """A tab of a fresh Chromium, which ends with the block."""
+def chromium_page(path: str, *, gpu: bool = False) -> Iterator[Page]:
+    """A tab of a fresh Chromium, which ends with the block; with `gpu` it has an emulated graphics card."""
     to_browser, from_browser = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        flags = (*_FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe")
+        graphics = EMULATED_GPU if gpu else ("--disable-gpu",)
+        flags = (*_FLAGS, *graphics, f"--user-data-dir={profile}", "--remote-debugging-pipe")
         process = subprocess.Popen(
             [sys.executable, "-c", _EXEC, str(to_browser[0]), str(from_browser[1]), path, *flags],
             pass_fds=(to_browser[0], from_browser[1]),
