@@ -1,0 +1,164 @@
+"""What a page of the documentation asks its reader to do: commands, Python, and files to write, in their order.
+
+A fenced block counts by its language and title:
+
+- `console`: lines that begin with `$ ` are commands. A command goes on in the next line behind a backslash, in lines that
+  begin with `> `, and to the end of a here-document. Other lines are output, and are not compared.
+- `python`: a program of its own.
+- any language with the name of a file as its title: the file's text. One that the repository has must hold exactly these
+  lines somewhere; another is written where the page stands.
+- a title that begins with "Needs ": run only where what it names is there (`REASONS`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+_FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>```+)(?P<language>[\w+-]*)(?P<rest>[^`]*)$")
+_TITLE = re.compile(r'title="([^"]*)"')
+_FILE = re.compile(r"[\w.-]+(/[\w.-]+)*\.\w+")
+_HERE = re.compile(r"<<-?\s*(['\"]?)(\w+)\1")
+
+#: Languages in which commands would escape the test.
+SHELLS = frozenset({"bash", "sh", "shell", "zsh", "pycon", "py", "python3", "powershell"})
+
+
+def _never() -> bool:
+    return False
+
+
+def _has(program: str) -> Callable[[], bool]:
+    return lambda: shutil.which(program) is not None
+
+
+#: Why a block may be left out, and whether it need not be here. What takes a person, a second machine or hours never runs.
+REASONS: dict[str, Callable[[], bool]] = {
+    "Needs a Mac": _never,
+    "Needs Windows": _never,
+    "Needs a fresh clone": _never,
+    "Needs a terminal": _never,
+    "Needs an hour": _never,
+    "Needs llama.cpp": _never,
+    "Needs several machines": _never,
+    "Needs texts of Debian": _never,
+    "Needs the parity environment": _never,
+    "Needs torch": _never,
+    "Needs Swift": _has("swift"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A fenced block: the page, the line of its fence, language, title and text."""
+
+    page: Path
+    line: int
+    language: str
+    title: str
+    text: str
+
+    @property
+    def where(self) -> str:
+        return f"{self.page.relative_to(ROOT).as_posix()}:{self.line}"
+
+    @property
+    def needs(self) -> str | None:
+        return self.title if self.title.startswith("Needs ") else None
+
+    @property
+    def runs(self) -> bool:
+        return self.needs is None or REASONS.get(self.needs, _never)()
+
+    @property
+    def file(self) -> str | None:
+        """The file that the block is the text of."""
+        return self.title if _FILE.fullmatch(self.title) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to do: `command`, `python`, or the name of a file to write; and the line of the page it stands in."""
+
+    kind: str
+    line: int
+    text: str
+
+
+def pages() -> list[Path]:
+    """Every page with commands for readers."""
+    found = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+    found += sorted((ROOT / "docs").rglob("*.md"))
+    return found + sorted((ROOT / "examples").glob("*/README.md"))
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """The fenced blocks of a page."""
+    lines = page.read_text("utf-8").splitlines()
+    at = 0
+    while at < len(lines):
+        fence = _FENCE.match(lines[at])
+        at += 1
+        if fence is None:
+            continue
+        start = at
+        while at < len(lines) and lines[at].strip() != fence["ticks"]:
+            at += 1
+        assert at < len(lines), f"{page}:{start}: the block has no end"
+        title = _TITLE.search(fence["rest"])
+        text = dedent("\n".join(lines[start:at]))
+        yield Block(page, start, fence["language"], title[1] if title else "", text)
+        at += 1
+
+
+def commands(block: Block) -> Iterator[Step]:
+    """The commands of a `console` block."""
+    lines = block.text.splitlines()
+    at = 0
+    while at < len(lines):
+        line = lines[at]
+        at += 1
+        if not line.startswith("$ "):
+            continue
+        start, command = at, [line[2:]]
+        while at < len(lines):
+            if command[-1].endswith("\\"):
+                command.append(lines[at].removeprefix("> "))
+            elif lines[at].startswith("> "):
+                command.append(lines[at][2:])
+            elif here := _HERE.search(command[-1]):
+                end = lines.index(here[2], at)
+                command += lines[at : end + 1]
+                at = end
+            else:
+                break
+            at += 1
+        yield Step("command", block.line + start, "\n".join(command))
+
+
+def steps(page: Path) -> list[Step]:
+    """What a reader of the page does here, in order."""
+    found: list[Step] = []
+    for block in blocks(page):
+        if not block.runs:
+            continue
+        if block.file is not None:
+            if not (ROOT / block.file).exists():
+                found.append(Step(block.file, block.line, block.text))
+        elif block.language == "console":
+            found += commands(block)
+        elif block.language == "python":
+            found.append(Step("python", block.line, block.text))
+    return found
+
+
+def runs_on_posix() -> bool:
+    """Whether there is a shell that the commands are written for."""
+    return os.name == "posix" and shutil.which("bash") is not None
