@@ -35,7 +35,7 @@ _EXAMPLES = "examples/"
 _RESULTS = "benchmarks/results"
 _FIGURES = "figures"
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
-_OPTIONS = re.compile(r"^<!-- options: ([a-z ]+) -->$", re.MULTILINE)
+_OPTIONS = re.compile(r"^<!-- options:([a-z ]*) -->$", re.MULTILINE)
 _CODE = re.compile(r"(^ *```.*?^ *```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 
 
