@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 from pathlib import Path
@@ -36,6 +37,7 @@ _RESULTS = "benchmarks/results"
 _FIGURES = "figures"
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 _OPTIONS = re.compile(r"^<!-- options:([a-z ]*) -->$", re.MULTILINE)
+_BARRED = re.compile(r"`([^`\n]*\\\|[^`\n]*)`")
 _CODE = re.compile(r"(^ *```.*?^ *```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 
 
@@ -58,12 +60,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
     """Turn links to the repository into links of the site, and comments into options."""
-    source = page.file.abs_src_path
-    assert source is not None
-    folder = Path(source).parent
     here = page.file.src_uri
+    folder = Path(page.file.abs_src_path or here).parent
 
     def link(match: re.Match[str]) -> str:
         target, _, anchor = match["target"].partition("#")
@@ -79,9 +79,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         text = match["text"]
         return text if "`" in text else f"{text} (`{path.relative_to(ROOT).as_posix()}`)"
 
+    markdown = _BARRED.sub(_barred, markdown)
     parts = _CODE.split(_OPTIONS.sub(lambda match: _options(match[1]), markdown))
     # A link whose text is code is one link: code spans are put back before links are looked for.
     return "".join(_linked(parts, link))
+
+
+def _barred(match: re.Match[str]) -> str:
+    """A code span of a table in which bars are escaped, which this Markdown would show with their backslashes."""
+    return f"<code>{html.escape(match[1]).replace(chr(92) + '|', '&#124;')}</code>"
 
 
 def _linked(parts: list[str], link: Any) -> list[str]:
@@ -139,24 +145,28 @@ def _options(name: str) -> str:
     context = click.Context(app, info_name="bitnet-onnx", max_content_width=100)
     command: click.Command = app
     for word in name.split():
-        assert isinstance(command, click.Group)
-        found = command.get_command(context, word)
+        found = command.get_command(context, word) if isinstance(command, click.Group) else None
         if found is None:
             raise PluginError(f"options: there is no command {name!r}")
         command = found
         context = click.Context(command, info_name=word, parent=context)
     lines = ["```text", command.get_usage(context).removeprefix("Usage: "), "```", ""]
-    records = [record for p in command.get_params(context) if (record := p.get_help_record(context)) is not None]
     lines += ["| option | meaning |", "|---|---|"]
-    lines += [f"| {_code(option)} | {_cell(meaning)} |" for option, meaning in records]
-    return "\n".join(lines) + "\n{ .options }\n"
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
+        if record is not None:
+            lines.append(f"| {_option(record[0])} | {_cell(record[1])} |")
+    return "\n".join(lines) + "\n"
 
 
-def _code(option: str) -> str:
-    return f"`{option.replace('|', chr(92) + '|')}`"
+def _option(record: str) -> str:
+    """The names of an option as code, and its value behind them."""
+    words = record.split(" ")
+    names = [word for word in words if word.startswith("-") or word == "/"]
+    value = " ".join(words[len(names) :]).removeprefix("[").removesuffix("]")
+    shown = f"<code>{' '.join(names)}</code>"
+    return shown if not value else f"{shown} {_cell(value.replace('|', ' | '))}"
 
 
 def _cell(text: str) -> str:
-    for character in "\\|<>*_[]":
-        text = text.replace(character, f"\\{character}")
-    return text
+    return "".join(f"&#{ord(character)};" if character in "\\|<>*_[]" else character for character in text)

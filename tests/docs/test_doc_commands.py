@@ -80,6 +80,4 @@ def changed_files() -> str | None:
     """What git finds changed; None where this is no clone."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         return None
-    return subprocess.run(
-        ["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    return subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -2,11 +2,11 @@
 
 A fenced block counts by its language and title:
 
-- `console`: lines that begin with `$ ` are commands. A command goes on in the next line behind a backslash, in lines that
-  begin with `> `, and to the end of a here-document. Other lines are output, and are not compared.
+- `console`: lines that begin with `$ ` are commands. A command goes on in the next line behind a backslash, in lines
+  that begin with `> `, and to the end of a here-document. Other lines are output, and are not compared.
 - `python`: a program of its own.
-- any language with the name of a file as its title: the file's text. One that the repository has must hold exactly these
-  lines somewhere; another is written where the page stands.
+- any language with the name of a file as its title: the file's text. One that the repository has must hold exactly
+  these lines somewhere; another is written when its turn comes.
 - a title that begins with "Needs ": run only where what it names is there (`REASONS`).
 """
 
@@ -39,7 +39,7 @@ def _has(program: str) -> Callable[[], bool]:
     return lambda: shutil.which(program) is not None
 
 
-#: Why a block may be left out, and whether it need not be here. What takes a person, a second machine or hours never runs.
+#: Why a block may be left out, and whether it runs here after all.
 REASONS: dict[str, Callable[[], bool]] = {
     "Needs a Mac": _never,
     "Needs Windows": _never,

@@ -53,7 +53,7 @@ def _check(line: str, extras: set[str]) -> None:
     except InvalidRequirement:
         sys.exit(f"pip install {line}: this is no requirement that a page may name")
     except PackageNotFoundError:
-        sys.exit(f"pip install: {line} is not installed here: add it to the group `test`, or title the block 'Needs ...'")
+        sys.exit(f"pip install: {line} is not installed here: add it to the group `test`, or say what the block needs")
     if not requirement.specifier.contains(found, prereleases=True):
         sys.exit(f"pip install: {line} does not take {found}, which is installed here")
 

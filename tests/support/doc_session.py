@@ -52,7 +52,8 @@ def lay_out(folder: Path) -> None:
         if entry.name in _SOURCES:
             (folder / entry.name).symlink_to(entry)
         elif entry.name == "examples":
-            shutil.copytree(entry, folder / entry.name, ignore=shutil.ignore_patterns("node_modules", ".build", "build"))
+            built = shutil.ignore_patterns("node_modules", ".build", "build")
+            shutil.copytree(entry, folder / entry.name, ignore=built)
         elif entry.is_file() and entry.name != ".git":
             shutil.copy(entry, folder / entry.name)
     (folder / ".venv").symlink_to(sys.prefix)
