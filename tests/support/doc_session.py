@@ -27,7 +27,10 @@ from doc_pages import ROOT, Step
 
 _SECONDS = 300
 _SOURCES = ("benchmarks", "bitnet_onnx", "converters", "custom_ops", "docs", "model_zoo", "runtime", "tests", "tools")
-_PORT = re.compile(r"(?<=:)80\d\d\b|(?<=--port )80\d\d\b|(?<=http\.server )80\d\d\b")
+_PORT = re.compile(r"(?<=:)80\d\d\b|(?<=--port )80\d\d\b")
+#: In a command that goes on in the background, where a port may stand anywhere; a comment may follow.
+_BACKGROUND = re.compile(r"(?<!&)&\s*(#.*)?$")
+_ANY_PORT = re.compile(r"\b80\d\d\b")
 _SERVE = re.compile(r"bitnet-onnx serve\b(?![^\n]*--port)")
 _TARGET = re.compile(r"^([a-z][a-z-]*):", re.MULTILINE)
 
@@ -131,23 +134,20 @@ def _environment(work: Path) -> dict[str, str]:
 def _script(steps: list[Step], work: Path) -> str:
     ports: dict[str, str] = {}
 
-    def moved(text: str) -> str:
-        def port(match: re.Match[str]) -> str:
-            return ports.setdefault(match[0], str(_free_port()))
-
-        return _PORT.sub(port, _SERVE.sub("bitnet-onnx serve --port 8000", text))
+    def port(match: re.Match[str]) -> str:
+        return ports.setdefault(match[0], str(_free_port()))
 
     lines = [_PRELUDE]
     for step in steps:
         lines.append(f"printf '%s' {step.line} > {shlex.quote(str(work / 'line'))}; printf '\\n@@%s\\n' {step.line}")
-        text = moved(step.text)
+        background = step.kind == "command" and _BACKGROUND.search(step.text) is not None
+        text = (_ANY_PORT if background else _PORT).sub(port, _SERVE.sub("bitnet-onnx serve --port 8000", step.text))
         if step.kind == "command":
             if made_by(text) is None:
                 lines.append(text)
-            # A comment may stand behind it.
-            if re.search(r"(?<!&)&\s*(#.*)?$", text):
-                served = next(iter(_PORT.findall(step.text)), "8000")
-                lines.append(f"answers {ports[served]} $!")
+            if background:
+                served = next(iter(_ANY_PORT.findall(step.text)), "8000")
+                lines.append(f"answers {ports.setdefault(served, str(_free_port()))} $!")
             continue
         kept = work / f"block-{step.line}"
         kept.write_text(text + "\n", "utf-8")
