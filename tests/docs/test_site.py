@@ -1,4 +1,4 @@
-"""The documentation as a site: it builds without a warning, its links arrive, and it asks no other host for anything."""
+"""The documentation as a site: it builds without a warning, its links arrive, no other host is asked for anything."""
 
 from __future__ import annotations
 
