@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from doc_pages import REASONS, ROOT, SHELLS, Block, blocks, commands, pages, runs_on_posix, steps
-from doc_session import made_by, run, targets
+from doc_session import made_by, programs, run, targets
 
 BLOCKS = [block for page in pages() for block in blocks(page)]
 LEFT_OUT = [block for block in BLOCKS if block.needs is not None]
@@ -31,6 +31,9 @@ def page_cases() -> list[object]:
 @pytest.mark.skipif(not runs_on_posix(), reason="the commands are written for a POSIX shell")
 @pytest.mark.parametrize("page", page_cases())
 def test_what_a_page_shows_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    for program in sorted(programs(steps(page))):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
     if request.node.get_closest_marker("zoo") is not None:
         request.getfixturevalue("zoo_model")
     before = changed_files()

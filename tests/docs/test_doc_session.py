@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from doc_pages import REASONS, Block, blocks, commands, runs_on_posix, steps
-from doc_session import made_by, run, targets
+from doc_pages import REASONS, Block, Step, blocks, commands, runs_on_posix, steps
+from doc_session import made_by, programs, run, targets
 
 SUPPORT = Path(__file__).resolve().parent.parent / "support"
 
@@ -119,6 +121,49 @@ def test_a_server_that_does_not_start_is_a_failure(page: Path, tmp_path: Path) -
     page.write_text("```console\n$ bitnet-onnx serve no-such-package &\n$ true\n```\n")
     with pytest.raises(AssertionError, match=r"page\.md:2: status 1(.|\n)*no-such-package: no such directory"):
         run("page.md", steps(page), tmp_path / "clone")
+
+
+def test_programs_of_others_are_found_where_a_command_begins() -> None:
+    texts = [
+        "cd examples/node && npm ci",
+        "CC=gcc cmake -S .",
+        "echo node curl",
+        "bitnet-onnx ops | node x.js",
+        "pip install cmake",
+    ]
+    assert [programs([Step("command", 1, text)]) for text in texts] == [{"npm"}, {"cmake"}, set(), {"node"}, set()]
+
+
+@posix
+def test_npm_ci_takes_what_is_unpacked_and_is_npm_otherwise(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = "{}"
+    kept = tmp_path / "cache" / "npm" / f"app-{hashlib.sha256(lock.encode()).hexdigest()[:16]}" / "node_modules"
+    kept.mkdir(parents=True)
+    (kept / "mark").write_text("there")
+    real = tmp_path / "real" / "npm"
+    real.parent.mkdir()
+    real.write_text('#!/bin/sh\necho "npm itself: $*"\n')
+    real.chmod(0o755)
+    monkeypatch.setenv("BITNET_ONNX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", f"{real.parent}:{os.environ['PATH']}")
+    page.write_text(
+        f"""```json title="app/package-lock.json"
+{lock}
+```
+
+```console
+$ printf '{lock}' > app/package-lock.json
+$ cd app && npm ci && cat node_modules/mark
+$ npm run build
+```
+"""
+    )
+    said = run("page.md", steps(page), tmp_path / "clone")
+    assert "there" in said
+    assert "npm itself: run build" in said
+    assert "npm itself: ci" not in said
 
 
 def test_make_is_told_apart_from_commands(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ What is not as on a reader's screen:
 - Ports 8000 to 8099 become free ones, also the one that `serve` takes when it is told none: pages run side by side.
 - A command that ends with `&` is waited for until its port answers, and ended with the page.
 - `make TARGET` is not run: continuous integration does that. It must be a target.
-- `pip install` of this project checks what it would install (`doc_pip.py`).
+- `pip install` checks what it would install (`doc_pip.py`), `npm ci` takes what is unpacked already (`doc_npm.py`).
 - `book.txt` and `held-out.txt` are the texts that pages let the reader bring.
 """
 
@@ -32,6 +32,7 @@ _PORT = re.compile(r"(?<=:)80\d\d\b|(?<=--port )80\d\d\b")
 _BACKGROUND = re.compile(r"(?<!&)&\s*(#.*)?$")
 _ANY_PORT = re.compile(r"\b80\d\d\b")
 _SERVE = re.compile(r"bitnet-onnx serve\b(?![^\n]*--port)")
+_PROGRAM = re.compile(r"(?:^|&& |\| |; )(?:\w+=\S+ )*(c\+\+|cc|cmake|curl|node|npm|pkg-config)(?= )", re.MULTILINE)
 _TARGET = re.compile(r"^([a-z][a-z-]*):", re.MULTILINE)
 
 _PRELUDE = """
@@ -57,7 +58,7 @@ def lay_out(folder: Path) -> None:
         elif entry.name == "examples":
             built = shutil.ignore_patterns("node_modules", ".build", "build")
             shutil.copytree(entry, folder / entry.name, ignore=built)
-        elif entry.is_file() and entry.name != ".git":
+        elif entry.is_file() and not entry.name.startswith("."):
             shutil.copy(entry, folder / entry.name)
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "book.txt").write_text(_prose("docs"), "utf-8")
@@ -85,6 +86,11 @@ def made_by(command: str) -> list[str] | None:
     return [word for word in words[1:] if "=" not in word]
 
 
+def programs(steps: list[Step]) -> set[str]:
+    """The programs of others that commands begin with, of those that a machine may lack."""
+    return {found for step in steps if step.kind == "command" for found in _PROGRAM.findall(step.text)}
+
+
 def run(page: str, steps: list[Step], folder: Path) -> str:
     """The output of all steps; fails with the place and the output of the first that does not end with status 0."""
     lay_out(folder)
@@ -92,9 +98,11 @@ def run(page: str, steps: list[Step], folder: Path) -> str:
     work.mkdir()
     (work / "bin").mkdir()
     (work / "tmp").mkdir()
-    pip = work / "bin" / "pip"
-    pip.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P "{Path(__file__).with_name("doc_pip.py")}" "$@"\n')
-    pip.chmod(0o755)
+    for name in ("pip", "npm"):
+        shim = work / "bin" / name
+        program = Path(__file__).with_name(f"doc_{name}.py")
+        shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P "{program}" "$@"\n')
+        shim.chmod(0o755)
     script, output = work / "script", work / "output"
     script.write_text(_script(steps, work), "utf-8")
     with output.open("wb") as log:
@@ -128,7 +136,8 @@ def run(page: str, steps: list[Step], folder: Path) -> str:
 
 def _environment(work: Path) -> dict[str, str]:
     path = os.pathsep.join((str(work / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
-    return os.environ | {"PATH": path, "TMPDIR": str(work / "tmp"), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+    own = {"PATH": path, "SHIMS": str(work / "bin"), "TMPDIR": str(work / "tmp"), "PYTHONUNBUFFERED": "1"}
+    return os.environ | own | {"NO_COLOR": "1"}
 
 
 def _script(steps: list[Step], work: Path) -> str:
