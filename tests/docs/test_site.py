@@ -176,7 +176,8 @@ def test_copied_commands_have_neither_prompts_nor_output(site: Path, tab: Page) 
 def test_pages_fit_a_phone_in_light_and_dark(site: Path, tab: Page, name: str, dark: bool) -> None:
     tab.run("try { localStorage.clear() } catch {}")
     tab.open((site / f"{name}.html").as_uri(), width=390, height=844, dark=dark)
-    assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+    tab.wait(f"document.body.getAttribute('data-md-color-scheme') == '{'slate' if dark else 'default'}'")
     background = tab.run("getComputedStyle(document.body).backgroundColor")
     brightness = sum(int(value) for value in re.findall(r"\d+", background)[:3])
     assert (brightness < 300) == dark, background
+    assert tab.run("document.documentElement.scrollWidth <= innerWidth")
