@@ -174,7 +174,10 @@ def test_copied_commands_have_neither_prompts_nor_output(site: Path, tab: Page) 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("name", ["index", "commands/convert", "api/index", "figures", "quality"])
 def test_pages_fit_a_phone_in_light_and_dark(site: Path, tab: Page, name: str, dark: bool) -> None:
+    # A page keeps what it showed last, and one that is still open would do so when the system's colours change.
     tab.run("try { localStorage.clear() } catch {}")
+    tab.call("Page.navigate", url="about:blank")
+    tab.wait("location.href == 'about:blank'")
     tab.open((site / f"{name}.html").as_uri(), width=390, height=844, dark=dark)
     tab.wait(f"document.body.getAttribute('data-md-color-scheme') == '{'slate' if dark else 'default'}'")
     background = tab.run("getComputedStyle(document.body).backgroundColor")
