@@ -80,7 +80,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return text if "`" in text else f"{text} (`{path.relative_to(ROOT).as_posix()}`)"
 
     markdown = _BARRED.sub(_barred, markdown)
-    parts = _CODE.split(_OPTIONS.sub(lambda match: _options(match[1]), markdown))
+    parts = _CODE.split(_OPTIONS.sub(lambda match: _options(match[1].strip()), markdown))
     # A link whose text is code is one link: code spans are put back before links are looked for.
     return "".join(_linked(parts, link))
 
