@@ -19,10 +19,14 @@ QUESTION := What is the capital of Japan?
 
 # What an editable install is made from: a change here means building again, Python sources do not.
 CXX_FILES := $(shell find custom_ops -name '*.cc' -o -name '*.h' -o -name '*.mm' -o -name '*.metal' | sort)
-BUILD_FILES := pyproject.toml $(wildcard CMakeLists.txt custom_ops/CMakeLists.txt) $(CXX_FILES)
+BUILD_FILES := pyproject.toml bitnet_onnx/__init__.py \
+	$(wildcard CMakeLists.txt custom_ops/include/* custom_ops/packaging/*) $(CXX_FILES)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+
+# Programs to copy from, and to test them with.
+EXAMPLE_FILES := $(wildcard examples/cpp/*.cc examples/cpp/*.h tests/examples/*.cc)
 
 .PHONY: help
 help: ## Show the targets
@@ -82,10 +86,14 @@ demo: $(VENV)/.stamp-install $(PACKAGE)/bitnet_onnx.json ## Fetch a small real m
 		$(BIN)/bitnet-onnx infer $(PACKAGE) --chat --prompt "$(QUESTION)"; \
 	fi
 
+# Processes that run tests; what a file's tests share is made once, so a file stays with one of them.
+JOBS ?= 2
+PARALLEL := $(if $(filter-out 0 1,$(JOBS)),-n $(JOBS) --dist loadfile)
+
 # -P keeps the repository's root off sys.path, where `import converters` would load a second copy.
 .PHONY: test
-test: $(VENV)/.stamp-test ## Run the tests; coverage of all source folders must be at least 90 %
-	$(BIN)/python -P -m pytest --cov --cov-report=term:skip-covered
+test: $(VENV)/.stamp-test ## Run the tests in JOBS processes (2); coverage of all source folders must be at least 90 %
+	$(BIN)/python -P -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered
 
 SECONDS ?= 60
 
@@ -104,13 +112,13 @@ lint: $(VENV)/.stamp-lint ## Check style, types, layers and C++ formatting
 	$(BIN)/python tools/lint_layers.py
 	$(BIN)/mypy
 	$(BIN)/mypy tools
-	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES))
+	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES) $(EXAMPLE_FILES))
 
 .PHONY: format
 format: $(VENV)/.stamp-lint ## Format Python and C++ in place
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
+	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES) $(EXAMPLE_FILES))
 
 .PHONY: parity
 parity: $(PARITY_VENV)/.stamp-parity ## Compare with torch and transformers, in an environment of their own
@@ -137,9 +145,13 @@ tiny: $(VENV)/.stamp-install ## Train the zoo's small ternary model again; it ta
 	$(BIN)/bitnet-onnx train model_zoo/recipes/bitnet-tiny.toml
 	$(BIN)/bitnet-onnx convert build/bitnet-tiny/model $(TINY) --overwrite
 
+$(VENV)/.stamp-wheel: $(VENV)/.stamp-venv pyproject.toml
+	$(BIN)/python -m pip install --quiet --group wheel
+	@touch $@
+
 .PHONY: wheel
-wheel: $(VENV)/.stamp-venv ## Build a wheel into dist/
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+wheel: $(VENV)/.stamp-wheel ## Build source distribution and wheel into dist/, and check them
+	$(BIN)/python -P tools/wheel.py dist
 
 .PHONY: clean
 clean: ## Remove what was built; keep the environments and converted models

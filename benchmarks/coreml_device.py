@@ -23,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_onnx.benchmarks.results import Report
-from bitnet_onnx.converters.coreml._model import DECODE, IDS, LOGITS, MASK, PREFILL
+from bitnet_onnx.converters.coreml._model import IDS, LOGITS, MASK
 from bitnet_onnx.errors import UnsupportedError
+from bitnet_onnx.evaluation.mil._subject import Functions
 from bitnet_onnx.evaluation.mil.interpreter import Interpreter
 from bitnet_onnx.evaluation.mil.package import Package, open_package
 from bitnet_onnx.evaluation.validation import made_up
@@ -85,12 +86,13 @@ class NumpyRunning:
 
     def __init__(self, interpreter: Interpreter) -> None:
         self._interpreter = interpreter
-        self._states = interpreter.states(function_of(interpreter.package, single=False))
+        self._functions = Functions.of(interpreter.package)
+        self._states = interpreter.states(self._functions.prefill)
         self._length = 0
 
     def read(self, ids: Sequence[int]) -> FloatArray:
         """See `Running`."""
-        function, inputs = function_of(self._interpreter.package, single=len(ids) == 1), call(ids, self._length)
+        function, inputs = self._functions.reading(len(ids)), call(ids, self._length)
         self._length += len(ids)
         run = self._interpreter.run(function, inputs, self._states)
         return np.asarray(run.outputs[LOGITS][0], np.float32)
@@ -107,15 +109,15 @@ class CoreMLRunning:
 
     def __init__(self, models: Mapping[str, Any], package: Package) -> None:
         self._models = models
-        self._package = package
-        self._state = models[function_of(package, single=False)].make_state()
+        self._functions = Functions.of(package)
+        self._state = models[self._functions.prefill].make_state()
         self._length = 0
 
     def read(self, ids: Sequence[int]) -> FloatArray:
         """See `Running`."""
         inputs = call(ids, self._length)
         self._length += len(ids)
-        model = self._models[function_of(self._package, single=len(ids) == 1)]
+        model = self._models[self._functions.reading(len(ids))]
         return np.asarray(model.predict(inputs, state=self._state)[LOGITS][0], np.float32)
 
 
@@ -138,12 +140,6 @@ def load_coreml(package: Package, unit: str) -> Start:
         for name in functions
     }
     return lambda: CoreMLRunning(models, package)
-
-
-def function_of(package: Package, *, single: bool) -> str:
-    """The function for one token or for more."""
-    name = DECODE if single else PREFILL
-    return name if name in package.program.functions else package.program.main
 
 
 def call(ids: Sequence[int], past: int) -> dict[str, npt.NDArray[Any]]:

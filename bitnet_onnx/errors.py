@@ -29,7 +29,9 @@ class PackageError(InputError):
 
 
 class OperatorError(BitnetOnnxError):
-    """The operator library is present but cannot be used."""
+    """The operator library, or another compiled one, is not there or cannot be used."""
+
+    exit_status = 2
 
 
 class ZooError(InputError):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-#: Version of the directory's layout and manifest, and of the layout of packed weights.
+#: Version of the directory's layout and manifest, and of the layout of packed weights; docs/versioning.md says what
+#: changes it. Packages from the oldest to this one are read.
 FORMAT_VERSION: Final = 2
-#: Domain and version of our operators.
+OLDEST_FORMAT_VERSION: Final = 2
+#: Domain and version of our operators; custom_ops/include/bitnet_ops.h.in has the same numbers for the library.
 OPERATOR_DOMAIN: Final = "bitnet"
 OPERATOR_VERSION: Final = 1
+OLDEST_OPERATOR_VERSION: Final = 1
 
 #: The file that makes a directory a package of ours.
 MANIFEST: Final = "bitnet_onnx.json"

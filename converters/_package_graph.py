@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from bitnet_onnx.converters.checkpoints._files import BinaryFile
 from bitnet_onnx.errors import BitnetOnnxError, PackageError
 from bitnet_onnx.json_input import shown
-from bitnet_onnx.package_format import MODEL_DATA, OPERATOR_DOMAIN
+from bitnet_onnx.package_format import MODEL_DATA, OLDEST_OPERATOR_VERSION, OPERATOR_DOMAIN, OPERATOR_VERSION
 from bitnet_onnx.quantized import ByteArray, FloatArray, Grid
 
 #: A hundred layers whose norms stand in the file take some 20 MB.
@@ -214,6 +214,12 @@ def _add_node(graph: PackageGraph, node: onnx.NodeProto, model: BinaryFile) -> N
         return
     values = {attribute.name: attribute.i for attribute in node.attribute}
     where = f"{model.path}: node {shown(node.name)}"
+    version = values.get("operator_version", 1)
+    if not OLDEST_OPERATOR_VERSION <= version <= OPERATOR_VERSION:
+        raise PackageError(
+            f"{where}: operator_version is {version}, this version of bitnet-onnx reads up to "
+            f"{OPERATOR_VERSION}; update bitnet-onnx"
+        )
     try:
         grid = Grid(values["bits"], values["zero_point"], values["group_size"])
         matrix = PackedMatrix(values["out_features"], values["in_features"], grid)

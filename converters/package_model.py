@@ -17,7 +17,8 @@ from bitnet_onnx.converters.onnx._head_layout import head_size
 from bitnet_onnx.decoder import MANIFEST_SIZES
 from bitnet_onnx.errors import PackageError
 from bitnet_onnx.json_input import load_object, shown
-from bitnet_onnx.package_format import CONFIG, FORMAT_VERSION, GENERATION_CONFIG, MANIFEST, MODEL, MODEL_DATA
+from bitnet_onnx.package_checks import check_versions
+from bitnet_onnx.package_format import CONFIG, GENERATION_CONFIG, MANIFEST, MODEL, MODEL_DATA
 
 _MAX_JSON: Final = 1 << 24
 _MAX_CONTEXT: Final = 1 << 26
@@ -37,12 +38,7 @@ def open_package(path: Path, *, context_length: int | None = None) -> Iterator[S
         CheckpointError: a link in it leads elsewhere, or its config.json is broken.
     """
     manifest = _object(path, MANIFEST)
-    version = manifest.get("format_version")
-    if isinstance(version, bool) or version != FORMAT_VERSION:
-        raise PackageError(
-            f"{path / MANIFEST}: format_version is {version!r:.40}, this version of bitnet-onnx reads "
-            f"{FORMAT_VERSION}; convert the checkpoint again or update bitnet-onnx"
-        )
+    check_versions(manifest, path / MANIFEST)
     fields = _object(path, CONFIG)
     config = Config(fields)
     described = _described(config, manifest, path, context_length)
@@ -110,12 +106,16 @@ def _name(manifest: Mapping[str, object], path: Path) -> str:
 def _file(path: Path, name: str) -> Path:
     found = member(path, name)
     if found is None:
-        raise PackageError(f"{path}: {shown(name)} is missing; convert the checkpoint again")
+        raise PackageError(
+            f"{path}: {shown(name)} is missing; copy the package's whole directory, or convert the checkpoint again"
+        )
     return found
 
 
 def _object(path: Path, name: str) -> dict[str, object]:
     data = read_small(path, name, max_bytes=_MAX_JSON)
     if data is None:
-        raise PackageError(f"{path}: {shown(name)} is missing; convert the checkpoint again")
+        raise PackageError(
+            f"{path}: {shown(name)} is missing; copy the package's whole directory, or convert the checkpoint again"
+        )
     return load_object(data, str(path / name), max_bytes=_MAX_JSON, error=PackageError)

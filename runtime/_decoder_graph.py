@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -11,9 +12,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from bitnet_onnx.errors import BitnetOnnxError, InputError, OperatorError, PackageError
-from bitnet_onnx.package_format import LOGITS_START
+from bitnet_onnx.package_format import LOGITS_START, MODEL_DATA
 from bitnet_onnx.runtime._native_errors import one_line
-from bitnet_onnx.runtime.devices import Device, open_session
+from bitnet_onnx.runtime.devices import Device, check_operators, open_session
 from bitnet_onnx.runtime.kv_scales import KvScales
 from bitnet_onnx.runtime.package import PackageInfo
 
@@ -52,7 +53,7 @@ class DecoderGraph:
 
     Raises:
         InputError: `threads`, `prefill_chunk` or `activation_bits` is impossible, or the scales are of another model.
-        OperatorError: the operator library cannot be loaded.
+        OperatorError: the operator library cannot be loaded, or does not run the package's version of the operators.
         PackageError: ONNX Runtime refuses the graph, or the graph is not what the manifest says.
         UnsupportedError: attention has a form that has no int8 cache.
     """
@@ -78,6 +79,8 @@ class DecoderGraph:
         fitting = _MAX_CHUNK_LOGITS_BYTES // (4 * self.architecture.vocab_size)
         self.chunk = prefill_chunk if self.restricts_logits else min(prefill_chunk, max(fitting, _MIN_CHUNK))
         self.cache_type: CacheType = np.dtype(np.float32) if kv_scales is None else np.dtype(np.int8)
+        if device.operator_library is not None:
+            check_operators(device.operator_library, package.operator_version, package.directory)
         options = _session_options(threads)
         source = self._derived(options, device, activation_bits, kv_scales)
         try:
@@ -85,7 +88,7 @@ class DecoderGraph:
         except OperatorError:
             raise
         except Exception as error:
-            raise PackageError(f"{self.path}: ONNX Runtime cannot open it: {one_line(error)}") from None
+            raise PackageError(_refusal(self.path, one_line(error))) from None
         self._check_interface()
         self._run_options = ort.RunOptions()
         self._run_options.log_severity_level = _LOG_SEVERITY
@@ -215,6 +218,13 @@ def bind_cache(session: ort.InferenceSession, buffers: Sequence[CacheArray]) -> 
         binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", value)
         binding.bind_ortvalue_output(f"present.{layer}.{part}", value)
     return binding
+
+
+def _refusal(path: Path, reason: str) -> str:
+    text = f"{path}: ONNX Runtime cannot open it: {reason}"
+    if "External initializer" in reason and "out of bounds" in reason:
+        text += f"; if {MODEL_DATA} was cut short, copy the package's whole directory again"
+    return text
 
 
 def _matches(found: Sequence[int | str | None], expected: tuple[int | None, ...]) -> bool:

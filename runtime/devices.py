@@ -15,7 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from bitnet_onnx.custom_ops import library_path, metal_library_path
+from bitnet_onnx.custom_ops import (
+    library_facts,
+    library_is_named,
+    library_path,
+    library_remedy,
+    metal_library_path,
+)
 from bitnet_onnx.errors import OperatorError
 from bitnet_onnx.runtime import _metal
 from bitnet_onnx.runtime._native_errors import one_line
@@ -69,12 +75,28 @@ def register_library(options: ort.SessionOptions, path: Path) -> None:
     """Registers the operator library with the sessions that `options` will open.
 
     Raises:
-        OperatorError: ONNX Runtime cannot load it, with the reason on one line.
+        OperatorError: it is for another platform or is another library, or ONNX Runtime cannot load it, with the reason
+            on one line.
     """
+    library_facts(path)
     try:
         options.register_custom_ops_library(str(path))
     except Exception as error:
         raise OperatorError(f"{path}: ONNX Runtime cannot load the operator library: {one_line(error)}") from None
+
+
+def check_operators(path: Path, needed: int, package: Path) -> None:
+    """Checks that the operator library in `path` runs the version of the operators that a package needs.
+
+    Raises:
+        OperatorError: it is too old or too new, or as `register_library`.
+    """
+    facts = library_facts(path)
+    if not facts.oldest_operator_version <= needed <= facts.operator_version:
+        raise OperatorError(
+            f"{package} needs version {needed} of the operators, and {path} (bitnet_ops {facts.version}) runs "
+            f"{facts.runs}: {library_remedy(path)}"
+        )
 
 
 @lru_cache(maxsize=1)
@@ -85,7 +107,7 @@ def auto_select_device() -> Device:
     `BITNET_ONNX_DEVICE` takes it: `cpu` or `metal`.
 
     Raises:
-        OperatorError: the variable asks for what is not there.
+        OperatorError: the variable asks for what is not there, or BITNET_ONNX_OPS_LIBRARY for what cannot be used.
     """
     wanted = os.environ.get(_VARIABLE, "")
     if wanted not in ("", "cpu", "metal"):
@@ -102,6 +124,8 @@ def auto_select_device() -> Device:
             register_library(ort.SessionOptions(), path)
             return Device("cpu" if metal is None else "metal", path, metal)
         except OperatorError as error:
+            if library_is_named():
+                raise
             reason = str(error)
     logger.warning(
         "%s: running on the function bodies, which is slower; install a wheel of bitnet-onnx, or reinstall "

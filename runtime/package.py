@@ -10,17 +10,16 @@ from typing import Any, Self
 import numpy as np
 
 from bitnet_onnx.errors import PackageError
+from bitnet_onnx.package_checks import check_versions, misplaced_package
 from bitnet_onnx.package_format import (
     CHAT_TEMPLATE,
     CONFIG,
     COREML_SUFFIX,
     ENGINE,
-    FORMAT_VERSION,
     GENERATION_CONFIG,
     MANIFEST,
     MODEL,
     MODEL_DATA,
-    OPERATOR_VERSION,
     TOKENIZER,
     TOKENIZER_CONFIG,
 )
@@ -69,11 +68,12 @@ _LIMITS = {
 class PackageInfo:
     """A package directory whose files exist and whose manifest was checked.
 
-    `eos_token_ids` are those of generation_config.json, `special_tokens` the named ones (bos_token, ...) of
-    tokenizer_config.json.
+    `operator_version` is the oldest version of our operators that runs it, `eos_token_ids` are those of
+    generation_config.json, `special_tokens` the named ones (bos_token, ...) of tokenizer_config.json.
     """
 
     directory: Path
+    operator_version: int
     architecture: Architecture
     eos_token_ids: tuple[int, ...]
     special_tokens: Mapping[str, str]
@@ -105,6 +105,8 @@ class PackageInfo:
                 the directory, or contradicts itself.
         """
         directory = Path(path)
+        if misplaced := misplaced_package(directory):
+            raise PackageError(misplaced)
         if not directory.is_dir():
             raise PackageError(f"{directory}: no such directory")
         if directory.suffix == COREML_SUFFIX:
@@ -118,11 +120,12 @@ class PackageInfo:
                 f"convert a checkpoint first with `bitnet-onnx convert SRC OUT`"
             )
         _check_files(directory)
-        architecture = _read_manifest(directory / MANIFEST)
+        operator_version, architecture = _read_manifest(directory / MANIFEST)
         tokenizer_config = directory / TOKENIZER_CONFIG
         config = read_object(tokenizer_config)
         return cls(
             directory=directory,
+            operator_version=operator_version,
             architecture=architecture,
             eos_token_ids=_read_eos_ids(directory / GENERATION_CONFIG, architecture.vocab_size),
             special_tokens=special_tokens_of(config, tokenizer_config),
@@ -136,7 +139,10 @@ def _check_files(directory: Path) -> None:
     for name in (MANIFEST, *_REQUIRED):
         path = directory / name
         if not path.is_file():
-            raise PackageError(f"{directory}: {name} is missing or not a regular file; convert the checkpoint again")
+            raise PackageError(
+                f"{directory}: {name} is missing or not a regular file; copy the package's whole directory, or convert "
+                f"the checkpoint again"
+            )
         if not path.resolve().is_relative_to(root):
             raise PackageError(f"{path}: a link that leaves the package ({path.resolve()}); copy the file instead")
     engine = directory / ENGINE
@@ -152,21 +158,9 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _read_manifest(path: Path) -> Architecture:
+def _read_manifest(path: Path) -> tuple[int, Architecture]:
     manifest = read_object(path)
-    version = manifest.get("format_version")
-    if not _is_int(version) or version != FORMAT_VERSION:
-        raise PackageError(
-            f"{path}: format_version is {version!r:.40}, this version of bitnet-onnx reads {FORMAT_VERSION}; "
-            f"convert the checkpoint again or update bitnet-onnx"
-        )
-    operator = manifest.get("operator")
-    operator_version = operator.get("version") if isinstance(operator, dict) else None
-    if not _is_int(operator_version) or operator_version != OPERATOR_VERSION:
-        raise PackageError(
-            f"{path}: operator version is {operator_version!r:.40}, this version of bitnet-onnx runs "
-            f"{OPERATOR_VERSION}; convert the checkpoint again or update bitnet-onnx"
-        )
+    operator_version = check_versions(manifest, path)
     fields = manifest.get("architecture")
     if not isinstance(fields, dict):
         raise PackageError(f"{path}: no object `architecture`; convert the checkpoint again")
@@ -182,7 +176,7 @@ def _read_manifest(path: Path) -> Architecture:
             f"{path}: architecture asks for {architecture.cache_bytes_per_token} bytes of cache a token, "
             f"above the limit of {_MAX_CACHE_BYTES_PER_TOKEN}"
         )
-    return architecture
+    return operator_version, architecture
 
 
 def _read_eos_ids(path: Path, vocab_size: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from shared import alone, made_once
 from tiny_models import TINY, write_checkpoint
 
 from bitnet_onnx.converters import convert
@@ -39,10 +40,11 @@ def _log_put_back() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def zoo_model() -> Path:
+def zoo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The GGUF of SmolLM2-135M-Instruct; without a network the test is skipped, in CI it fails."""
     try:
-        return resolve(ZOO_NAME)
+        with alone(tmp_path_factory, "zoo-model"):
+            return resolve(ZOO_NAME)
     except ZooError as error:
         if os.environ.get("CI") == "true":
             pytest.fail(f"the zoo's model is not to be had: {error}")
@@ -52,9 +54,7 @@ def zoo_model() -> Path:
 @pytest.fixture(scope="session")
 def zoo_package(zoo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default conversion of SmolLM2-135M-Instruct."""
-    package = tmp_path_factory.mktemp("zoo") / "package"
-    convert(zoo_model, package)
-    return package
+    return made_once(tmp_path_factory, "zoo-package", lambda package: convert(zoo_model, package))
 
 
 @pytest.fixture(scope="session")

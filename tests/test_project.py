@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import bitnet_onnx
+from bitnet_onnx.custom_ops import library_version
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
@@ -32,9 +34,56 @@ FOLDERS = {
 }
 
 
-def test_the_version_is_told_once() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    assert bitnet_onnx.__version__ == project["version"]
+VERSION_SOURCE = ROOT / "bitnet_onnx" / "__init__.py"
+
+
+def test_the_version_stands_in_one_place() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert pyproject["project"]["dynamic"] == ["version"]
+    assert pyproject["tool"]["scikit-build"]["metadata"]["version"]["input"] == "bitnet_onnx/__init__.py"
+    assert bitnet_onnx.__version__ in VERSION_SOURCE.read_text("utf-8")
+    assert bitnet_onnx.__version__ not in (ROOT / "CMakeLists.txt").read_text("utf-8")
+
+
+def test_the_installed_package_and_its_library_have_that_version() -> None:
+    assert importlib.metadata.version("bitnet-onnx") == bitnet_onnx.__version__
+    library = library_version()
+    if library is None:
+        pytest.skip("no operator library: built without a compiler")
+    assert library.partition(" ")[0] == bitnet_onnx.__version__
+
+
+@pytest.mark.parametrize(
+    ("version", "numbers"), [("3.14.15", ["3", "14", "15"]), ("2.0.0rc1", ["2", "0", "0"]), ("two", None)]
+)
+def test_cmake_reads_the_version_from_its_place(tmp_path: Path, version: str, numbers: list[str] | None) -> None:
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    (tmp_path / "bitnet_onnx").mkdir()
+    (tmp_path / "bitnet_onnx" / "__init__.py").write_text(f'__version__ = "{version}"\n', "utf-8")
+    text = (ROOT / "CMakeLists.txt").read_text("utf-8")
+    begin = text[: text.index("option(")]
+    names = ["BITNET_OPS_VERSION", *(f"BITNET_OPS_VERSION_{part}" for part in ("MAJOR", "MINOR", "PATCH"))]
+    shown = "".join(f'message(STATUS "is ${{{name}}}")\n' for name in names)
+    (tmp_path / "CMakeLists.txt").write_text(begin + shown, "utf-8")
+    run = subprocess.run(["cmake", "-S", tmp_path, "-B", tmp_path / "b"], capture_output=True, text=True, check=False)
+    assert (run.returncode == 0) == (numbers is not None), run.stderr
+    assert re.findall(r"^-- is (.*)$", run.stdout, re.MULTILINE) == ([version, *numbers] if numbers else [])
+    assert numbers or "has no line like" in run.stderr
+
+
+def test_the_changelog_has_a_heading_for_the_version() -> None:
+    """What keepachangelog.com asks for: newest first, dated, and each group under one of six names."""
+    lines = (ROOT / "CHANGELOG.md").read_text("utf-8").splitlines()
+    headings = [line for line in lines if line.startswith("## ")]
+    assert headings[0] == "## [Unreleased]"
+    released = [re.fullmatch(r"## \[(\d+\.\d+\.\d+\S*)\] - \d{4}-\d\d-\d\d", line) for line in headings[1:]]
+    assert all(released)
+    versions = [match[1] for match in released if match]
+    # A released version may be in the source until the next one is begun; an unreleased one has no heading yet.
+    assert not versions or bitnet_onnx.__version__ == versions[0] or bitnet_onnx.__version__ not in versions
+    groups = {line for line in lines if line.startswith("### ")}
+    assert groups <= {f"### {name}" for name in ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")}
 
 
 def test_the_top_level_is_fixed() -> None:

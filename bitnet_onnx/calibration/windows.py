@@ -71,7 +71,7 @@ def _window(path: Path, start: int, size: int, tokenizer: TextTokenizer, length:
     reach = length * _BYTES_A_TOKEN
     while True:
         begin = max(0, min(start, size - reach))
-        with _opened(path) as file:
+        with opened(path) as file:
             file.seek(begin)
             data = file.read(reach)
         ids = tokenizer.encode(_text(path, data, begin, begin + len(data) == size), parse_special=False, add_bos=True)
@@ -111,7 +111,12 @@ def text_size(path: Path) -> int:
     return path.stat().st_size
 
 
-def _opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> BinaryIO:
+    """A text, to be read.
+
+    Raises:
+        InputError: it cannot be.
+    """
     try:
         return path.open("rb")
     except OSError as error:

@@ -18,7 +18,7 @@ from bitnet_onnx.package_format import ENGINE, LOGITS_START, MODEL
 from bitnet_onnx.quantized import FloatArray
 from bitnet_onnx.runtime import Device, PackageInfo
 from bitnet_onnx.runtime._native_errors import one_line
-from bitnet_onnx.runtime.devices import register_library
+from bitnet_onnx.runtime.devices import check_operators, register_library
 
 #: What ONNX Runtime says below is said again by our exceptions.
 _LOG_SEVERITY = 4
@@ -60,6 +60,7 @@ class PackageSession:
         options = ort.SessionOptions()
         options.log_severity_level = _LOG_SEVERITY
         if device.operator_library is not None:
+            check_operators(device.operator_library, package.operator_version, package.directory)
             register_library(options, device.operator_library)
         # The graph is changed in memory only; its data stays where it is.
         options.add_session_config_entry(_EXTERNAL_FOLDER, str(package.directory.resolve()))

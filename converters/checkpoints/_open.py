@@ -10,8 +10,9 @@ from bitnet_onnx.converters.checkpoints._gguf_shards import one_model
 from bitnet_onnx.converters.checkpoints._types import I2_S_LAYOUTS
 from bitnet_onnx.converters.checkpoints.gguf import GgufCheckpoint
 from bitnet_onnx.converters.checkpoints.huggingface import INDEX, SINGLE, HuggingFaceCheckpoint
-from bitnet_onnx.errors import CheckpointError, InputError, UnsupportedError
+from bitnet_onnx.errors import CheckpointError, InputError, PackageError, UnsupportedError
 from bitnet_onnx.json_input import shown
+from bitnet_onnx.package_checks import misplaced_package
 from bitnet_onnx.package_format import COREML_SUFFIX
 
 # Formats that execute code when they are loaded, or that nothing here reads.
@@ -30,6 +31,7 @@ def open_checkpoint(path: Path, *, i2s_layout: str | None = None) -> Checkpoint:
     Raises:
         InputError: the path does not exist, or there is no such layout.
         CheckpointError: the checkpoint is broken or contradicts itself.
+        PackageError: it is a part of one of our packages, or one whose other files are missing.
         UnsupportedError: a format or type that is not read.
     """
     if i2s_layout is not None and i2s_layout not in I2_S_LAYOUTS:
@@ -46,6 +48,8 @@ def open_checkpoint(path: Path, *, i2s_layout: str | None = None) -> Checkpoint:
         raise UnsupportedError(_pickle_message(path.parent, path.name))
     if path.suffix.lower() == ".safetensors":
         raise InputError(f"{path}: give the directory that holds this file and its config.json")
+    if misplaced := misplaced_package(path):
+        raise PackageError(misplaced)
     raise UnsupportedError(f"{path}: not a checkpoint; give a Hugging Face directory or a .gguf file")
 
 
@@ -61,6 +65,8 @@ def _open_directory(directory: Path, i2s_layout: str | None) -> Checkpoint:
     for name in names:
         if name.lower().endswith(_REFUSED):
             raise UnsupportedError(_pickle_message(directory, name))
+    if misplaced := misplaced_package(directory):
+        raise PackageError(misplaced)
     raise CheckpointError(f"{directory}: there is neither {SINGLE}, nor {INDEX}, nor a .gguf file")
 
 

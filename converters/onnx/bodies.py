@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import onnx_ir as ir
@@ -25,6 +26,8 @@ OPSET: Final = 21
 EMBEDDING_ATTRIBUTES: Final = ("in_features", "out_features", "bits", "zero_point", "group_size")
 LINEAR_ATTRIBUTES: Final = (*EMBEDDING_ATTRIBUTES, "activation_bits", "epsilon")
 MICROSOFT: Final = "com.microsoft"
+#: Bodies that a process keeps: to trace one takes longer than to write a tiny model.
+_KEPT: Final = 256
 
 
 class Fallback(enum.StrEnum):
@@ -69,8 +72,9 @@ class Variant:
         return "_".join([*parts, str(self.fallback)])
 
 
+@lru_cache(_KEPT)
 def bitlinear_body(variant: Variant) -> ir.Function:
-    """The body of `bitnet::BitLinear` for one variant."""
+    """The body of `bitnet::BitLinear` for one variant; models share it, so nobody may change it."""
     at = variant.attributes
     # An input that the node leaves out is left out of the body too; a trailing one is not declared at all.
     names = ["X", "W", "scale", "norm_weight" if variant.has_norm else None, "bias" if variant.has_bias else None]
@@ -98,6 +102,7 @@ def bitlinear_body(variant: Variant) -> ir.Function:
     return traced_function("BitLinear", trace, names, variant.overload, LINEAR_ATTRIBUTES)
 
 
+@lru_cache(_KEPT)
 def bit_embedding_body(attributes: BitLinearAttributes, per_tensor: bool) -> ir.Function:
     """The body of `bitnet::BitEmbedding`.
 

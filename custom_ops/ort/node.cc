@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "bitnet_ops.h"
+
 namespace bitnet::ort {
 namespace {
 
@@ -86,6 +88,19 @@ Node::Node(const Api& api, const KernelInfo& info, const char* op) : api_(api), 
     Check(api, api.KernelInfo_GetNodeName(&info, name.data(), &size));
     name.resize(size - 1);  // without the terminating zero
     label_ += " '" + name + "'";
+  }
+  // The runtime hands a node to any registered version of its operator, whatever the model imports: so the node
+  // says which it needs.
+  constexpr int64_t kOldest = BITNET_OPS_OLDEST_OPERATOR_VERSION, kNewest = BITNET_OPS_OPERATOR_VERSION;
+  const int64_t needed = Int("operator_version", 1);
+  if (needed < kOldest || needed > kNewest) {
+    std::string runs = "version " + std::to_string(kNewest);
+    if (kOldest != kNewest) {
+      runs = "versions " + std::to_string(kOldest) + " to " + std::to_string(kNewest);
+    }
+    Fail("operator_version is " + std::to_string(needed) + ", and bitnet_ops " BITNET_OPS_VERSION " runs " +
+         runs + ": register the library of " + (needed > kNewest ? "a newer" : "an older") +
+         " bitnet-onnx, or none, for the model's function bodies");
   }
 }
 

@@ -4,13 +4,9 @@
 #include <utility>
 #include <vector>
 
+#define BITNET_OPS_BUILD
+#include "bitnet_ops.h"
 #include "ort/node.h"
-
-#if defined(_WIN32)
-#define BITNET_EXPORT extern "C" __declspec(dllexport)
-#else
-#define BITNET_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
 
 namespace bitnet::ort {
 namespace {
@@ -42,16 +38,20 @@ CustomOpDomain* DomainOf(const Api& api) {
 // The choice of kernels; its warning is printed by the first caller only.
 const Choice& AnnouncedChoice() {
   const Choice& choice = ChosenKernels();
-  static std::once_flag warned;
-  std::call_once(warned, [&choice] {
+  [[maybe_unused]] static const bool announced = [&choice] {
     if (!choice.warning.empty()) {
       std::fprintf(stderr, "%s\n", choice.warning.c_str());  // no session and so no logger exists yet
     }
-  });
+    return true;
+  }();
   return choice;
 }
 
 void Register(const Api& api, SessionOptions* options) {
+  if (options == nullptr) {
+    throw std::runtime_error(
+        "RegisterCustomOps: options is NULL; give it the session options to add the operators to");
+  }
   const Choice& choice = AnnouncedChoice();
   if (choice.kernels == nullptr) {
     throw std::runtime_error(choice.error);
@@ -68,24 +68,24 @@ void Register(const Api& api, SessionOptions* options) {
 }  // namespace
 }  // namespace bitnet::ort
 
-BITNET_EXPORT bitnet::ort::Status* BITNET_ORT_CALL RegisterCustomOps(bitnet::ort::SessionOptions* options,
-                                                                     const bitnet::ort::ApiBase* base) {
-  using bitnet::ort::Guard;
-  const bitnet::ort::Api* api = base->GetApi(bitnet::ort::kApiVersion);
-  if (api == nullptr) {
-    const bitnet::ort::Api* oldest = base->GetApi(1);
-    return oldest == nullptr ? nullptr
-                             : oldest->CreateStatus(bitnet::ort::kFail,
-                                                    "bitnet-onnx operators need ONNX Runtime 1.21 or later");
+// The header's types are those of the runtime, and opaque like ours.
+struct OrtStatus* BITNET_OPS_CALL RegisterCustomOps(struct OrtSessionOptions* options,
+                                                    const struct OrtApiBase* api_base) {
+  using namespace bitnet::ort;
+  const auto* base = reinterpret_cast<const ApiBase*>(api_base);
+  const Api* api = base->GetApi(kApiVersion);
+  Status* status = nullptr;
+  if (api != nullptr) {
+    status = Guard(*api, [&] { Register(*api, reinterpret_cast<SessionOptions*>(options)); });
+  } else if (const Api* oldest = base->GetApi(1)) {
+    status = oldest->CreateStatus(kFail, "bitnet-onnx operators need ONNX Runtime 1.21 or later");
   }
-  return Guard(*api, [&] { bitnet::ort::Register(*api, options); });
+  return reinterpret_cast<struct OrtStatus*>(status);
 }
 
-// Version of the library, as in the Python package.
-BITNET_EXPORT const char* BitnetOpsVersion() { return BITNET_OPS_VERSION; }
+const char* BitnetOpsVersion() { return BITNET_OPS_VERSION; }
 
-// Name of the instruction set in use; empty when BITNET_ONNX_ISA cannot be honoured.
-BITNET_EXPORT const char* BitnetOpsIsa() {
+const char* BitnetOpsIsa() {
   try {
     const bitnet::Choice& choice = bitnet::ort::AnnouncedChoice();
     return choice.kernels == nullptr ? "" : choice.kernels->isa;
@@ -93,3 +93,7 @@ BITNET_EXPORT const char* BitnetOpsIsa() {
     return "";
   }
 }
+
+int BitnetOpsOperatorVersion() { return BITNET_OPS_OPERATOR_VERSION; }
+
+int BitnetOpsOldestOperatorVersion() { return BITNET_OPS_OLDEST_OPERATOR_VERSION; }

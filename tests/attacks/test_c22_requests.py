@@ -248,9 +248,9 @@ def test_a_large_wrong_body_costs_little(package: Path) -> None:
         for body in bodies:
             data = json.dumps(body).encode()
             tracemalloc.start()
-            started = time.perf_counter()
+            started = time.process_time()
             response = post(server, data, TEXT if "prompt" in body else CHAT)
-            seconds = time.perf_counter() - started
+            seconds = time.process_time() - started
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
             refusal(response, 400)

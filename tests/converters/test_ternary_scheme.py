@@ -136,7 +136,7 @@ def test_other_regular_expressions_are_refused_by_name(entry: str) -> None:
 
 
 def test_hostile_lists_take_no_time() -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(UnsupportedError, match=f"the limit is {MAX_CHARACTERS}"):
         ModulePatterns(["x"] * (MAX_CHARACTERS // 2 + 1), "list")
     with pytest.raises(UnsupportedError, match=f"the limit is {MAX_REPEATING}"):
@@ -145,4 +145,4 @@ def test_hostile_lists_take_no_time() -> None:
     slow = ModulePatterns(["a*" * 90 + "b", ".*a" * 20 + "c"], "list")
     for length in (100, 400):
         assert not slow.match("a" * length)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5

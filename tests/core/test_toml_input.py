@@ -52,9 +52,9 @@ def test_the_most_dots_that_fit_take_little_time(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     line = ".".join(["a"] * 64)
     path.write_text("".join(f"{line}.b{index} = 1\n" for index in range(7000)))
-    begun = time.perf_counter()
+    begun = time.process_time()
     load_toml(path, max_bytes=1 << 20)
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10
 
 
 def test_comments_may_have_dots(tmp_path: Path) -> None:

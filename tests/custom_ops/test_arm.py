@@ -1,68 +1,54 @@
-"""The Arm kernels, cross-compiled and run under qemu-user on processors with and without their instructions."""
+"""The library for 64-bit Arm Linux, built by its preset and run under qemu-user: its kernels on processors with and
+without their instructions, and a whole model in a real ONNX Runtime."""
 
 from __future__ import annotations
 
-import os
-import shutil
+import importlib.metadata
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+from arm_build import LIBRARIES, ROOT, build, emulate
 
-ROOT = Path(__file__).parents[2]
-COMPILER = "aarch64-linux-gnu-g++"
-EMULATOR = "qemu-aarch64"
-LIBRARIES = Path("/usr/aarch64-linux-gnu")
+import bitnet_onnx
+from bitnet_onnx.runtime import SamplingParameters
 
 # The processor that qemu plays, and the kernels that it should choose.
 PROCESSORS = {"cortex-a53": "neon", "cortex-a76": "dotprod", "max": "i8mm"}
 
-
-def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(part) for part in command],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+TINY = ROOT / "model_zoo/packages/bitnet-tiny"
+PROMPT = "In the beginning"
+STEPS = 32
+# ONNX Runtime reads these to see on what it runs; those of an x86 machine make it crash.
+SYSTEM_FILES = {
+    "proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd atomics fphp asimdhp asimddp i8mm\n"
+    "CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\nCPU part\t: 0xd0b\nCPU revision\t: 0\n",
+    "sys/devices/system/cpu/online": "0\n",
+    "sys/devices/system/cpu/possible": "0\n",
+    "sys/devices/system/cpu/present": "0\n",
+}
 
 
 @pytest.fixture(scope="module")
-def kernel_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def arm_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library, its kernels' tests and the program that decodes, for 64-bit Arm Linux."""
+    folder = tmp_path_factory.mktemp("arm")
+    build(folder, "bitnet_kernel_tests", "bitnet_ops", "bitnet_decode")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kernel_tests(arm_build: Path) -> Path:
     """The C++ tests of the kernels as a program for 64-bit Arm."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    for tool in ("cmake", COMPILER, EMULATOR):
-        if shutil.which(tool, path=path) is None:
-            pytest.skip(f"{tool} is not installed: Debian's packages are cmake, g++-aarch64-linux-gnu and qemu-user")
-    cmake = str(shutil.which("cmake", path=path))
-    build = tmp_path_factory.mktemp("arm")
-    options = [
-        "-DCMAKE_SYSTEM_NAME=Linux",
-        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
-        f"-DCMAKE_CXX_COMPILER={COMPILER}",
-        "-DCMAKE_CXX_FLAGS=-Werror",
-        "-DCMAKE_BUILD_TYPE=Release",
-        "-DBITNET_OPS_BUILD_TESTS=ON",
-    ]
-    # Options of the native build must not reach the cross compiler.
-    native = dict.fromkeys(("CFLAGS", "CXXFLAGS", "LDFLAGS"), "")
-    configured = run(cmake, "-S", ROOT, "-B", build, *options, **native)
-    assert configured.returncode == 0, configured.stderr
-    built = run(cmake, "--build", build, "--parallel", "2", "--target", "bitnet_kernel_tests")
-    assert built.returncode == 0, built.stdout + built.stderr
-    return build / "bitnet_kernel_tests"
-
-
-def emulate(program: Path, processor: str, isa: str) -> subprocess.CompletedProcess[str]:
-    return run(EMULATOR, "-cpu", processor, "-L", LIBRARIES, program, BITNET_ONNX_ISA=isa)
+    return arm_build / "bitnet_kernel_tests"
 
 
 @pytest.mark.parametrize("isa", ["neon", "dotprod", "i8mm"])
 def test_kernels_equal_the_scalar_twin(no_library, kernel_tests: Path, isa: str) -> None:
-    tested = emulate(kernel_tests, "max", isa)
+    tested = emulate(kernel_tests, BITNET_ONNX_ISA=isa)
     assert tested.returncode == 0, tested.stdout + tested.stderr
     assert f"{isa} kernels: 0 failures" in tested.stdout
 
@@ -71,12 +57,66 @@ def test_kernels_equal_the_scalar_twin(no_library, kernel_tests: Path, isa: str)
 def test_the_best_kernels_of_the_processor_are_chosen(
     no_library, kernel_tests: Path, processor: str, chosen: str
 ) -> None:
-    listed = run(EMULATOR, "-cpu", processor, "-L", LIBRARIES, kernel_tests, "--choice", BITNET_ONNX_ISA="")
+    listed = emulate(kernel_tests, "--choice", processor=processor, BITNET_ONNX_ISA="")
     assert listed.returncode == 0, listed.stdout + listed.stderr
     assert listed.stdout.split() == ["chosen:", chosen]
 
 
 def test_kernels_that_the_processor_cannot_run_are_refused(no_library, kernel_tests: Path) -> None:
-    refused = emulate(kernel_tests, "cortex-a53", "dotprod")
+    refused = emulate(kernel_tests, processor="cortex-a53", BITNET_ONNX_ISA="dotprod")
     assert refused.returncode != 0
     assert "BITNET_ONNX_ISA is 'dotprod', which this processor does not have" in refused.stdout
+
+
+@pytest.fixture(scope="module")
+def arm_root(arm_build: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the C library of Arm, the files that tell the processor and, in `ort.so`, ONNX Runtime."""
+    root = tmp_path_factory.mktemp("arm_root")
+    (root / "lib").symlink_to(LIBRARIES / "lib")
+    for name, text in SYSTEM_FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, "ascii")
+    requirement = f"onnxruntime=={importlib.metadata.version('onnxruntime')}"
+    # pip does not take an older tag for a newer platform.
+    platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (27, 28, 34)]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", *platforms]
+    fetched = subprocess.run([*command, f"--dest={root}", requirement], capture_output=True, text=True, timeout=300)
+    if fetched.returncode != 0:
+        pytest.skip(f"{requirement} for 64-bit Arm is not to be had: {fetched.stderr.strip()[-200:]}")
+    (wheel,) = root.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        member = next(name for name in archive.namelist() if re.search(r"/libonnxruntime\.so\.[0-9.]+$", name))
+        (root / "ort.so").write_bytes(archive.read(member))
+    wheel.unlink()
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected() -> tuple[list[int], list[int]]:
+    """The ids of the prompt, and what this machine's ONNX Runtime continues it with."""
+    model = bitnet_onnx.load(TINY)
+    answer = model.generate(PROMPT, SamplingParameters(max_new_tokens=STEPS, temperature=0.0))
+    return model.encode(PROMPT), list(answer.ids)
+
+
+def decode(program: Path, root: Path, operators: str | Path, ids: list[int]) -> list[int]:
+    arguments = [root / "ort.so", TINY / "model.onnx", operators, str(STEPS), *map(str, ids)]
+    ran = emulate(program, *arguments, root=root, ORT_DISABLE_TELEMETRY="1", BITNET_ONNX_ISA="")
+    assert ran.returncode == 0, ran.stderr
+    return [int(token) for token in ran.stdout.split()]
+
+
+def test_the_arm_library_gives_the_tokens_of_this_machine(
+    arm_build: Path, arm_root: Path, expected: tuple[list[int], list[int]]
+) -> None:
+    ids, tokens = expected
+    assert len(tokens) == STEPS
+    assert decode(arm_build / "bitnet_decode", arm_root, arm_build / "libbitnet_ops.so", ids) == tokens
+
+
+def test_the_static_library_gives_them_too(
+    arm_build: Path, arm_root: Path, expected: tuple[list[int], list[int]]
+) -> None:
+    build(arm_build, "bitnet_decode", static=True)
+    ids, tokens = expected
+    assert decode(arm_build / "bitnet_decode", arm_root, "linked", ids) == tokens

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+from foreign_libraries import AARCH64, X86_64, elf
 
 import bitnet_onnx.custom_ops as ops
 from bitnet_onnx.errors import OperatorError
@@ -45,5 +47,15 @@ def test_variable_names_nothing(folder, monkeypatch) -> None:
 
 def test_file_that_is_no_library(folder) -> None:
     (folder / NAME).write_bytes(b"not a library")
-    with pytest.raises(OperatorError, match="cannot be used"):
+    with pytest.raises(OperatorError, match="is not a shared library"):
+        ops.library_version()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the file is made as for Linux")
+def test_a_library_that_the_loader_refuses(folder) -> None:
+    machine = {"x86_64": X86_64, "aarch64": AARCH64}.get(os.uname().machine)
+    if machine is None:
+        pytest.skip("no such file is made for this processor")
+    (folder / NAME).write_bytes(elf(machine))
+    with pytest.raises(OperatorError, match=rf"{NAME} cannot be loaded: .*; reinstall bitnet-onnx"):
         ops.library_version()

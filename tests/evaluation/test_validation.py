@@ -404,7 +404,7 @@ def test_a_package_that_may_not_be_written(package: Path, check: Callable[..., V
 def test_hidden_states_are_found_in_every_graph(placement: NormPlacement, norm: Norm, tmp_path: Path) -> None:
     spec = SPECS[f"norms: {placement}, {norm}"]
     sizes = spec.num_hidden_layers, spec.num_key_value_heads, spec.head_dim, spec.vocab_size, spec.context_length
-    info = PackageInfo(write(tmp_path, spec), Architecture(*sizes), (), {}, False, None)
+    info = PackageInfo(write(tmp_path, spec), 1, Architecture(*sizes), (), {}, False, None)
     ids, tensors = (3, 1, 4, 1, 5), RandomDecoder(spec)
     rule = PolicyRule(tensors, POLICIES["float32"])
     (expected,) = forward(spec, tensors, rule, [Prompt(ids)], layers=(0, 1))

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from metal_emulation import CLANG, Emulation, build
+from shared import alone
 
 
 @pytest.fixture(scope="session")
@@ -19,9 +20,10 @@ def clang() -> str:
 
 
 @pytest.fixture(scope="session")
-def opened(clang: str) -> Emulation:
-    """The device with the shaders as they are."""
-    return Emulation.open(build())
+def opened(clang: str, tmp_path_factory: pytest.TempPathFactory) -> Emulation:
+    """The device with the shaders as they are; whatever else is built goes on from their objects."""
+    with alone(tmp_path_factory, "metal-emulation"):
+        return Emulation.open(build())
 
 
 @pytest.fixture(params=[0, 1], ids=["seed 0", "seed 1"])

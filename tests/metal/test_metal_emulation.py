@@ -101,7 +101,7 @@ class Number(ctypes.Structure):
 
 
 @pytest.fixture(scope="module")
-def extra(clang: str) -> Emulation:
+def extra(opened: Emulation) -> Emulation:
     return Emulation.open(build(extra=KERNELS))
 
 

@@ -18,9 +18,8 @@ Libraries = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def libraries(clang: str) -> Libraries:
+def libraries(opened: Emulation) -> Libraries:
     """The library with one fault; all are built together."""
-    build()
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     builds = {
         name: pool.submit(build, {fault.shader: fault.edit}, bool(fault.sanitizer)) for name, fault in FAULTS.items()

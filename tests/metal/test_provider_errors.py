@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
-from metal_provider import WIDE, ProviderLogits, decoder_package, metal_device, provider_library, provider_options
+from metal_provider import (
+    WIDE,
+    ProviderLogits,
+    decoder_package,
+    metal_device,
+    placement,
+    provider_library,
+    provider_options,
+)
 from package_logits import PackageLogits
 
 from bitnet_onnx.custom_ops import library_path
@@ -56,6 +67,22 @@ def test_inputs_are_checked_as_on_the_cpu(package: Path) -> None:
     wrong = {name: np.zeros((1, 2, 0, 12), np.float32) for name in past}
     with pytest.raises(Exception, match=r"past_key"):
         session.run(None, {"input_ids": one, "attention_mask": one, **wrong})
+
+
+def test_a_later_version_of_an_operator_is_left_alone(package: Path, tmp_path: Path) -> None:
+    """It runs on its function body, or is refused by an operator library that does not know it either."""
+    later = shutil.copytree(package, tmp_path / "later")
+    model = onnx.load(later / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "GatedActivation":
+            node.attribute.append(onnx.helper.make_attribute("operator_version", 2))
+    onnx.save(model, later / "model.onnx")
+    claimed = sum(placement(ProviderLogits(later, operators=False).session), Counter())
+    assert claimed["BitLinear"] > 0
+    assert claimed["GatedActivation"] == 0
+    assert sum(placement(ProviderLogits(package).session), Counter())["GatedActivation"] > 0
+    with pytest.raises(Exception, match=r"GatedActivation '.*': operator_version is 2"):
+        ProviderLogits(later)
 
 
 def test_a_library_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,12 +45,20 @@ def test_a_library_that_does_not_load_is_named_and_left_out(
 ) -> None:
     broken = tmp_path / "libbroken.so"
     broken.write_bytes(b"not a library")
-    with pytest.raises(OperatorError, match="cannot load the operator library") as caught:
+    with pytest.raises(OperatorError, match=r"libbroken\.so is not a shared library") as caught:
         devices.register_library(ort.SessionOptions(), broken)
     assert "\n" not in str(caught.value)
     monkeypatch.setattr(devices, "library_path", lambda: broken)
     assert auto_select_device() == Device()
     assert str(broken) in caplog.records[0].getMessage()
+
+
+def test_a_library_that_was_asked_for_must_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "libbroken.so"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setenv("BITNET_ONNX_OPS_LIBRARY", str(broken))
+    with pytest.raises(OperatorError, match="BITNET_ONNX_OPS_LIBRARY names it: correct or unset the variable"):
+        auto_select_device()
 
 
 @pytest.fixture

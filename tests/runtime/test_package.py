@@ -67,19 +67,40 @@ def test_an_empty_file_is_refused(fresh_package: Path, name: str) -> None:
     assert "0 bytes" in refusal(fresh_package)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", True, None, 10**18, [2] * 1000])
-def test_another_format_version_is_refused(fresh_package: Path, version: object) -> None:
+@pytest.mark.parametrize("version", [0, 1, "2", True, None, [2] * 1000])
+def test_an_older_format_version_is_refused(fresh_package: Path, version: object) -> None:
     edit_json(fresh_package / "bitnet_onnx.json", format_version=version)
     text = refusal(fresh_package)
     assert "format_version is" in text
-    assert "convert the checkpoint again" in text
+    assert "this version of bitnet-onnx reads 2; convert the checkpoint again" in text
     assert len(text) < 400
 
 
-@pytest.mark.parametrize("operator", [None, {}, {"version": 2}, {"version": True}, 7])
-def test_another_operator_version_is_refused(fresh_package: Path, operator: object) -> None:
+@pytest.mark.parametrize("version", [3, 10**18])
+def test_a_newer_format_version_is_refused(fresh_package: Path, version: int) -> None:
+    edit_json(fresh_package / "bitnet_onnx.json", format_version=version, tool_version="9.1.0")
+    expected = f"format_version is {version}, written by bitnet-onnx 9.1.0, this version of bitnet-onnx reads 2"
+    assert f"{expected}; update bitnet-onnx" in refusal(fresh_package)
+
+
+@pytest.mark.parametrize("tool", [None, 7, "", "x" * 41, "a\nb"])
+def test_a_writer_that_is_no_version_is_not_quoted(fresh_package: Path, tool: object) -> None:
+    edit_json(fresh_package / "bitnet_onnx.json", format_version=3, tool_version=tool)
+    assert "format_version is 3, this version" in refusal(fresh_package)
+
+
+@pytest.mark.parametrize("operator", [None, {}, {"version": 0}, {"version": True}, 7])
+def test_an_older_operator_version_is_refused(fresh_package: Path, operator: object) -> None:
     edit_json(fresh_package / "bitnet_onnx.json", operator=operator)
-    assert "operator version is" in refusal(fresh_package)
+    text = refusal(fresh_package)
+    assert "operator version is" in text
+    assert "convert the checkpoint again" in text
+
+
+def test_a_newer_operator_version_is_refused(fresh_package: Path) -> None:
+    edit_json(fresh_package / "bitnet_onnx.json", operator={"version": 2}, tool_version="9.1.0")
+    expected = "operator version is 2, written by bitnet-onnx 9.1.0, this version of bitnet-onnx reads 1"
+    assert f"{expected}; update bitnet-onnx" in refusal(fresh_package)
 
 
 @pytest.mark.parametrize("field", list(manifest(TinyShape(), 259)["architecture"]))

@@ -8,13 +8,14 @@ from typing import Final
 
 import numpy as np
 
-from bitnet_onnx.converters.coreml._model import IDS, LOGITS, MASK
+from bitnet_onnx.converters.coreml._model import DECODE, IDS, LOGITS, MASK, PREFILL
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import PackageError
 from bitnet_onnx.evaluation.mil._matrices import PackageDecoder
 from bitnet_onnx.evaluation.mil._report import LayerError, LogitError, Overflow, Way
 from bitnet_onnx.evaluation.mil._types import Array
 from bitnet_onnx.evaluation.mil.interpreter import Interpreter, Run
+from bitnet_onnx.evaluation.mil.package import Package
 from bitnet_onnx.evaluation.reference import Forward, Prompt, forward, run_layer
 from bitnet_onnx.metrics import Error, relative_error
 
@@ -38,6 +39,16 @@ class Functions:
 
     prefill: str
     decode: str
+
+    @classmethod
+    def of(cls, package: Package) -> Functions:
+        """Those of a package; the main one is both where they have other names."""
+        known = package.program.functions
+        return cls(*(name if name in known else package.program.main for name in (PREFILL, DECODE)))
+
+    def reading(self, count: int) -> str:
+        """The one for so many tokens in one call."""
+        return self.decode if count == 1 else self.prefill
 
 
 def hidden_name(layer: int) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 from bitnet_onnx.converters._scaling import Scaling
-from bitnet_onnx.converters.coreml._model import DECODE, PREFILL
 from bitnet_onnx.converters.coreml.package import TOKENIZER_SUFFIX
 from bitnet_onnx.converters.model import SourceModel, open_model
 from bitnet_onnx.errors import InputError, PackageError, UnsupportedError
@@ -25,6 +24,7 @@ from bitnet_onnx.evaluation.mil.package import Package, open_package
 from bitnet_onnx.evaluation.validation import DEFAULT_TOKENS, read_prompts
 from bitnet_onnx.json_input import load_object, shown
 from bitnet_onnx.package_format import TOKENIZER, TOKENIZER_CONFIG
+from bitnet_onnx.runtime.package import special_tokens_of
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
 
 #: Bytes of dense weights that are kept between calls.
@@ -127,7 +127,7 @@ def compare(
     """
     spec, report, manifest = model.spec, progress or _silent, _manifest(package)
     manifest.check(spec)
-    functions = _functions(package)
+    functions = Functions.of(package)
     prompts, layers = _prompts(options, model), _layers(options, spec.num_hidden_layers)
     matrices = PackageMatrices(package, functions.prefill)
     positions = (spec.learned_positions.offset if spec.learned_positions else 0, spec.context_length)
@@ -217,13 +217,6 @@ def _half(subject: Subject, reference: Reference, prompts: Sequence[Ids]) -> lis
     ]
 
 
-def _functions(package: Package) -> Functions:
-    known = package.program.functions
-    if {PREFILL, DECODE} <= set(known):
-        return Functions(PREFILL, DECODE)
-    return Functions(package.program.main, package.program.main)
-
-
 def _state_bytes(package: Package, function: str) -> int:
     states = Interpreter(package, room=_MAX_STATES).states(function)
     return sum(state.nbytes for state in states.values())
@@ -254,14 +247,13 @@ def _tokenizer(model: SourceModel) -> TextTokenizer:
     data = model.tokenizer.get(TOKENIZER)
     if data is None:
         raise InputError(f"--prompt: {model.path} has no {TOKENIZER}; give --tokens")
-    config = load_object(model.tokenizer.get(TOKENIZER_CONFIG, b"{}"), TOKENIZER_CONFIG, max_bytes=_MAX_CONFIG)
-    named = config.get("bos_token")
-    content = named.get("content") if isinstance(named, dict) else named
+    path = model.path / TOKENIZER_CONFIG
+    config = load_object(model.tokenizer.get(TOKENIZER_CONFIG, b"{}"), str(path), max_bytes=_MAX_CONFIG)
     return TextTokenizer.from_bytes(
         data,
         model.path / TOKENIZER,
         vocab_size=model.spec.vocab_size,
-        bos_token=content if isinstance(content, str) else None,
+        bos_token=special_tokens_of(config, path).get("bos_token"),
         add_bos_token=config.get("add_bos_token") is True,
     )
 

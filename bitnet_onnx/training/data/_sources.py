@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, TypeAlias
 
-from bitnet_onnx.calibration.windows import text_size
+from bitnet_onnx.calibration.windows import opened, text_size
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.evaluation.quality.text import cut
 from bitnet_onnx.json_input import load_object
@@ -109,18 +109,6 @@ def read_parts(path: Path, start: int, stop: int) -> Iterator[Part]:
     try:
         with opened(path) as file:
             yield from (_lines if is_jsonl(path) else _texts)(path, file, start, stop)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def opened(path: Path) -> BinaryIO:
-    """The file, to be read.
-
-    Raises:
-        InputError: it cannot be.
-    """
-    try:
-        return path.open("rb")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -11,9 +11,10 @@ from typing import Final
 
 import numpy as np
 
+from bitnet_onnx.calibration.windows import opened
 from bitnet_onnx.errors import InputError
 from bitnet_onnx.training.data._chats import encode_chat_with_answers
-from bitnet_onnx.training.data._sources import PIECE, Chat, Piece, at_line, is_jsonl, opened, read_parts
+from bitnet_onnx.training.data._sources import PIECE, Chat, Piece, at_line, is_jsonl, read_parts
 from bitnet_onnx.training.data.cache import FORMAT, TokenFile, TokenWriter, open_cached, written
 from bitnet_onnx.training.data.tokenizer import DataTokenizer
 

@@ -37,6 +37,11 @@ constexpr Entry kOperators[] = {
 };
 
 const Entry* Find(const Node& node) {
+  // A later version of an operator is left to the function body, or to a library that knows it.
+  const auto version = node.ints.find("operator_version");
+  if (version != node.ints.end() && version->second != 1) {
+    return nullptr;
+  }
   const std::string domain = node.domain == "ai.onnx" ? "" : node.domain;
   for (const Entry& entry : kOperators) {
     if (node.op == entry.op && domain == entry.domain) {

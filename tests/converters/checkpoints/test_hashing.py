@@ -63,7 +63,7 @@ def test_leaving_stops_it(tmp_path: Path) -> None:
     """A file of 100 GB, all of it a hole, is not read to its end."""
     (tmp_path / "a").touch()
     os.truncate(tmp_path / "a", 100 * 10**9)
-    started = time.perf_counter()
+    started = time.process_time()
     with BinaryFile(tmp_path / "a") as file, pytest.raises(KeyboardInterrupt), hashing({"a": file}):
         raise KeyboardInterrupt
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10

@@ -132,12 +132,12 @@ def test_every_response_forbids_guessing(server: Served) -> None:
 
 def test_health_answers_while_prompts_are_read(package_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def encode_slowly(self: RequestPrompts, text: str) -> tuple[int, ...]:
-        time.sleep(0.5)
+        time.sleep(1.5)
         return (1, 2)
 
     monkeypatch.setattr(RequestPrompts, "text", encode_slowly)
     with serve(package_dir) as server:
-        busy = [threading.Thread(target=server.complete, kwargs={"max_tokens": 2}) for _ in range(4)]
+        busy = [threading.Thread(target=server.complete, kwargs={"max_tokens": 2}) for _ in range(2)]
         for thread in busy:
             thread.start()
         slowest = 0.0
@@ -145,7 +145,7 @@ def test_health_answers_while_prompts_are_read(package_dir: Path, monkeypatch: p
             started = time.perf_counter()
             assert server.client.get("/health").status_code == 200
             slowest = max(slowest, time.perf_counter() - started)
-        assert slowest < 0.4
+        assert slowest < 1.2
 
 
 class Parser:
