@@ -90,10 +90,12 @@ demo: $(VENV)/.stamp-install $(PACKAGE)/bitnet_onnx.json ## Fetch a small real m
 JOBS ?= 2
 PARALLEL := $(if $(filter-out 0 1,$(JOBS)),-n $(JOBS) --dist loadfile)
 
+# Threads of OpenBLAS wait for their next product in a loop: two processes with as many as there are cores lose most of
+# their time there.
 # -P keeps the repository's root off sys.path, where `import converters` would load a second copy.
 .PHONY: test
 test: $(VENV)/.stamp-test ## Run the tests in JOBS processes (2); coverage of all source folders must be at least 90 %
-	$(BIN)/python -P -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -P -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered
 
 SECONDS ?= 60
 

@@ -15,8 +15,10 @@ import onnxruntime as ort
 
 from bitnet_onnx.bitlinear import BitLinearAttributes
 from bitnet_onnx.converters.onnx._data_file import DataFile
-from bitnet_onnx.converters.onnx._emitter import Emitter, Matrix
+from bitnet_onnx.converters.onnx._emitter import Emitter
 from bitnet_onnx.converters.onnx.bodies import MICROSOFT, Fallback
+from bitnet_onnx.converters.onnx.forms.bitnet import BitnetForm, PackedMatrix
+from bitnet_onnx.converters.onnx.forms.form import LayerInput
 from bitnet_onnx.package_format import MODEL, MODEL_DATA
 from bitnet_onnx.packing import packed_shape
 from bitnet_onnx.quantized import TERNARY, Grid
@@ -55,7 +57,7 @@ class Kind(Protocol):
         """Bytes of one matrix with its scales."""
         ...
 
-    def add(self, emit: Emitter, path: str, x: ir.Value, shape: Shape, rng: np.random.Generator) -> ir.Value:
+    def add(self, form: BitnetForm, path: str, x: ir.Value, shape: Shape, rng: np.random.Generator) -> ir.Value:
         """Add one layer with weights of its own."""
         ...
 
@@ -72,15 +74,16 @@ class Ours:
         """Bytes of one matrix with its scales."""
         return math.prod(packed_shape(shape.rows, shape.columns, self.grid.bits)) + 4 * shape.rows
 
-    def add(self, emit: Emitter, path: str, x: ir.Value, shape: Shape, rng: np.random.Generator) -> ir.Value:
+    def add(self, form: BitnetForm, path: str, x: ir.Value, shape: Shape, rng: np.random.Generator) -> ir.Value:
         """Add one layer with weights of its own."""
         packed = rng.integers(0, 256, packed_shape(shape.rows, shape.columns, self.grid.bits), np.uint8)
         if self.grid == TERNARY:
             packed = _TERNARY_BYTES[packed % len(_TERNARY_BYTES)]
-        weight = emit.constant(f"{path}.weight", packed)
-        scale = emit.constant(f"{path}.scale", _scales(rng, shape.rows))
+        weight = form.emit.constant(f"{path}.weight", packed)
+        scale = form.emit.constant(f"{path}.scale", _scales(rng, shape.rows))
         attributes = BitLinearAttributes(shape.columns, shape.rows, self.grid, self.activation_bits)
-        return emit.bitlinear(f"/{path}", x, Matrix(weight, scale, attributes, per_tensor=False))
+        matrix = PackedMatrix(form, weight, scale, attributes, per_tensor=False)
+        return matrix.linear(f"/{path}", LayerInput(form, x), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +103,12 @@ class MatMulNBits:
         blocks = shape.rows * -(-shape.columns // self.block)
         return blocks * (self.block * self.bits // 8 + 4)
 
-    def add(self, emit: Emitter, path: str, x: ir.Value, shape: Shape, rng: np.random.Generator) -> ir.Value:
+    def add(self, form: BitnetForm, path: str, x: ir.Value, shape: Shape, rng: np.random.Generator) -> ir.Value:
         """Add one layer with weights of its own."""
         blocks = -(-shape.columns // self.block)
         blob = rng.integers(0, 256, (shape.rows, blocks, self.block * self.bits // 8), np.uint8)
-        weight = emit.constant(f"{path}.weight", blob)
-        scale = emit.constant(f"{path}.scale", _scales(rng, shape.rows * blocks))
+        weight = form.emit.constant(f"{path}.weight", blob)
+        scale = form.emit.constant(f"{path}.scale", _scales(rng, shape.rows * blocks))
         attributes: dict[str, int | float | str | Sequence[int]] = {
             "K": shape.columns,
             "N": shape.rows,
@@ -113,7 +116,7 @@ class MatMulNBits:
             "block_size": self.block,
             "accuracy_level": 4,
         }
-        return emit.node(f"/{path}/MatMulNBits", [x, weight, scale], attributes, domain=MICROSOFT)
+        return form.emit.node(f"/{path}/MatMulNBits", [x, weight, scale], attributes, domain=MICROSOFT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +129,10 @@ class Float:
         """Bytes of one matrix."""
         return 4 * shape.weights
 
-    def add(self, emit: Emitter, path: str, x: ir.Value, shape: Shape, rng: np.random.Generator) -> ir.Value:
+    def add(self, form: BitnetForm, path: str, x: ir.Value, shape: Shape, rng: np.random.Generator) -> ir.Value:
         """Add one layer with weights of its own."""
         weight = rng.random((shape.columns, shape.rows), np.float32) - np.float32(0.5)
-        return emit.node(f"/{path}/MatMul", [x, emit.constant(f"{path}.weight", weight)])
+        return form.emit.node(f"/{path}/MatMul", [x, form.emit.constant(f"{path}.weight", weight)])
 
 
 def _scales(rng: np.random.Generator, count: int) -> npt.NDArray[np.float32]:
@@ -145,7 +148,8 @@ def write_graph(folder: Path, kind: Kind, shapes: Sequence[Shape], repeat: int) 
     """
     rng = np.random.default_rng(0)
     with DataFile(folder / MODEL_DATA) as data:
-        emit = Emitter(data, Fallback.FAST)
+        emit = Emitter(data)
+        form = BitnetForm(emit, Fallback.FAST)
         inputs = {
             width: emit.input(f"X{width}", ir.DataType.FLOAT, ["M", width])
             for width in sorted({shape.columns for shape in shapes})
@@ -154,10 +158,10 @@ def write_graph(folder: Path, kind: Kind, shapes: Sequence[Shape], repeat: int) 
         for copy in range(repeat):
             for index, shape in enumerate(shapes):
                 path = f"layers.{copy}.{index}"
-                y = kind.add(emit, path, inputs[shape.columns], shape, rng)
+                y = kind.add(form, path, inputs[shape.columns], shape, rng)
                 columns.append(emit.node(f"/{path}/Slice", [y, emit.ints(0), emit.ints(1), emit.ints(1)]))
         emit.output(emit.node("/Concat", columns, {"axis": 1}), "Y", ir.DataType.FLOAT, ["M", len(columns)])
-    ir.save(emit.model("benchmark"), folder / MODEL)
+    ir.save(form.model("benchmark"), folder / MODEL)
     return folder / MODEL
 
 

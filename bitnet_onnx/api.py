@@ -13,6 +13,7 @@ from bitnet_onnx.errors import InputError
 from bitnet_onnx.evaluation import quality
 from bitnet_onnx.evaluation.quality import Quality, QualityOptions, WindowRule
 from bitnet_onnx.inspection import Inspection, inspect
+from bitnet_onnx.package_format import Operators
 from bitnet_onnx.policy import HEAD_ACTIVATION_BITS, Policy, Precision, Weights, default_group_size
 from bitnet_onnx.quantization.statistics import Calibration
 from bitnet_onnx.runtime import Generation, Model, SamplingParameters, load
@@ -127,6 +128,7 @@ def convert(
     calibration: Calibration | None = None,
     scaling: bool = True,
     fallback: str = "fast",
+    operator: str = "bitnet",
     context_length: int | None = None,
     i2s_layout: str | None = None,
     overwrite: bool = False,
@@ -145,6 +147,8 @@ def convert(
         calibration: statistics of the layers' inputs, such as those that `calibrate` gives.
         scaling: with a calibration, scale inputs of layers where that makes them easier to round.
         fallback: function bodies for runtimes without the operator library: `fast` or `exact`.
+        operator: what the graph is written in: `bitnet`, ours with function bodies; `stock`, those of ONNX Runtime, for
+            programs that load no library; `standard`, those of the ONNX standard alone.
         context_length: positions that the package has room for instead of those that the checkpoint names.
         i2s_layout: `x86` where the I2_S matrices of a GGUF file are in blocks of 128; the file does not tell.
         overwrite: replace an existing package.
@@ -157,6 +161,8 @@ def convert(
     """
     if fallback not in list(converters.Fallback):
         raise InputError(f"fallback is {fallback!r}: choose fast or exact")
+    if operator not in list(Operators):
+        raise InputError(f"operator is {operator!r:.40}: choose one of {', '.join(Operators)}")
     return converters.convert(
         model_zoo.resolve(source),
         output,
@@ -164,6 +170,7 @@ def convert(
         calibration=calibration,
         scaling=scaling,
         fallback=converters.Fallback(fallback),
+        operators=Operators(operator),
         context_length=context_length,
         i2s_layout=i2s_layout,
         overwrite=overwrite,

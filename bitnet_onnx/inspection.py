@@ -14,10 +14,12 @@ from bitnet_onnx.converters.model import describe
 from bitnet_onnx.decoder import MANIFEST_SIZES
 from bitnet_onnx.errors import BitnetOnnxError, PackageError
 from bitnet_onnx.json_input import load_object
-from bitnet_onnx.package_format import COREML_SUFFIX, MANIFEST
+from bitnet_onnx.package_format import COREML_SUFFIX, MANIFEST, Operators
 from bitnet_onnx.runtime import PackageInfo
 
 _MAX_MANIFEST: Final = 1 << 24
+#: Bits of activations that are not worth a word.
+_USUAL_BITS: Final = 8
 #: Which systems first read a version of Core ML's specification.
 _SYSTEMS: Final = {
     6: "iOS 15 and macOS 12",
@@ -55,6 +57,7 @@ class Inspection:
         files: size in bytes of each file.
         readers: what can read it, each with a condition.
         problem: why the checkpoint cannot be converted, or None.
+        operators: what a package's graph is written in: `bitnet`, `stock` or `standard`; None for anything else.
     """
 
     kind: Literal["package", "checkpoint", "Core ML package"]
@@ -68,6 +71,7 @@ class Inspection:
     files: dict[str, int]
     readers: tuple[str, ...] = field(default=())
     problem: str | None = None
+    operators: str | None = None
 
     def as_dict(self, *, layers: bool = True) -> dict[str, object]:
         """All facts as JSON values; `layers` says whether to list every matrix."""
@@ -102,7 +106,12 @@ def inspect(path: str | Path) -> Inspection:
 
 def _inspect_package(path: Path) -> Inspection:
     # The runtime's reader has the checks; what it does not need is read here.
-    PackageInfo.open(path)
+    operators = PackageInfo.open(path).operators
+
+    def bits(recorded: int) -> int:
+        # Others than our operators do with activations what they do: nothing is said of it layer by layer.
+        return recorded if operators is Operators.BITNET else _USUAL_BITS
+
     manifest: dict[str, Any] = load_object(
         (path / MANIFEST).read_bytes(), str(path / MANIFEST), max_bytes=_MAX_MANIFEST, error=PackageError
     )
@@ -111,24 +120,18 @@ def _inspect_package(path: Path) -> Inspection:
             Layer(
                 str(layer["role"]),
                 tuple(int(size) for size in layer["shape"]),
-                _stored(str(layer["weights"]), int(layer["group_size"]), int(layer["activation_bits"])),
+                _stored(str(layer["weights"]), int(layer["group_size"]), bits(int(layer["activation_bits"]))),
                 float(layer["bits_per_weight"]),
                 float(layer["relative_error"]),
             )
             for layer in manifest["layers"]
         )
-        fallback = str(manifest["operator"]["fallback"])
+        fallback = str(manifest["operator"]["fallback"]) if operators is Operators.BITNET else ""
         sizes = {name: value for name, value in manifest["architecture"].items() if name != "family"}
         family = str(manifest["architecture"]["family"])
         source = f"{manifest['source']['format']}, {manifest['source']['name']}"
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise PackageError(f"{path / 'bitnet_onnx.json'}: the list of layers is broken: {error!r:.80}") from error
-    readers = (
-        "bitnet-onnx: the operator library where it is built, else the function bodies",
-        f"onnxruntime 1.32 and later, any language: the {fallback} function bodies, no library needed",
-        "onnxruntime with the operator library registered (`bitnet-onnx ops --path`): 1.21 and later",
-        "onnxruntime-genai 0.18 and later: the directory as it is",
-    )
     return Inspection(
         kind="package",
         path=str(path),
@@ -139,8 +142,34 @@ def _inspect_package(path: Path) -> Inspection:
         bits_per_weight=_mean_bits(layers),
         layers=layers,
         files=_files(path),
-        readers=readers,
+        readers=_readers(operators, fallback),
+        operators=str(operators),
     )
+
+
+def _readers(operators: Operators, fallback: str) -> tuple[str, ...]:
+    """What opens a package, each with a condition."""
+    match operators:
+        case Operators.BITNET:
+            return (
+                "bitnet-onnx: the operator library where it is built, else the function bodies",
+                f"onnxruntime 1.32 and later, any language: the {fallback} function bodies, no library needed",
+                "onnxruntime with the operator library registered (`bitnet-onnx ops --path`): 1.21 and later",
+                "onnxruntime-genai 0.18 and later: the directory as it is",
+            )
+        case Operators.STOCK:
+            return (
+                "bitnet-onnx: the operator library plays no part",
+                "onnxruntime 1.24 and later, any language: com.microsoft operators, no library and no functions",
+                "onnxruntime-genai 0.18 and later: the directory as it is",
+            )
+        case Operators.STANDARD:
+            return (
+                "bitnet-onnx: infer and evaluate, not serve",
+                "onnxruntime 1.24 and later, any language: operators of the standard alone",
+                "onnxruntime-genai 0.18 and later: the directory as it is",
+                "whatever reads ONNX with these operators, such as the reference evaluator of onnx",
+            )
 
 
 def _inspect_coreml(path: Path) -> Inspection:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+import enum
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Self
+
+from bitnet_onnx.errors import PackageError
 
 #: Version of the directory's layout and manifest, and of the layout of packed weights; docs/versioning.md says what
 #: changes it. Packages from the oldest to this one are read.
@@ -12,6 +17,34 @@ OLDEST_FORMAT_VERSION: Final = 2
 OPERATOR_DOMAIN: Final = "bitnet"
 OPERATOR_VERSION: Final = 1
 OLDEST_OPERATOR_VERSION: Final = 1
+
+
+class Operators(enum.StrEnum):
+    """What a package's graph is written in; the manifest's `operator.form`, where nothing stands for `bitnet`."""
+
+    #: Ours, with function bodies for runtimes without the operator library.
+    BITNET = "bitnet"
+    #: Those of ONNX Runtime.
+    STOCK = "stock"
+    #: Those of the ONNX standard.
+    STANDARD = "standard"
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, object], path: Path) -> Self:
+        """The one that a manifest names.
+
+        Raises:
+            PackageError: it is unknown.
+        """
+        operator = manifest.get("operator")
+        form = operator.get("form", cls.BITNET) if isinstance(operator, dict) else cls.BITNET
+        if form not in list(cls):
+            raise PackageError(
+                f"{path}: operator.form is {form!r:.40}, this version of bitnet-onnx knows {', '.join(cls)}; "
+                f"update bitnet-onnx"
+            )
+        return cls(form)
+
 
 #: The file that makes a directory a package of ours.
 MANIFEST: Final = "bitnet_onnx.json"

@@ -91,7 +91,7 @@ def pack(raw: ByteArray, grid: Grid) -> ByteArray:
         whole[: len(part), :columns] = part
         for field in FIELDS[grid.bits]:
             values = whole >> np.uint8(field.shift) & np.uint8((1 << field.width) - 1)
-            of_rows = _words(_squeeze(values, field.width), field).reshape(-1, PANEL_ROWS, units, field.width // 2)
+            of_rows = _words(squeeze(values, field.width), field).reshape(-1, PANEL_ROWS, units, field.width // 2)
             words[panel : panel + step, :, field.blocks] = of_rows.transpose(0, 2, 3, 1)
     return packed
 
@@ -113,7 +113,7 @@ def unpack(packed: ByteArray, out_features: int, in_features: int, grid: Grid) -
     raw = np.zeros((padded_rows(out_features), padded_columns(in_features)), np.uint8)
     for field in FIELDS[grid.bits]:
         of_rows = units[:, :, field.blocks].transpose(0, 3, 1, 4, 2).reshape(len(raw), -1)
-        raw |= _spread(of_rows, field.width) << np.uint8(field.shift)
+        raw |= spread(of_rows, field.width) << np.uint8(field.shift)
     return np.ascontiguousarray(raw[:out_features, :in_features])
 
 
@@ -143,7 +143,7 @@ def unpack_scale(packed: FloatArray, out_features: int, grid: Grid) -> FloatArra
     return np.ascontiguousarray(rows[:out_features])
 
 
-def _squeeze(values: ByteArray, width: int) -> ByteArray:
+def squeeze(values: ByteArray, width: int) -> ByteArray:
     """Values of `width` bits `[N, K]` -> bytes of consecutive values `[N, K * width / 8]`, lowest bits first."""
     if width == 8:
         return values
@@ -155,7 +155,7 @@ def _squeeze(values: ByteArray, width: int) -> ByteArray:
     return joined.astype(np.uint8)
 
 
-def _spread(packed: ByteArray, width: int) -> ByteArray:
+def spread(packed: ByteArray, width: int) -> ByteArray:
     """The inverse of `_squeeze`."""
     if width == 8:
         return packed

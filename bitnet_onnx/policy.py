@@ -49,6 +49,19 @@ def default_group_size(weights: Weights) -> int:
     return 0 if weights is Weights.INT8 else DEFAULT_GROUP_SIZE
 
 
+def bits_of(weights: Weights) -> int:
+    """Bits of a code of these weights.
+
+    Raises:
+        ValueError: they are no codes, or of no certain precision.
+    """
+    if weights is Weights.TERNARY:
+        return TERNARY.bits
+    if weights not in _BITS:
+        raise ValueError(f"weights are {weights}, expected {', '.join(_BITS)} or {Weights.TERNARY}")
+    return _BITS[weights]
+
+
 def weights_of(grid: Grid) -> Weights:
     """The precision of codes on a grid."""
     if grid.is_ternary:

@@ -31,19 +31,27 @@ _MAX_DIMENSIONS: Final = 4
 _MODEL_GRAPH, _GRAPH_NODE, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 1, 5, 9
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _OPERATORS: Final = frozenset({"BitLinear", "BitEmbedding"})
-_TYPES: Final[dict[int, np.dtype[np.generic]]] = {
-    onnx.TensorProto.FLOAT: np.dtype("<f4"),
-    onnx.TensorProto.UINT8: np.dtype(np.uint8),
+_FLOAT: Final[np.dtype[np.generic]] = np.dtype("<f4")
+_BYTE: Final[np.dtype[np.generic]] = np.dtype(np.uint8)
+#: Bits of an element of the types that weights have.
+_BITS: Final = {
+    onnx.TensorProto.FLOAT: 32,
+    onnx.TensorProto.UINT8: 8,
+    onnx.TensorProto.INT8: 8,
+    onnx.TensorProto.UINT4: 4,
+    onnx.TensorProto.INT4: 4,
+    onnx.TensorProto.UINT2: 2,
+    onnx.TensorProto.INT2: 2,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class StoredArray:
-    """A float32 or uint8 tensor whose place has been checked.
+    """A tensor of float32, or of integers of a byte and less as the bytes that hold them; its place has been checked.
 
     Attributes:
         name: of the initializer.
-        shape: its dimensions.
+        shape: its dimensions, the last one in bytes where integers are smaller than one.
         dtype: float32 or uint8.
         file: that holds it.
         offset: of its first byte in there.
@@ -175,12 +183,16 @@ def _add_array(graph: PackageGraph, content: bytes, start: int, stop: int, model
     where = f"{model.path}: tensor {shown(tensor.name)}"
     if tensor.name in graph.arrays:
         raise PackageError(f"{where}: appears twice")
-    dtype = _TYPES.get(tensor.data_type)
-    if dtype is None:  # shapes and axes, which hold no weights
+    bits = _BITS.get(tensor.data_type)
+    if bits is None:  # shapes and axes, which hold no weights
         return
-    shape = tuple(tensor.dims)
+    dtype, shape = _FLOAT if bits == 32 else _BYTE, tuple(tensor.dims)
     if len(shape) > _MAX_DIMENSIONS or not all(0 < size < 1 << 40 for size in shape):
         raise PackageError(f"{where}: shape {list(shape)[:8]} is impossible")
+    if bits < 8:
+        if not shape or shape[-1] * bits % 8:
+            raise PackageError(f"{where}: rows of shape {list(shape)} end within a byte")
+        shape = (*shape[:-1], shape[-1] * bits // 8)
     nbytes = math.prod(shape) * dtype.itemsize
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         file, offset, length = data, *_external(tensor, where)

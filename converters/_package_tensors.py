@@ -3,56 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from bitnet_onnx.converters._package_graph import PackageGraph, PackedMatrix, StoredArray
+from bitnet_onnx.converters._package_graph import StoredArray
+from bitnet_onnx.converters._package_matrices import MatrixReader, NamedArrays, Place
 from bitnet_onnx.converters.onnx._emitter import dotted
 from bitnet_onnx.converters.onnx._linear_layers import module_path
 from bitnet_onnx.decoder import ATTENTION_INPUTS, MLP_INPUTS, DecoderSpec
 from bitnet_onnx.errors import PackageError
 from bitnet_onnx.json_input import shown
-from bitnet_onnx.packing import PANEL_ROWS, packed_shape, unpack, unpack_scale
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 
 #: Matrices whose rows are looked up, or that are shared with one that is: stored `[N, K]` as floats, others `[K, N]`.
 _TABLES: Final = frozenset({"embed_tokens", "lm_head", "embed_positions"})
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where the matrix or the bias of a role lies.
-
-    Attributes:
-        path: module path of the node, whose initializers are named after it.
-        start: row of the node's matrix at which the role's rows start.
-        total: rows of the node's matrix.
-    """
-
-    path: str
-    start: int
-    total: int
-
-
 class PackageTensors:
     """Reads tensors by role out of a package, after checking that all are there in the right size.
 
     Args:
-        directory: for messages.
-        graph: what the package holds.
+        arrays: what the package holds.
         spec: what there must be.
+        reader: of its quantized matrices.
 
     Raises:
         PackageError: a tensor is missing, or has another size than the specification demands.
     """
 
-    def __init__(self, directory: str, graph: PackageGraph, spec: DecoderSpec) -> None:
-        self._directory = directory
-        self._graph = graph
+    def __init__(self, arrays: NamedArrays, spec: DecoderSpec, reader: MatrixReader) -> None:
+        self._directory = arrays.directory
+        self._graph = arrays.graph
+        self._arrays = arrays
+        self._reader = reader
         self._shapes = dict(spec.tensors())
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, Place] = {}
         for role, shape in self._shapes.items():
             module, _, kind = role.rpartition(".")
             if kind == "weight" and len(shape) == 2:
@@ -85,10 +71,10 @@ class PackageTensors:
         """Rows `start` to `stop` of a matrix as float32, dequantized if need be."""
         module = role.removesuffix(".weight")
         place = self._places[module]
-        packed = self._packed(place)
-        if packed is not None:
-            return self._quantized(place, packed, start, stop).dequantize()
-        array, columns = self._graph.arrays[dotted(place.path, "weight")], self._shapes[role][1]
+        columns = self._shapes[role][1]
+        if self._reader.holds(place):
+            return self._reader.rows(place, columns, start, stop).dequantize()
+        array = self._arrays.find(dotted(place.path, "weight"))
         if module in _TABLES:
             return array.floats(start * columns, stop * columns).reshape(-1, columns)
         rows = np.empty((stop - start, columns), np.float32)
@@ -100,11 +86,10 @@ class PackageTensors:
     def quantized(self, role: str) -> QuantizedTensor | None:
         """The codes and scales of the matrix `role`, or None where the package holds its floats."""
         place = self._places[role]
-        packed = self._packed(place)
-        if packed is None:
+        if not self._reader.holds(place):
             return None
-        rows = self._shapes[f"{role}.weight"][0]
-        tensor = self._quantized(place, packed, 0, rows)
+        rows, columns = self._shapes[f"{role}.weight"]
+        tensor = self._reader.rows(place, columns, 0, rows)
         merged = rows != place.total
         if merged and not tensor.grid.group_size and np.all(tensor.scale == tensor.scale[0]):
             # Matrices that share a node have a scale a row, whatever each had before.
@@ -115,63 +100,28 @@ class PackageTensors:
         """Never: what a package holds is rounded already, or was meant to stay float."""
         return False
 
-    def _packed(self, place: _Place) -> PackedMatrix | None:
-        return self._graph.matrices.get(dotted(place.path, "weight"))
-
-    def _quantized(self, place: _Place, packed: PackedMatrix, start: int, stop: int) -> QuantizedTensor:
-        """Rows of a packed matrix; whole panels of 32 rows are read for them."""
-        first, last = (place.start + start) // PANEL_ROWS, -(-(place.start + stop) // PANEL_ROWS)
-        rows = min(last * PANEL_ROWS, packed.out_features) - first * PANEL_ROWS
-        array = self._graph.arrays[dotted(place.path, "weight")]
-        panel = array.shape[1] * array.shape[2]
-        content = array.bytes(first * panel, last * panel).reshape(-1, *array.shape[1:])
-        raw = unpack(content, rows, packed.in_features, packed.grid)
-        scale = self._graph.arrays[dotted(place.path, "scale")]
-        if packed.grid.group_size:
-            panel = scale.shape[1] * scale.shape[2]
-            of_panels = scale.floats(first * panel, last * panel).reshape(-1, *scale.shape[1:])
-            values = unpack_scale(of_panels, rows, packed.grid)
-        elif scale.shape == (1,):
-            values = scale.floats(0, 1)
-        else:
-            values = scale.floats(first * PANEL_ROWS, first * PANEL_ROWS + rows)
-        offset = place.start + start - first * PANEL_ROWS
-        part = QuantizedTensor(raw, values, packed.grid).rows(offset, offset + stop - start)
-        return QuantizedTensor(np.ascontiguousarray(part.raw), np.ascontiguousarray(part.scale), part.grid)
-
-    def _place(self, module: str) -> _Place:
+    def _place(self, module: str) -> Place:
         """Where a matrix lies: under its own name, or side by side with others that read the same input."""
         rows = self._shapes[f"{module}.weight"][0]
         path = module_path(module)
         if dotted(path, "weight") in self._graph.arrays:
-            return _Place(path, 0, rows)
+            return Place(module, path, 0, rows)
         merged = _merged(module)
         if merged is not None:
             joint, members = merged
             if dotted(joint, "weight") in self._graph.arrays:
                 sizes = {name: self._shapes[f"{name}.weight"][0] for name in members}
                 before = members[: members.index(module)]
-                return _Place(joint, sum(sizes[name] for name in before), sum(sizes.values()))
+                return Place(module, joint, sum(sizes[name] for name in before), sum(sizes.values()))
         raise PackageError(f"{self._directory}: tensor {shown(dotted(path, 'weight'))} is missing")
 
     def _check_matrix(self, module: str) -> None:
         place, columns = self._places[module], self._shapes[f"{module}.weight"][1]
-        name = dotted(place.path, "weight")
-        packed = self._packed(place)
-        if packed is None:
-            self._demand(name, (place.total, columns) if module in _TABLES else (columns, place.total), np.float32)
+        if self._reader.holds(place):
+            self._reader.check(place, columns)
             return
-        if (packed.out_features, packed.in_features) != (place.total, columns):
-            raise PackageError(
-                f"{self._directory}: {shown(name)} is said to be [{packed.out_features}, {packed.in_features}]: "
-                f"the configuration demands [{place.total}, {columns}]"
-            )
-        self._demand(name, packed_shape(place.total, columns, packed.grid.bits), np.uint8)
-        scale = dotted(place.path, "scale")
-        if packed.grid.group_size:
-            self._demand(scale, (-(-place.total // PANEL_ROWS), packed.grid.groups(columns), PANEL_ROWS), np.float32)
-        elif self._find(scale).shape != (1,):
-            self._demand(scale, (place.total,), np.float32)
+        shape = (place.total, columns) if module in _TABLES else (columns, place.total)
+        self._arrays.demand(dotted(place.path, "weight"), shape, np.float32)
 
     def _vector(self, role: str, size: int) -> list[tuple[StoredArray, int]]:
         """The arrays that hold a norm's weight or a bias, and the element at which it starts."""
@@ -179,17 +129,17 @@ class PackageTensors:
         place = self._places.get(module)
         if kind == "bias" and place is not None:
             name = dotted(place.path, "bias")
-            self._demand(name, (place.total,), np.float32)
-            return [(self._find(name), place.start)]
+            self._arrays.demand(name, (place.total,), np.float32)
+            return [(self._arrays.find(name), place.start)]
         own = dotted(module_path(module), kind)
         users = self._users(module) if kind == "weight" else ()
         names = dict.fromkeys([own, *(dotted(user, "norm_weight") for user in users)])
         found = [name for name in names if name in self._graph.arrays]
         for name in found:
-            self._demand(name, (size,), np.float32)
+            self._arrays.demand(name, (size,), np.float32)
         if not found:
             raise PackageError(f"{self._directory}: tensor {shown(own)} is missing")
-        return [(self._find(name), 0) for name in found]
+        return [(self._arrays.find(name), 0) for name in found]
 
     def _users(self, norm: str) -> Iterator[str]:
         """Paths of the nodes that may have taken the norm over."""
@@ -211,20 +161,6 @@ class PackageTensors:
             "norm": [branch],
         }
         yield from (self._places[user].path for user in users.get(name, []) if user in self._places)
-
-    def _find(self, name: str) -> StoredArray:
-        array = self._graph.arrays.get(name)
-        if array is None:
-            raise PackageError(f"{self._directory}: tensor {shown(name)} is missing")
-        return array
-
-    def _demand(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
-        array = self._find(name)
-        if array.shape != shape or array.dtype != dtype:
-            raise PackageError(
-                f"{self._directory}: tensor {shown(name)} is {array.dtype}{list(array.shape)}: "
-                f"the configuration demands {np.dtype(dtype)}{list(shape)}"
-            )
 
 
 def _merged(module: str) -> tuple[str, list[str]] | None:

@@ -7,7 +7,7 @@ package, so that its weights can still be compared with those of the source.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
 from bitnet_onnx.converters.checkpoints._files import read_small
-from bitnet_onnx.converters.model import Tensors
+from bitnet_onnx.converters.model import SourceModel, Tensors
 from bitnet_onnx.decoder import ATTENTION_INPUTS, DecoderSpec, NormPlacement, Residual
 from bitnet_onnx.errors import InputError, PackageError
 from bitnet_onnx.package_format import SCALING
@@ -199,6 +199,25 @@ def search_scaling(
         if progress is not None:
             progress(index + 1, len(all_places))
     return Scaling(spec, scales)
+
+
+def scale_inputs(
+    model: SourceModel,
+    policy: Policy,
+    calibration: Calibration,
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[SourceModel, Calibration, int]:
+    """Search scales, keep them in a folder, and give the model and its inputs with them, and how many there are.
+
+    Raises:
+        InputError: the calibration is of another model.
+    """
+    found = search_scaling(model.spec, model.tensors, policy, calibration, progress)
+    # Who compares the weights with the source's needs them.
+    found.save(folder)
+    scaled = replace(model, tensors=found.tensors(model.tensors))
+    return scaled, found.calibration(calibration), len(found.scales)
 
 
 def _some_rows(tensors: Tensors, name: str) -> FloatArray:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from bitnet_onnx.converters._scaling import search_scaling
+from bitnet_onnx.converters._scaling import scale_inputs
 from bitnet_onnx.converters.model import open_model
 from bitnet_onnx.converters.onnx._directory import new_directory
 from bitnet_onnx.converters.onnx._linears import LayerRecord
 from bitnet_onnx.converters.onnx.bodies import Fallback
 from bitnet_onnx.converters.onnx.package import Progress, bits_per_weight, write_package
 from bitnet_onnx.decoder import DecoderSpec
-from bitnet_onnx.errors import PackageError
-from bitnet_onnx.package_format import MODEL, MODEL_DATA
+from bitnet_onnx.errors import InputError, PackageError
+from bitnet_onnx.package_format import MODEL, MODEL_DATA, Operators
 from bitnet_onnx.policy import Policy
 from bitnet_onnx.quantization.statistics import Calibration
 
@@ -55,6 +55,7 @@ def convert(
     calibration: Calibration | None = None,
     scaling: bool = True,
     fallback: Fallback = Fallback.FAST,
+    operators: Operators = Operators.BITNET,
     context_length: int | None = None,
     i2s_layout: str | None = None,
     overwrite: bool = False,
@@ -72,6 +73,7 @@ def convert(
         scaling: with a calibration, scale inputs of layers where that makes them easier to round; the float model stays
             the same.
         fallback: the function bodies that runtimes without the operator library execute: `fast` or `exact`.
+        operators: what the graph is written in; only ours have function bodies.
         context_length: positions that the package has room for instead of those that the checkpoint names.
         i2s_layout: `x86` where the I2_S matrices of a GGUF file are in blocks of 128; the file does not tell.
         overwrite: replace an existing package.
@@ -85,7 +87,13 @@ def convert(
         CheckpointError: the checkpoint is broken or contradicts itself.
         UnsupportedError: the checkpoint is of a kind that is not implemented.
         PackageError: the output exists or cannot be written.
+        InputError: operators without function bodies cannot have the `exact` ones.
     """
+    if fallback is Fallback.EXACT and operators is not Operators.BITNET:
+        raise InputError(
+            f"the exact fallback is a function body, and a graph of {operators} operators has none: "
+            f"choose the bitnet operators, or leave the fallback out"
+        )
     if Path(source).resolve().is_relative_to(Path(output).resolve()):
         raise PackageError(f"{output} holds the checkpoint {source}: choose another output")
     with (
@@ -94,15 +102,13 @@ def convert(
     ):
         chosen, scaled = policy or Policy(), 0
         if calibration is not None and scaling:
-            found = search_scaling(model.spec, model.tensors, chosen, calibration, searched)
-            found.save(work)
-            scaled = len(found.scales)
-            model, calibration = replace(model, tensors=found.tensors(model.tensors)), found.calibration(calibration)
+            model, calibration, scaled = scale_inputs(model, chosen, calibration, work, searched)
         layers = write_package(
             work,
             model,
             policy=chosen,
             fallback=fallback,
+            operators=operators,
             calibration=calibration,
             scaled_inputs=scaled,
             progress=progress,

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from bitnet_onnx.converters._config import Config
+from bitnet_onnx.converters._package_blocks import matrix_reader
 from bitnet_onnx.converters._package_graph import read_graph
+from bitnet_onnx.converters._package_matrices import NamedArrays
 from bitnet_onnx.converters._package_tensors import PackageTensors
 from bitnet_onnx.converters.checkpoints._files import BinaryFile, hashing, member, read_small
 from bitnet_onnx.converters.checkpoints.huggingface import directory_tokenizer
@@ -48,7 +50,8 @@ def open_package(path: Path, *, context_length: int | None = None) -> Iterator[S
         BinaryFile(_file(path, MODEL_DATA)) as data,
         hashing({MODEL: model, MODEL_DATA: data}) as sha256,
     ):
-        tensors = PackageTensors(str(path), read_graph(model, data), spec)
+        arrays = NamedArrays(str(path), read_graph(model, data))
+        tensors = PackageTensors(arrays, spec, matrix_reader(arrays, manifest, path / MANIFEST, spec))
         yield SourceModel(
             path=path,
             name=_name(manifest, path),

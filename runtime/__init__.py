@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitnet_onnx.runtime.chat import Message
-from bitnet_onnx.runtime.devices import Device, auto_select_device
+from bitnet_onnx.runtime.devices import Device, auto_select_device, select_device
 from bitnet_onnx.runtime.generation import Generation, Timings, Token, TokenStream
 from bitnet_onnx.runtime.generator import Model, load
 from bitnet_onnx.runtime.package import PackageInfo
@@ -21,4 +21,5 @@ __all__ = [
     "TokenStream",
     "auto_select_device",
     "load",
+    "select_device",
 ]

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from bitnet_onnx.errors import BitnetOnnxError, InputError, OperatorError, PackageError
-from bitnet_onnx.package_format import LOGITS_START, MODEL_DATA
+from bitnet_onnx.errors import BitnetOnnxError, InputError, OperatorError, PackageError, UnsupportedError
+from bitnet_onnx.package_format import LOGITS_START, MODEL_DATA, Operators
 from bitnet_onnx.runtime._native_errors import one_line
 from bitnet_onnx.runtime.devices import Device, check_operators, open_session
 from bitnet_onnx.runtime.kv_scales import KvScales
@@ -55,7 +55,7 @@ class DecoderGraph:
         InputError: `threads`, `prefill_chunk` or `activation_bits` is impossible, or the scales are of another model.
         OperatorError: the operator library cannot be loaded, or does not run the package's version of the operators.
         PackageError: ONNX Runtime refuses the graph, or the graph is not what the manifest says.
-        UnsupportedError: attention has a form that has no int8 cache.
+        UnsupportedError: attention has a form that has no int8 cache, or the operators no bits of activations.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class DecoderGraph:
         if device.operator_library is not None:
             check_operators(device.operator_library, package.operator_version, package.directory)
         options = _session_options(threads)
-        source = self._derived(options, device, activation_bits, kv_scales)
+        source = self._derived(package.operators, options, device, activation_bits, kv_scales)
         try:
             self.session = open_session(source, options, device)
         except OperatorError:
@@ -149,11 +149,21 @@ class DecoderGraph:
         return tokens.astype(np.int64)
 
     def _derived(
-        self, options: ort.SessionOptions, device: Device, activation_bits: int | None, kv_scales: KvScales | None
+        self,
+        operators: Operators,
+        options: ort.SessionOptions,
+        device: Device,
+        activation_bits: int | None,
+        kv_scales: KvScales | None,
     ) -> str | bytes:
         """What to open: the file, or a graph made from it in memory."""
         if activation_bits is None and kv_scales is None:
             return str(self.path)
+        if activation_bits is not None and operators is not Operators.BITNET:
+            raise UnsupportedError(
+                f"{self.path}: {operators} operators round activations as ONNX Runtime has it: leave the activations "
+                f"as they are, or convert the checkpoint with --operator bitnet"
+            )
         # Parsing graphs is for those who change them: importing onnx costs as much as opening a small package.
         from bitnet_onnx.runtime._activation_bits import set_activation_bits
         from bitnet_onnx.runtime._derived_graph import GraphChange, derived_graph

@@ -23,6 +23,7 @@ from bitnet_onnx.custom_ops import (
     metal_library_path,
 )
 from bitnet_onnx.errors import OperatorError
+from bitnet_onnx.package_format import Operators
 from bitnet_onnx.runtime import _metal
 from bitnet_onnx.runtime._native_errors import one_line
 
@@ -133,6 +134,18 @@ def auto_select_device() -> Device:
         reason,
     )
     return Device("cpu" if metal is None else "metal", None, metal)
+
+
+def select_device(operators: Operators) -> Device:
+    """As `auto_select_device` where a package has our operators; for any other ONNX Runtime is all there is."""
+    return auto_select_device() if operators is Operators.BITNET else Device()
+
+
+def runtime_name(operators: Operators, device: Device) -> str:
+    """What executes a package on a device, in reports."""
+    if operators is not Operators.BITNET:
+        return f"{operators} operators"
+    return "function bodies" if device.operator_library is None else "operator library"
 
 
 def _metal_library(*, required: bool) -> Path | None:

@@ -10,7 +10,7 @@ from bitnet_onnx.errors import InputError
 from bitnet_onnx.package_format import MODEL_DATA
 from bitnet_onnx.runtime._prefault import prefault
 from bitnet_onnx.runtime._speculation import IDLE, check_draft_tokens
-from bitnet_onnx.runtime.devices import Device, auto_select_device
+from bitnet_onnx.runtime.devices import Device, select_device
 from bitnet_onnx.runtime.generation import CachedSequence, Generation, TokenStream
 from bitnet_onnx.runtime.kv_scales import KvType, scales_for
 from bitnet_onnx.runtime.package import PackageInfo
@@ -145,7 +145,7 @@ def load(
     Args:
         path: the package directory.
         threads: threads of one operator; None: as many as there are physical cores.
-        device: where it runs; None: `auto_select_device()`.
+        device: where it runs; None: `select_device()`.
         activation_bits: of the linear layers: 8, 16 or 0 (floats); None: as the file says. The vocabulary head takes 16
             and 0, and stays as it is with 8.
         speculate: as in `Model`.
@@ -159,5 +159,5 @@ def load(
         UnsupportedError: other bits than those of the file need the operator library.
     """
     package = PackageInfo.open(path)
-    device = auto_select_device() if device is None else device
+    device = select_device(package.operators) if device is None else device
     return Model(package, device, threads=threads, activation_bits=activation_bits, speculate=speculate, kv=kv)

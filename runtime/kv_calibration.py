@@ -14,7 +14,7 @@ from bitnet_onnx.package_format import KV_SCALES
 from bitnet_onnx.quantized import FloatArray
 from bitnet_onnx.runtime._decoder_graph import DecoderGraph, bind_cache
 from bitnet_onnx.runtime._int8_cache_graph import Rotation, rotations
-from bitnet_onnx.runtime.devices import Device, auto_select_device
+from bitnet_onnx.runtime.devices import Device, select_device
 from bitnet_onnx.runtime.kv_scales import KvScales
 from bitnet_onnx.runtime.package import PackageInfo
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
@@ -95,14 +95,14 @@ def write_kv_scales(
         path: the package directory.
         texts: as in `measure_kv_scales`.
         tokens: most tokens in all.
-        device: where the model runs; None: `auto_select_device()`.
+        device: where the model runs; None: `select_device()`.
         threads: threads of one operator.
 
     Raises:
         BitnetOnnxError: as `measure_kv_scales`, or the file cannot be written; an older one is then still there.
     """
     package = PackageInfo.open(path)
-    device = auto_select_device() if device is None else device
+    device = select_device(package.operators) if device is None else device
     scales = measure_kv_scales(package, device, texts=texts, tokens=tokens, threads=threads)
     scales.save(package.directory / KV_SCALES)
     return scales

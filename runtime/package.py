@@ -22,6 +22,7 @@ from bitnet_onnx.package_format import (
     MODEL_DATA,
     TOKENIZER,
     TOKENIZER_CONFIG,
+    Operators,
 )
 from bitnet_onnx.runtime._json import decode_utf8, read_bytes, read_object
 
@@ -68,8 +69,9 @@ _LIMITS = {
 class PackageInfo:
     """A package directory whose files exist and whose manifest was checked.
 
-    `operator_version` is the oldest version of our operators that runs it, `eos_token_ids` are those of
-    generation_config.json, `special_tokens` the named ones (bos_token, ...) of tokenizer_config.json.
+    `operators` are what the graph is written in and `operator_version` the oldest version of ours that runs it,
+    `eos_token_ids` are those of generation_config.json, `special_tokens` the named ones (bos_token, ...) of
+    tokenizer_config.json.
     """
 
     directory: Path
@@ -79,6 +81,7 @@ class PackageInfo:
     special_tokens: Mapping[str, str]
     add_bos_token: bool
     chat_template: str | None
+    operators: Operators = Operators.BITNET
 
     @property
     def model_path(self) -> Path:
@@ -131,6 +134,7 @@ class PackageInfo:
             special_tokens=special_tokens_of(config, tokenizer_config),
             add_bos_token=config.get("add_bos_token") is True,
             chat_template=_read_template(config, directory),
+            operators=Operators.of(read_object(directory / MANIFEST), directory / MANIFEST),
         )
 
 

@@ -30,6 +30,7 @@ from bitnet_onnx.converters import (
     TernaryStorage,
 )
 from bitnet_onnx.converters.onnx._linears import LayerRecord
+from bitnet_onnx.package_format import Operators
 from bitnet_onnx.policy import Weights
 from bitnet_onnx.quantization.method import MethodName
 
@@ -50,6 +51,7 @@ _TARGETS = {
     "max_loss": _QUANTIZED,
     "policy": _QUANTIZED,
     "fallback": ("onnx",),
+    "operator": ("onnx",),
     "context": (*_QUANTIZED, "gguf"),
     "deployment": (_COREML,),
     "coreml_weights": (_COREML,),
@@ -140,6 +142,14 @@ _TARGETS = {
     "rounding and slower.",
 )
 @click.option(
+    "--operator",
+    type=click.Choice([str(name) for name in Operators]),
+    default="bitnet",
+    show_default=True,
+    help="What the graph is written in. bitnet: our operators, with function bodies for runtimes without the library. "
+    "stock: those of ONNX Runtime, for programs that load no library. standard: those of the ONNX standard alone.",
+)
+@click.option(
     "--context",
     type=click.IntRange(min=1),
     help="Positions that the package has room for.  [default: what the checkpoint names; coreml: at most 2048 of them]",
@@ -214,6 +224,7 @@ def command(
     max_loss: float | None,
     policy: Path | None,
     fallback: str,
+    operator: str,
     context: int | None,
     deployment: str,
     coreml_weights: str,
@@ -252,6 +263,10 @@ def command(
         return
     if no_scaling and calibration is None:
         raise click.UsageError("--no-scaling belongs to --calibration: without it nothing is scaled", click_context)
+    if operator != Operators.BITNET and _is_given(click_context, "fallback"):
+        raise click.UsageError(
+            f"--fallback belongs to --operator bitnet: {operator} operators need no function bodies", click_context
+        )
     given = PrecisionOptions(weights, head, group_size, method, policy, calibration, bits, max_loss)
     named = frozenset(name for name in ("weights", "head", "group_size") if _is_given(click_context, name))
     planned = plan(given, named=named)
@@ -279,6 +294,7 @@ def command(
                 calibration=planned.statistics,
                 scaling=not no_scaling,
                 fallback=fallback,
+                operator=operator,
                 context_length=context,
                 i2s_layout=i2s_layout,
                 overwrite=overwrite,

@@ -37,6 +37,8 @@ def _overview(console: Console, found: Inspection) -> None:
     table.add_row(found.kind, printable(found.path))
     table.add_row("family", printable(found.family))
     table.add_row("source", printable(found.source))
+    if found.operators is not None:
+        table.add_row("operators", found.operators)
     for name, value in found.sizes.items():
         table.add_row(name, printable(str(value)))
     table.add_row("parameters", f"{found.parameters / 1e6:.1f} M in matrices")

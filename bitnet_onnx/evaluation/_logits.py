@@ -22,6 +22,7 @@ from bitnet_onnx.evaluation._session import PackageSession, hidden_name, load_gr
 from bitnet_onnx.evaluation._weights import PackageRule
 from bitnet_onnx.evaluation.reference import Forward, Prompt, forward
 from bitnet_onnx.metrics import Error, relative_error
+from bitnet_onnx.package_format import Operators
 from bitnet_onnx.policy import Precision, Weights
 from bitnet_onnx.quantized import FloatArray
 from bitnet_onnx.runtime import Device, PackageInfo
@@ -72,8 +73,11 @@ class Subject:
 
     @property
     def rounds(self) -> bool:
-        """Whether activations are rounded to integers anywhere."""
-        return any(one.activation_bits and one.weights is not Weights.FLOAT32 for one in self.precisions.values())
+        """Whether activations are rounded to integers anywhere, as ONNX Runtime does unasked to standard operators."""
+        unasked = self.info.operators is Operators.STANDARD
+        return any(
+            (one.activation_bits or unasked) and one.weights is not Weights.FLOAT32 for one in self.precisions.values()
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bitnet_onnx.converters._package_blocks import matrix_reader
 from bitnet_onnx.converters._package_graph import read_graph
+from bitnet_onnx.converters._package_matrices import NamedArrays
 from bitnet_onnx.converters._package_tensors import PackageTensors
 from bitnet_onnx.converters._scaling import Scaling
 from bitnet_onnx.converters.checkpoints._files import BinaryFile
@@ -21,8 +23,9 @@ from bitnet_onnx.evaluation._logits import Ids, Progress, Subject, check_linear_
 from bitnet_onnx.evaluation._report import LayerCheck, LogitCheck, OperatorCheck, Validation, WeightCheck
 from bitnet_onnx.evaluation._weights import check_weights, recorded_errors, recorded_precisions
 from bitnet_onnx.package_format import MANIFEST, MODEL, MODEL_DATA, SCALING
-from bitnet_onnx.runtime import Device, PackageInfo, auto_select_device
+from bitnet_onnx.runtime import Device, PackageInfo, select_device
 from bitnet_onnx.runtime._json import read_object
+from bitnet_onnx.runtime.devices import runtime_name
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
 
 #: Tokens of the prompts that are made up where the user gives none.
@@ -77,14 +80,16 @@ def validate(
     ):
         _check_sizes(model.spec, manifest, path)
         arrays = read_graph(graph, data)
+        named = NamedArrays(str(info.directory), arrays)
+        reader = matrix_reader(named, manifest, info.directory / MANIFEST, model.spec)
         subject = Subject(
             info=info,
             graph=arrays,
-            tensors=PackageTensors(str(info.directory), arrays, model.spec),
+            tensors=PackageTensors(named, model.spec, reader),
             precisions=recorded_precisions(manifest, model.spec, path),
             errors=recorded_errors(manifest),
             fallback=_fallback(manifest),
-            device=Device() if chosen.fallback else auto_select_device(),
+            device=Device() if chosen.fallback else select_device(info.operators),
             source=model,
             scaling=_scaling(info.directory, model.spec, manifest),
         )
@@ -130,7 +135,8 @@ def _weights(subject: Subject, report: Progress) -> tuple[WeightCheck, ...]:
 
 
 def _runtime(subject: Subject) -> str:
-    return f"{subject.fallback} function bodies" if subject.device.operator_library is None else "operator library"
+    name = runtime_name(subject.info.operators, subject.device)
+    return f"{subject.fallback} {name}" if name == "function bodies" else name
 
 
 def read_prompts(

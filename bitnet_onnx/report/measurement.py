@@ -25,7 +25,7 @@ from bitnet_onnx.metrics import Error
 from bitnet_onnx.package_format import MANIFEST
 from bitnet_onnx.quantized import FloatArray
 from bitnet_onnx.report.layers import LayerQuality, Progress, measure_layers
-from bitnet_onnx.runtime import PackageInfo, auto_select_device
+from bitnet_onnx.runtime import PackageInfo, auto_select_device, select_device
 from bitnet_onnx.runtime._json import read_object
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
 
@@ -175,12 +175,11 @@ def _inside(
     report: Progress,
 ) -> tuple[dict[str, FloatArray], tuple[float, ...]]:
     """Inputs of the float model's linear layers, and the error of the hidden states after each layer."""
-    device = auto_select_device()
     with float_package(source, context_length=context) as (floats, spec):
         taps = find_taps(load_graph(floats.model_path).graph, spec)
         hidden = [hidden_name(spec, layer) for layer in range(spec.num_hidden_layers)]
-        original = PackageSession(floats, device, [*(tap.value for tap in taps), *hidden], head=False)
-        ours = PackageSession(info, device, hidden, head=False)
+        original = PackageSession(floats, auto_select_device(), [*(tap.value for tap in taps), *hidden], head=False)
+        ours = PackageSession(info, select_device(info.operators), hidden, head=False)
         length = min(options.window, spec.context_length)
         windows = read_windows(
             texts, TextTokenizer(info), count=options.windows, length=length, sampling=Sampling.STRATIFIED

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from bitnet_onnx.converters._config import Config
-from bitnet_onnx.converters._scaling import search_scaling
+from bitnet_onnx.converters._scaling import scale_inputs
 from bitnet_onnx.converters.convert import Conversion
 from bitnet_onnx.converters.coreml.options import CoreMLOptions
 from bitnet_onnx.converters.coreml.package import (
@@ -105,11 +105,7 @@ def convert_coreml(
         chosen, scaled = policy or Policy(), 0
         check_space(bundle, model.spec, model.tensors, chosen)
         if calibration is not None and scaling:
-            found = search_scaling(model.spec, model.tensors, chosen, calibration, searched)
-            scaled = len(found.scales)
-            # Who compares the weights with the source's needs them.
-            found.save(tokenizer)
-            model, calibration = replace(model, tensors=found.tensors(model.tensors)), found.calibration(calibration)
+            model, calibration, scaled = scale_inputs(model, chosen, calibration, tokenizer, searched)
         layers = write_bundle(
             bundle,
             model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
@@ -18,6 +19,14 @@ ALIGNMENT: Final = 16 * 1024
 
 #: Smaller tensors stay inside the graph file: padding would cost more than they hold.
 INLINE_LIMIT: Final = ALIGNMENT
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What bytes are: the type of the elements, and the shape of the tensor that they make."""
+
+    dtype: ir.DataType
+    shape: tuple[int, ...]
 
 
 class DataFile:
@@ -42,11 +51,19 @@ class DataFile:
         with suppress(OSError) if kind is not None else nullcontext():
             self._file.close()
 
-    def store(self, name: str, array: npt.NDArray[np.generic]) -> ir.TensorProtocol:
-        """Write an array (or keep a small one inline) and return the tensor that refers to it."""
+    def store(self, name: str, array: npt.NDArray[np.generic], packed: Packed | None = None) -> ir.TensorProtocol:
+        """Write an array (or keep a small one inline) and return the tensor that refers to it.
+
+        Args:
+            name: of the tensor.
+            array: its elements, or the bytes of `packed`.
+            packed: what several elements to a byte are; None where `array` says it.
+        """
         array = np.asarray(array, order="C")  # ascontiguousarray would give a scalar a dimension
         if array.nbytes < INLINE_LIMIT:
-            return ir.tensor(array, name=name)
+            if packed is None:
+                return ir.tensor(array, name=name)
+            return ir.PackedTensor(array.ravel(), packed.dtype, shape=packed.shape, name=name)
         offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
         try:
             self._file.seek(offset)
@@ -59,8 +76,30 @@ class DataFile:
             self._path.name,
             offset,
             array.nbytes,
-            ir.DataType.from_numpy(array.dtype),
-            shape=ir.Shape(array.shape),
+            ir.DataType.from_numpy(array.dtype) if packed is None else packed.dtype,
+            shape=ir.Shape(array.shape if packed is None else packed.shape),
             name=name,
             base_dir=self._path.parent,
         )
+
+    def alias(self, name: str, tensor: ir.TensorProtocol | None, like: Packed) -> ir.TensorProtocol:
+        """The bytes of a tensor that `store` gave once more; the file holds them once.
+
+        Args:
+            name: of the new tensor.
+            tensor: whose bytes these are.
+            like: what they are this time; elements of whole bytes.
+        """
+        if isinstance(tensor, ir.ExternalTensor):
+            return ir.ExternalTensor(
+                tensor.location,
+                tensor.offset,
+                tensor.length,
+                like.dtype,
+                shape=ir.Shape(like.shape),
+                name=name,
+                base_dir=tensor.base_dir,
+            )
+        if tensor is None:
+            raise ValueError(f"{name}: there is no tensor to share bytes with")
+        return ir.tensor(np.frombuffer(tensor.tobytes(), like.dtype.numpy()).reshape(like.shape), name=name)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import onnx_ir as ir
-from onnxscript import OpBuilder
 
 from bitnet_onnx.converters.onnx.bodies import traced_function
 from bitnet_onnx.errors import UnsupportedError
 from bitnet_onnx.gated import Activation
+
+if TYPE_CHECKING:
+    from onnxscript import OpBuilder
 
 OPERATOR: Final = "GatedActivation"
 

@@ -9,42 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from bitnet_onnx.converters.model import Tensors
-from bitnet_onnx.converters.onnx._emitter import Emitter, Matrix, dotted
+from bitnet_onnx.converters.onnx._emitter import dotted
 from bitnet_onnx.converters.onnx._linears import LayerRecord, quantize
+from bitnet_onnx.converters.onnx.forms.form import LayerInput, OperatorForm, StoredMatrix
 from bitnet_onnx.decoder import DecoderSpec, Norm
 from bitnet_onnx.policy import Policy, Precision
 from bitnet_onnx.quantization.statistics import Calibration
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor, concatenate
-
-
-class LayerInput:
-    """What linear layers read: a value, and perhaps an RMSNorm on it that a layer's own node may take over.
-
-    Args:
-        emit: where nodes go.
-        value: before the norm.
-        path: module path of the norm.
-        norm: its weight, or None.
-        epsilon: its epsilon.
-    """
-
-    def __init__(
-        self, emit: Emitter, value: ir.Value, path: str = "", norm: FloatArray | None = None, epsilon: float = 1e-5
-    ) -> None:
-        self._emit = emit
-        self.value = value
-        self._path = path
-        self.norm = norm
-        self.epsilon = epsilon
-        self._normalized: ir.Value | None = None
-
-    def normalized(self) -> ir.Value:
-        """The value after the norm, as a value of the graph."""
-        if self.norm is None:
-            return self.value
-        if self._normalized is None:
-            self._normalized = self._emit.rms_norm(self._path, self.value, self.norm, self.epsilon)
-        return self._normalized
 
 
 class LinearLayers:
@@ -54,7 +25,7 @@ class LinearLayers:
         spec: what the decoder is.
         tensors: its weights by role.
         policy: the precision of each layer.
-        emitter: where nodes and initializers go.
+        form: the operators that they are written in.
         record: called with what became of each matrix.
         calibration: what is known of the layers' inputs.
     """
@@ -64,33 +35,33 @@ class LinearLayers:
         spec: DecoderSpec,
         tensors: Tensors,
         policy: Policy,
-        emitter: Emitter,
+        form: OperatorForm,
         record: Callable[[LayerRecord], None],
         calibration: Calibration | None = None,
     ) -> None:
         self._spec = spec
         self._tensors = tensors
         self._policy = policy
-        self._emit = emitter
+        self._form = form
         self._record = record
         self._calibration = calibration
 
     def input(self, x: ir.Value, role: str | None) -> LayerInput:
         """`x` through the norm `role`; None is no norm."""
         if role is None:
-            return LayerInput(self._emit, x)
+            return LayerInput(self._form, x)
         if self._spec.norm is Norm.RMS:
             norm = self._tensors.read(f"{role}.weight")
-            return LayerInput(self._emit, x, module_path(role), norm, self._spec.norm_epsilon)
-        return LayerInput(self._emit, self.norm(role, x))
+            return LayerInput(self._form, x, module_path(role), norm, self._spec.norm_epsilon)
+        return LayerInput(self._form, self.norm(role, x))
 
     def norm(self, role: str, x: ir.Value) -> ir.Value:
         """The norm `role` as nodes of its own."""
         weight = self._tensors.read(f"{role}.weight")
         if self._spec.norm is Norm.RMS:
-            return self._emit.rms_norm(module_path(role), x, weight, self._spec.norm_epsilon)
+            return self._form.rms_norm(module_path(role), x, weight, self._spec.norm_epsilon)
         bias = self._tensors.read(f"{role}.bias")
-        return self._emit.layer_norm(module_path(role), x, weight, bias, self._spec.norm_epsilon)
+        return self._form.layer_norm(module_path(role), x, weight, bias, self._spec.norm_epsilon)
 
     def linears(self, merged: str, roles: Sequence[str], x: LayerInput, *, bias: bool) -> Sequence[ir.Value]:
         """Linear layers on one input: one node where all share a precision, else one each.
@@ -115,22 +86,23 @@ class LinearLayers:
         joint_bias = np.concatenate(biases) if bias else None
         if len(quantized) == len(matrices) and len({matrix.grid for matrix in quantized}) == len(set(bits)) == 1:
             joint = concatenate(quantized) if len(quantized) > 1 else quantized[0]
-            return [self._bitlinear(merged, x, joint, bits[0], joint_bias)]
+            return [self._linear(merged, x, joint, bits[0], joint_bias)]
         if not quantized:
             weight = np.concatenate([matrix for matrix in matrices if not isinstance(matrix, QuantizedTensor)])
-            return [self._float_linear(merged, x, weight, joint_bias)]
+            return [self._form.float_linear(merged, x, weight, joint_bias)]
         return [
             self._linear(module_path(role), x, matrix, activation_bits, biases[index] if bias else None)
             for index, (role, matrix, activation_bits) in enumerate(zip(roles, matrices, bits, strict=True))
         ]
 
-    def table(self, role: str) -> Matrix | ir.Value:
+    def table(self, role: str) -> StoredMatrix | ir.Value:
         """Store the embedding's or the head's matrix."""
         path = module_path(role)
         matrix = self._matrix(role)
         if isinstance(matrix, QuantizedTensor):
-            return self._emit.matrix(path, matrix, self.precision(role).activation_bits)
-        return self._emit.constant(dotted(path, "weight"), matrix)
+            only_rows = role == "embed_tokens" and not self._spec.tie_word_embeddings
+            return self._form.matrix(path, matrix, None if only_rows else self.precision(role).activation_bits)
+        return self._form.emit.constant(dotted(path, "weight"), matrix)
 
     def precision(self, role: str) -> Precision:
         """The precision of a matrix as it is used here."""
@@ -143,7 +115,7 @@ class LinearLayers:
     def _normed_linear(self, role: str, x: ir.Value, epsilon: float, bias: bool) -> ir.Value:
         path = module_path(role)
         norm = self._tensors.read(f"{role}.norm.weight")
-        given = LayerInput(self._emit, x, f"{path}/norm", norm, epsilon)
+        given = LayerInput(self._form, x, f"{path}/norm", norm, epsilon)
         offset = self._tensors.read(f"{role}.bias") if bias else None
         return self._linear(path, given, self._matrix(role), self.precision(role).activation_bits, offset)
 
@@ -162,20 +134,8 @@ class LinearLayers:
         bias: FloatArray | None,
     ) -> ir.Value:
         if isinstance(matrix, QuantizedTensor):
-            return self._bitlinear(path, x, matrix, activation_bits, bias)
-        return self._float_linear(path, x, matrix, bias)
-
-    def _bitlinear(
-        self, path: str, x: LayerInput, tensor: QuantizedTensor, activation_bits: int, bias: FloatArray | None
-    ) -> ir.Value:
-        matrix = self._emit.matrix(path, tensor, activation_bits)
-        return self._emit.bitlinear(path, x.value, matrix, norm=x.norm, epsilon=x.epsilon, bias=bias)
-
-    def _float_linear(self, path: str, x: LayerInput, weight: FloatArray, bias: FloatArray | None) -> ir.Value:
-        y = self._emit.node(f"{path}/MatMul", [x.normalized(), self._emit.constant(dotted(path, "weight"), weight.T)])
-        if bias is None:
-            return y
-        return self._emit.node(f"{path}/Add", [y, self._emit.constant(dotted(path, "bias"), bias)])
+            return self._form.matrix(path, matrix, activation_bits).linear(path, x, bias)
+        return self._form.float_linear(path, x, matrix, bias)
 
 
 def module_path(role: str) -> str:

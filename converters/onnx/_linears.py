@@ -28,6 +28,7 @@ class LayerRecord:
         bits_per_weight: with scales.
         relative_error: of the weights, root of squared error over root of squared weights.
         method: how floats were quantized, or `kept` for codes and ternary values of the source and for floats.
+        zero_point: the code that means zero; 0 for floats.
     """
 
     role: str
@@ -38,6 +39,7 @@ class LayerRecord:
     bits_per_weight: float
     relative_error: float
     method: str = KEPT
+    zero_point: int = 0
 
 
 def quantize(
@@ -88,6 +90,7 @@ def _record(
         tensor.bits_per_weight(),
         relative_error,
         str(method),
+        tensor.grid.zero_point,
     )
 
 

@@ -5,12 +5,16 @@ Everything here depends on constants only, so ONNX Runtime folds it once, when t
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import onnx_ir as ir
-from onnxscript import OpBuilder
 
 from bitnet_onnx.packing import FIELDS, PANEL_ROWS, UNIT_COLUMNS, WORD, Field, padded_columns, padded_rows
 from bitnet_onnx.quantized import Grid
+
+if TYPE_CHECKING:
+    from onnxscript import OpBuilder
 
 
 def ints(op: OpBuilder, *values: int) -> ir.Value:

@@ -10,10 +10,9 @@ import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import onnx_ir as ir
-from onnxscript import OpBuilder, build_function
 
 from bitnet_onnx.activations import LANES, PEAKS
 from bitnet_onnx.bitlinear import BitLinearAttributes
@@ -21,6 +20,9 @@ from bitnet_onnx.converters.onnx import _unpack as unpack
 from bitnet_onnx.converters.onnx._unpack import ints
 from bitnet_onnx.package_format import OPERATOR_DOMAIN
 from bitnet_onnx.packing import FIELDS, PANEL_ROWS, padded_columns
+
+if TYPE_CHECKING:
+    from onnxscript import OpBuilder
 
 OPSET: Final = 21
 EMBEDDING_ATTRIBUTES: Final = ("in_features", "out_features", "bits", "zero_point", "group_size")
@@ -168,6 +170,9 @@ def traced_function(
         overload: the name of this body.
         attributes: names of the operator's attributes.
     """
+    # Loaded where a body is made: it takes a fifth of a second, and most commands make none.
+    from onnxscript import build_function
+
     values = [ir.Value(name=given) if given else None for given in inputs]
     declared = [ir.Attr(attribute, ir.AttributeType.INT, None) for attribute in attributes]
     built = build_function(

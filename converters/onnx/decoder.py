@@ -10,11 +10,12 @@ import onnx_ir as ir
 from bitnet_onnx.attention import MAX_HEAD_DIM, AttentionAttributes
 from bitnet_onnx.converters.model import Tensors
 from bitnet_onnx.converters.onnx._activation import emit_activation
-from bitnet_onnx.converters.onnx._emitter import Emitter, Matrix, dotted
+from bitnet_onnx.converters.onnx._emitter import dotted
 from bitnet_onnx.converters.onnx._head_layout import HeadLayout, head_size
-from bitnet_onnx.converters.onnx._linear_layers import LayerInput, LinearLayers, module_path
+from bitnet_onnx.converters.onnx._linear_layers import LinearLayers, module_path
 from bitnet_onnx.converters.onnx._positions import emit_positions
 from bitnet_onnx.converters.onnx._rotary import tables
+from bitnet_onnx.converters.onnx.forms.form import CallInputs, LayerInput, OperatorForm, StoredMatrix
 from bitnet_onnx.decoder import (
     ATTENTION_INPUTS,
     DecoderSpec,
@@ -25,7 +26,6 @@ from bitnet_onnx.decoder import (
     Rotary,
 )
 from bitnet_onnx.errors import UnsupportedError
-from bitnet_onnx.gated import Activation as GatedActivation
 from bitnet_onnx.quantized import FloatArray
 
 BATCH, SEQUENCE, TOTAL, PAST = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
@@ -38,13 +38,14 @@ class DecoderEmitter:
         spec: what the decoder is.
         tensors: its weights by role.
         layers: its linear layers and norms.
-        emitter: where nodes and initializers go.
+        form: the operators that it is written in.
     """
 
-    def __init__(self, spec: DecoderSpec, tensors: Tensors, layers: LinearLayers, emitter: Emitter) -> None:
+    def __init__(self, spec: DecoderSpec, tensors: Tensors, layers: LinearLayers, form: OperatorForm) -> None:
         self._spec = spec
         self._tensors = tensors
-        self._emit = emitter
+        self._form = form
+        self._emit = form.emit
         self._layers = layers
         self._rotary: dict[Rotary, list[ir.Value]] = {}
         self._present: list[Sequence[ir.Value]] = []
@@ -64,11 +65,11 @@ class DecoderEmitter:
         ids = emit.input("input_ids", ir.DataType.INT64, [BATCH, SEQUENCE])
         mask = emit.input("attention_mask", ir.DataType.INT64, [BATCH, TOTAL])
         cache = self._cache_inputs()
-        lengths = self._lengths(mask)
+        self._form.read_lengths(CallInputs(ids, mask, cache[0][0]))
         table = self._layers.table("embed_tokens")
         x = self._embed(table, ids, mask)
         for index in range(spec.num_hidden_layers):
-            x = self._block(index, x, cache[index], lengths)
+            x = self._block(index, x, cache[index])
         head = table if spec.tie_word_embeddings else self._layers.table("lm_head")
         emit.output(self._logits(head, x), "logits", ir.DataType.FLOAT, [BATCH, SEQUENCE, spec.vocab_size])
         for index, present in enumerate(self._present):
@@ -89,22 +90,11 @@ class DecoderEmitter:
             inputs.append((key, value))
         return inputs
 
-    def _lengths(self, mask: ir.Value) -> list[ir.Value]:
-        """`seqlens_k` (tokens of each row, less one) and the total length, as GroupQueryAttention wants them."""
-        emit, path = self._emit, "/model/attention_mask"
-        count = emit.node(f"{path}/ReduceSum", [mask, emit.ints(1)], {"keepdims": 0})
-        last = emit.node(f"{path}/Sub", [count, emit.ints(1)])
-        seqlens = emit.node(f"{path}/seqlens_k/Cast", [last], {"to": int(ir.DataType.INT32)})
-        length = emit.node(f"{path}/Shape", [mask], {"start": 1, "end": 2})
-        scalar = emit.node(f"{path}/Squeeze", [length, emit.ints(0)])
-        total = emit.node(f"{path}/total/Cast", [scalar], {"to": int(ir.DataType.INT32)})
-        return [seqlens, total]
-
-    def _block(self, index: int, x: ir.Value, past: tuple[ir.Value, ir.Value], lengths: list[ir.Value]) -> ir.Value:
+    def _block(self, index: int, x: ir.Value, past: tuple[ir.Value, ir.Value]) -> ir.Value:
         spec, role = self._spec, f"layers.{index}"
         reads_norm = spec.placement in {NormPlacement.INPUT, NormPlacement.BOTH}
         attention_input = self._layers.input(x, f"{role}.input_norm" if reads_norm else None)
-        attended = self._attention(index, attention_input, past, lengths)
+        attended = self._attention(index, attention_input, past)
         if spec.residual is Residual.SEQUENTIAL:
             x = self._add(f"{role}.attn", x, attended)
             return self._add(f"{role}.mlp", x, self._mlp(index, self._mlp_input(role, x, reads_norm)))
@@ -129,9 +119,7 @@ class DecoderEmitter:
             x = self._layers.norm(f"{branch}.residual_norm", x)
         return x
 
-    def _attention(
-        self, index: int, x: LayerInput, past: tuple[ir.Value, ir.Value], lengths: list[ir.Value]
-    ) -> ir.Value:
+    def _attention(self, index: int, x: LayerInput, past: tuple[ir.Value, ir.Value]) -> ir.Value:
         spec, role = self._spec, f"layers.{index}.attn"
         path, layer = module_path(role), spec.layer(index)
         roles = [f"{role}.{name}" for name in ATTENTION_INPUTS]
@@ -154,8 +142,7 @@ class DecoderEmitter:
             softcap=spec.attention_softcap,
         )
         tables = [] if rotary is None else self._tables(rotary)
-        inputs = [*(qkv if len(qkv) == 3 else [qkv[0], None, None]), *past, *lengths, *tables]
-        attended = self._emit.attention(path, inputs, attributes)
+        attended = self._form.attention(path, qkv, past, tables, attributes)
         self._present.append(attended[1:])
         y = layout.cut(self._emit, path, attended[0], spec.num_attention_heads)
         given = self._layers.input(y, f"{role}.sub_norm" if spec.attention_sub_norm else None)
@@ -198,38 +185,31 @@ class DecoderEmitter:
         parts = self._layers.linears(merged, roles, x, bias=spec.mlp_bias)
         if not spec.gated:
             activated = emit_activation(emit, f"{path}/act", parts[0], activation)
-        elif str(activation) in set(GatedActivation):
-            activated = emit.gated(path, parts, str(activation))
         else:
-            if len(parts) == 1:
-                parts = emit.nodes(f"{path}/gate_up/Split", parts, 2, {"axis": -1, "num_outputs": 2})
-            activated = emit.node(f"{path}/Mul", [emit_activation(emit, f"{path}/act", parts[0], activation), parts[1]])
+            activated = self._form.gated(path, parts, activation)
         given = self._layers.input(activated, f"{role}.sub_norm" if spec.mlp_sub_norm else None)
         (down,) = self._layers.linears(f"{path}/down_proj", [f"{role}.down_proj"], given, bias=spec.mlp_bias)
         return down
 
-    def _embed(self, table: Matrix | ir.Value, ids: ir.Value, mask: ir.Value) -> ir.Value:
+    def _embed(self, table: StoredMatrix | ir.Value, ids: ir.Value, mask: ir.Value) -> ir.Value:
         spec, emit, path = self._spec, self._emit, "/model/embed_tokens"
-        if isinstance(table, Matrix):
-            x = emit.bit_embedding(path, ids, table)
-        else:
-            x = emit.node(f"{path}/Gather", [table, ids])
+        x = table.look_up(path, ids) if isinstance(table, StoredMatrix) else emit.node(f"{path}/Gather", [table, ids])
         if spec.embedding_scale != 1:
             x = emit.node(f"{path}/scale/Mul", [x, emit.scalar("embedding_scale", spec.embedding_scale)])
         if spec.embedding_size:
-            (x,) = self._layers.linears("/model/project_in", ["project_in"], LayerInput(emit, x), bias=False)
+            (x,) = self._layers.linears("/model/project_in", ["project_in"], LayerInput(self._form, x), bias=False)
         if spec.learned_positions is not None:
             rows = emit.constant("model.embed_positions.weight", self._tensors.read("embed_positions.weight"))
             positions = emit_positions(emit, "/model/embed_positions", rows, spec.learned_positions, ids, mask)
             x = emit.node("/model/embed_positions/Add", [x, positions])
         return x
 
-    def _logits(self, table: Matrix | ir.Value, x: ir.Value) -> ir.Value:
+    def _logits(self, table: StoredMatrix | ir.Value, x: ir.Value) -> ir.Value:
         spec, emit = self._spec, self._emit
         given = self._layers.input(x, "norm" if spec.has_final_norm else None)
         if spec.embedding_size:
             (projected,) = self._layers.linears("/model/project_out", ["project_out"], given, bias=False)
-            given = LayerInput(emit, projected)
+            given = LayerInput(self._form, projected)
         bias = self._tensors.read("lm_head.bias") if spec.head_bias else None
         logits = self._head(table, given, bias)
         if spec.logit_scale != 1:
@@ -240,10 +220,10 @@ class DecoderEmitter:
             logits = emit.node("/lm_head/softcap/Mul", [logits, cap])
         return logits
 
-    def _head(self, table: Matrix | ir.Value, x: LayerInput, bias: FloatArray | None) -> ir.Value:
+    def _head(self, table: StoredMatrix | ir.Value, x: LayerInput, bias: FloatArray | None) -> ir.Value:
         emit, spec = self._emit, self._spec
-        if isinstance(table, Matrix):
-            return emit.bitlinear("/lm_head", x.value, table, norm=x.norm, epsilon=x.epsilon, bias=bias)
+        if isinstance(table, StoredMatrix):
+            return table.linear("/lm_head", x, bias)
         # Gemm reads the table as it is stored, rows first, so that a tied one is stored once.
         value = x.normalized()
         shape = emit.node("/lm_head/Shape", [value], {"end": 2})

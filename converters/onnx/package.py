@@ -24,6 +24,10 @@ from bitnet_onnx.converters.onnx._space import check_space
 from bitnet_onnx.converters.onnx._tokenizer_file import compact_tokenizer
 from bitnet_onnx.converters.onnx.bodies import Fallback
 from bitnet_onnx.converters.onnx.decoder import DecoderEmitter
+from bitnet_onnx.converters.onnx.forms.bitnet import BitnetForm
+from bitnet_onnx.converters.onnx.forms.form import OperatorForm
+from bitnet_onnx.converters.onnx.forms.standard import StandardForm
+from bitnet_onnx.converters.onnx.forms.stock import StockForm
 from bitnet_onnx.decoder import MANIFEST_SIZES
 from bitnet_onnx.package_format import (
     CONFIG,
@@ -39,6 +43,7 @@ from bitnet_onnx.package_format import (
     POLICY,
     TOKENIZER,
     TOKENIZER_CONFIG,
+    Operators,
 )
 from bitnet_onnx.policy import Policy
 from bitnet_onnx.policy_file import policy_text
@@ -61,6 +66,7 @@ def write_package(
     *,
     policy: Policy,
     fallback: Fallback,
+    operators: Operators = Operators.BITNET,
     calibration: Calibration | None = None,
     scaled_inputs: int = 0,
     progress: Progress | None = None,
@@ -84,10 +90,10 @@ def write_package(
 
     check_space(work, spec, model.tensors, policy)
     with DataFile(work / MODEL_DATA) as data:
-        emitter = Emitter(data, fallback)
-        linears = LinearLayers(spec, model.tensors, policy, emitter, record, calibration)
-        hidden = DecoderEmitter(spec, model.tensors, linears, emitter).run()
-    graph = emitter.model(tool_version())
+        form = _form(Emitter(data), operators, fallback)
+        linears = LinearLayers(spec, model.tensors, policy, form, record, calibration)
+        hidden = DecoderEmitter(spec, model.tensors, linears, form).run()
+    graph = form.model(tool_version())
     ir.save(graph, work / MODEL)
     restrict_logits(graph, hidden)
     ir.save(graph, work / ENGINE)
@@ -99,7 +105,7 @@ def write_package(
         CONFIG: model.config,
         GENERATION_CONFIG: model.generation_config,
         GENAI_CONFIG: genai_config(spec, model.generation_config, max_length=max_length),
-        MANIFEST: _manifest(model, tuple(layers), fallback, scaled_inputs),
+        MANIFEST: _manifest(model, tuple(layers), _operator(graph, operators, fallback), scaled_inputs),
     }
     for name, document in documents.items():
         (work / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -121,10 +127,29 @@ def tool_version() -> str:
         return "0+unknown"
 
 
+def _form(emitter: Emitter, operators: Operators, fallback: Fallback) -> OperatorForm:
+    match operators:
+        case Operators.BITNET:
+            return BitnetForm(emitter, fallback)
+        case Operators.STOCK:
+            return StockForm(emitter)
+        case Operators.STANDARD:
+            return StandardForm(emitter)
+
+
+def _operator(graph: ir.Model, operators: Operators, fallback: Fallback) -> dict[str, object]:
+    """What the manifest says of the operators."""
+    if operators is Operators.BITNET:
+        return {"domain": OPERATOR_DOMAIN, "version": OPERATOR_VERSION, "fallback": str(fallback)}
+    return {"form": str(operators), "version": OPERATOR_VERSION, "opsets": dict(graph.opset_imports)}
+
+
 def _manifest(
-    model: SourceModel, layers: tuple[LayerRecord, ...], fallback: Fallback, scaled_inputs: int
+    model: SourceModel, layers: tuple[LayerRecord, ...], operator: Mapping[str, object], scaled_inputs: int
 ) -> dict[str, object]:
     spec = model.spec
+    # Nodes of our operators have the zero point as an attribute.
+    bitnet = "form" not in operator
     return {
         "format_version": FORMAT_VERSION,
         "tool_version": tool_version(),
@@ -136,7 +161,7 @@ def _manifest(
             "head_dim": head_size(spec),
             "context_length": spec.context_length,
         },
-        "operator": {"domain": OPERATOR_DOMAIN, "version": OPERATOR_VERSION, "fallback": str(fallback)},
+        "operator": operator,
         "summary": {
             "bits_per_weight": round(bits_per_weight(layers), 4),
             "parameters": sum(layer.shape[0] * layer.shape[1] for layer in layers),
@@ -152,6 +177,7 @@ def _manifest(
                 "bits_per_weight": round(layer.bits_per_weight, 4),
                 "relative_error": round(layer.relative_error, 6),
                 "method": layer.method,
+                **({} if bitnet else {"zero_point": layer.zero_point}),
             }
             for layer in layers
         ],

@@ -1,23 +1,26 @@
 // Continues a prompt greedily with a packaged model in the ONNX Runtime that a library holds:
 //   bitnet_decode libonnxruntime.so MODEL.onnx OPERATORS COUNT ID [ID ...]
-// OPERATORS is the operator library, `-` for the function bodies of the model or `linked` for the operators
-// that a static build has linked in. Prints the new ids. ONNX Runtime is opened at run time and its interface
-// called by position, so that this builds for any processor without its headers and its library.
+// OPERATORS is the operator library, or `-` for the function bodies of the model. Prints the new ids. ONNX
+// Runtime is opened at run time and its interface called by position, so that this builds for any processor
+// without its headers and its library.
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#define NOMINMAX
+#include <windows.h>
+#else
 #include <dlfcn.h>
+#endif
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "ort/ort_abi.h"
-
-#if defined(BITNET_OPS_STATIC)
-#include "bitnet_ops.h"
-#endif
 
 namespace {
 
@@ -51,7 +54,7 @@ void Try(Status* status) {
 
 template <typename... Arguments>
 void CallAt(Position position, Arguments... arguments) {
-  using Function = Status* (*)(Arguments...);
+  using Function = Status*(BITNET_ORT_CALL*)(Arguments...);
   Function function;
   std::memcpy(&function, reinterpret_cast<const char*>(api) + position * sizeof(void*), sizeof function);
   Try(function(arguments...));
@@ -102,35 +105,44 @@ int64_t LargestOfLastRow(Value* logits) {
 }
 
 void Release(Value* value) {
-  using Function = void (*)(Value*);
+  using Function = void(BITNET_ORT_CALL*)(Value*);
   Function function;
   std::memcpy(&function, reinterpret_cast<const char*>(api) + kReleaseValue * sizeof(void*), sizeof function);
   function(value);
 }
 
-SessionOptions* Options(const ApiBase* base, const std::string& operators) {
+SessionOptions* Options(const std::string& operators) {
   SessionOptions* options = nullptr;
   CallAt(kCreateSessionOptions, &options);
-  if (operators == "linked") {
-#if defined(BITNET_OPS_STATIC)
-    Try(reinterpret_cast<Status*>(RegisterCustomOps(reinterpret_cast<OrtSessionOptions*>(options),
-                                                    reinterpret_cast<const OrtApiBase*>(base))));
-#else
-    (void)base;
-    throw std::runtime_error("no operators are linked in: configure with BITNET_OPS_STATIC=ON");
-#endif
-  } else if (operators != "-") {
-    CallAt(kRegisterCustomOpsLibrary, options, operators.c_str());
+  if (operators != "-") {
+    // ONNX Runtime wants paths in the characters of the system, as the standard library does.
+    CallAt(kRegisterCustomOpsLibrary, options, std::filesystem::path(operators).c_str());
   }
   return options;
 }
 
-void Decode(const ApiBase* base, const char* model, const std::string& operators, int count,
-            std::vector<int64_t> ids) {
+const ApiBase* OpenRuntime(const char* path) {
+#if defined(_WIN32)
+  const HMODULE library = LoadLibraryW(std::filesystem::path(path).c_str());
+  void* entry =
+      library == nullptr ? nullptr : reinterpret_cast<void*>(GetProcAddress(library, "OrtGetApiBase"));
+  const char* reason = "it does not load, or is not ONNX Runtime";
+#else
+  void* library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
+  void* entry = library == nullptr ? nullptr : dlsym(library, "OrtGetApiBase");
+  const char* reason = entry == nullptr ? dlerror() : "";
+#endif
+  if (entry == nullptr) {
+    throw std::runtime_error(std::string(path) + ": " + reason);
+  }
+  return reinterpret_cast<const ApiBase*(BITNET_ORT_CALL*)()>(entry)();
+}
+
+void Decode(const char* model, const std::string& operators, int count, std::vector<int64_t> ids) {
   Env* env = nullptr;
   CallAt(kCreateEnv, 2, "decode", &env);  // warnings and worse are printed
   Session* session = nullptr;
-  CallAt(kCreateSession, env, model, Options(base, operators), &session);
+  CallAt(kCreateSession, env, std::filesystem::path(model).c_str(), Options(operators), &session);
   Allocator* allocator = nullptr;
   CallAt(kGetAllocatorWithDefaultOptions, &allocator);
   const std::vector<const char*> inputs =
@@ -169,18 +181,13 @@ int main(int argc, char** argv) try {
   if (argc < 6) {
     throw std::runtime_error("usage: bitnet_decode libonnxruntime.so MODEL.onnx OPERATORS COUNT ID [ID ...]");
   }
-  void* library = dlopen(argv[1], RTLD_NOW | RTLD_GLOBAL);
-  void* entry = library == nullptr ? nullptr : dlsym(library, "OrtGetApiBase");
-  if (entry == nullptr) {
-    throw std::runtime_error(dlerror());
-  }
-  const ApiBase* base = reinterpret_cast<const ApiBase* (*)()>(entry)();
+  const ApiBase* base = OpenRuntime(argv[1]);
   api = base->GetApi(kApiVersion);
   std::vector<int64_t> ids;
   for (int i = 5; i < argc; ++i) {
     ids.push_back(std::atoll(argv[i]));
   }
-  Decode(base, argv[2], argv[3], std::atoi(argv[4]), ids);
+  Decode(argv[2], argv[3], std::atoi(argv[4]), ids);
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "%s\n", error.what());

@@ -30,4 +30,8 @@ set(CMAKE_CXX_COMPILER ${BITNET_ZIG} c++ -target ${BITNET_ZIG_TARGET})
 # Zig compiles the C++ library for every set of processor features that it links for: checks must not link.
 set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
 # Without the debug information of that library, 5 MB.
-set(CMAKE_MODULE_LINKER_FLAGS_INIT -s)
+set(CMAKE_SHARED_LINKER_FLAGS_INIT -s)
+# CMake demands this tool of Apple's, for which nothing here has a use.
+if(CMAKE_SYSTEM_NAME STREQUAL "Darwin")
+  set(CMAKE_INSTALL_NAME_TOOL ${CMAKE_COMMAND})
+endif()

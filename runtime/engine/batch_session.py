@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from bitnet_onnx.errors import BitnetOnnxError, InputError
+from bitnet_onnx.errors import BitnetOnnxError, InputError, UnsupportedError
+from bitnet_onnx.package_format import Operators
 from bitnet_onnx.quantized import FloatArray
 from bitnet_onnx.runtime._decoder_graph import CacheArray, DecoderGraph, bind_cache
 from bitnet_onnx.runtime._malloc import return_free_memory
@@ -100,7 +101,7 @@ class BatchSession:
         InputError: an argument is out of range.
         OperatorError: the operator library cannot be loaded.
         PackageError: the graph cannot be opened, or is not what the manifest says.
-        UnsupportedError: attention has a form that has no int8 cache.
+        UnsupportedError: attention has a form that has no int8 cache, or the package has standard operators.
         BitnetOnnxError: the budget has no room for a single call.
     """
 
@@ -120,6 +121,11 @@ class BatchSession:
         if not 1 <= max_batch <= _MAX_BATCH:
             raise InputError(f"max_batch is {max_batch}, expected 1 to {_MAX_BATCH}")
         check_draft_tokens("draft_tokens", draft_tokens)
+        if package.operators is Operators.STANDARD:
+            raise UnsupportedError(
+                f"{package.directory}: batches need a cache that is written in place, which standard operators do not "
+                f"have: use `bitnet-onnx infer`, or convert the checkpoint with --operator stock or bitnet"
+            )
         sizes = package.architecture
         chunk = min(prefill_chunk, sizes.context_length)
         self._graph = DecoderGraph(

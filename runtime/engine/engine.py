@@ -17,7 +17,7 @@ from bitnet_onnx.errors import BitnetOnnxError, InputError
 from bitnet_onnx.package_format import MODEL_DATA
 from bitnet_onnx.runtime._prefault import prefault
 from bitnet_onnx.runtime._speculation import IDLE, check_draft_tokens
-from bitnet_onnx.runtime.devices import Device, auto_select_device
+from bitnet_onnx.runtime.devices import Device, select_device
 from bitnet_onnx.runtime.engine._interfaces import BatchSessionLike
 from bitnet_onnx.runtime.engine._prompt_cache import BlockKeys, PromptCache
 from bitnet_onnx.runtime.engine._run import Run
@@ -159,7 +159,7 @@ class Engine:
             settings: limits.
             memory: the budget; None: a share of what the machine has.
             threads: threads of one operator; None: as many as there are physical cores.
-            device: where it runs; None: `auto_select_device()`.
+            device: where it runs; None: `select_device()`.
             prompts: the text side of the same package, if it is open already.
 
         Raises:
@@ -168,7 +168,7 @@ class Engine:
             BitnetOnnxError: the budget is too small for one step.
         """
         prompts = PromptEncoder(PackageInfo.open(path)) if prompts is None else prompts
-        device = auto_select_device() if device is None else device
+        device = select_device(prompts.package.operators) if device is None else device
         memory = HybridMemoryPool(default_budget()) if memory is None else memory
         session = BatchSession(
             prompts.package,

@@ -26,6 +26,7 @@ KEYS = {
     "files",
     "readers",
     "problem",
+    "operators",
 }
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import bitnet_onnx
+from bitnet_onnx.custom_ops import library_path
 from bitnet_onnx.runtime import SamplingParameters
 
 ROOT = Path(__file__).parents[2]
@@ -43,9 +44,11 @@ def run(*command: str | Path, cwd: Path) -> str:
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=600,
+        timeout=1200,
         check=False,
     )
+    if "No matching distribution found" in ran.stdout + ran.stderr and os.environ.get("CI") != "true":
+        pytest.skip(f"the package index is not to be had: {ran.stderr.strip()[-200:]}")
     assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
     return ran.stdout
 
@@ -53,6 +56,8 @@ def run(*command: str | Path, cwd: Path) -> str:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """The source distribution, the wheel, and what the tool said."""
+    if library_path() is None:
+        pytest.skip("the operator library is not built: no C++17 compiler when bitnet-onnx was installed")
     folder = tmp_path_factory.mktemp("dist")
     said = run(sys.executable, "-P", ROOT / "tools/wheel.py", folder, cwd=folder)
     (sdist,) = folder.glob("*.tar.gz")

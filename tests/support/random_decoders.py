@@ -22,6 +22,7 @@ from bitnet_onnx.decoder import (
     Residual,
     Rotary,
 )
+from bitnet_onnx.package_format import Operators
 from bitnet_onnx.policy import Policy, Precision, Weights
 
 FLOAT = Policy(Precision(Weights.FLOAT32), Precision(Weights.FLOAT32))
@@ -208,8 +209,14 @@ def source(spec: DecoderSpec, path: Path = Path("random"), seed: int = 0) -> Sou
     )
 
 
-def write(directory: Path, spec: DecoderSpec, policy: Policy = FLOAT, fallback: Fallback = Fallback.EXACT) -> Path:
+def write(
+    directory: Path,
+    spec: DecoderSpec,
+    policy: Policy = FLOAT,
+    fallback: Fallback = Fallback.EXACT,
+    operators: Operators = Operators.BITNET,
+) -> Path:
     """A package of the decoder without a tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_package(directory, source(spec), policy=policy, fallback=fallback)
+    write_package(directory, source(spec), policy=policy, fallback=fallback, operators=operators)
     return directory

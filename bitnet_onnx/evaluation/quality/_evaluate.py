@@ -23,8 +23,9 @@ from bitnet_onnx.evaluation.quality.tasks import beginning_token, score_tasks
 from bitnet_onnx.evaluation.quality.text import TokenText, read_text, tokenize
 from bitnet_onnx.evaluation.quality.windows import WindowRule
 from bitnet_onnx.package_format import MANIFEST, MODEL_DATA
-from bitnet_onnx.runtime import Device, PackageInfo, auto_select_device
+from bitnet_onnx.runtime import Device, PackageInfo, select_device
 from bitnet_onnx.runtime._json import read_object
+from bitnet_onnx.runtime.devices import runtime_name
 from bitnet_onnx.runtime.tokenizer import TextTokenizer
 
 _RULE: Final = WindowRule()
@@ -39,7 +40,7 @@ class QualityOptions:
         rule: which tokens of a text are scored.
         activation_bits: of the package's linear layers, see `bitnet_onnx.load`; the reference stays as it is.
         threads: of one operator; None: as many as there are physical cores.
-        device: where it runs; None: `auto_select_device()`.
+        device: where it runs; None: `select_device()`.
     """
 
     rule: WindowRule = _RULE
@@ -86,7 +87,7 @@ def evaluate(
         )
     counts = [count_questions(Path(path)) for path in tasks]
     cut = _tokenized(info, [Path(path) for path in texts], rule)
-    device = options.device or auto_select_device()
+    device = options.device or select_device(info.operators)
     with ExitStack() as stack:
         compared: Reference | None = None
         other: WindowReader | None = None
@@ -98,7 +99,9 @@ def evaluate(
                     f"a window of {rule.length} tokens does not fit the reference's context of "
                     f"{compared.info.architecture.context_length}"
                 )
-            other = WindowReader(compared.info, device, threads=options.threads)
+            other = WindowReader(
+                compared.info, options.device or select_device(compared.info.operators), threads=options.threads
+            )
         beginning = _beginning(info, reader) if rule.beginning else None
         sums: list[Sums] = []
         for text in cut:
@@ -114,7 +117,7 @@ def evaluate(
             total=TextQuality.of("all", sums) if cut else None,
             tasks=tuple(answered),
             tool_version=tool_version(),
-            runtime="function bodies" if device.operator_library is None else "operator library",
+            runtime=runtime_name(info.operators, device),
         )
 
 

@@ -202,7 +202,7 @@ class Quality:
         total: over all texts; None without any.
         tasks: a result for each file.
         tool_version: of this package.
-        runtime: `operator library` or `function bodies`.
+        runtime: `operator library`, `function bodies`, `stock operators` or `standard operators`.
     """
 
     package: Subject

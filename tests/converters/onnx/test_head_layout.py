@@ -16,6 +16,8 @@ from bitnet_onnx.converters.onnx._emitter import Emitter
 from bitnet_onnx.converters.onnx._head_layout import HeadLayout, head_size
 from bitnet_onnx.converters.onnx._rotary import table_width, tables
 from bitnet_onnx.converters.onnx.bodies import Fallback
+from bitnet_onnx.converters.onnx.forms.bitnet import BitnetForm
+from bitnet_onnx.converters.onnx.forms.form import CallInputs
 from bitnet_onnx.decoder import Attention, DecoderSpec, Rotary
 
 HEADS, KV_HEADS, LENGTH = 4, 2, 9
@@ -73,28 +75,30 @@ def test_tables_are_widened_by_angles_of_zero() -> None:
 def attended(head_dim: int, rotary: Rotary | None, qkv: list[np.ndarray], merged: bool, directory: Path) -> np.ndarray:
     size = head_size(spec(head_dim, rotary))
     with DataFile(directory / "model.onnx.data") as data:
-        emit = Emitter(data, Fallback.EXACT)
+        emit = Emitter(data)
+        form = BitnetForm(emit, Fallback.EXACT)
         given = [np.concatenate(qkv, axis=-1)] if merged else qkv
         names = ["query", "key", "value"][: len(given)]
         inputs = [
             emit.input(name, ir.DataType.FLOAT, list(array.shape)) for name, array in zip(names, given, strict=True)
         ]
-        past = [emit.input(name, ir.DataType.FLOAT, [1, KV_HEADS, 0, size]) for name in ("past_key", "past_value")]
-        seqlens = emit.constant("seqlens", np.array([LENGTH - 1], np.int32))
-        total = emit.constant("total", np.array(LENGTH, np.int32))
+        cache = [1, KV_HEADS, 0, size]
+        past = emit.input("past_key", ir.DataType.FLOAT, cache), emit.input("past_value", ir.DataType.FLOAT, cache)
+        ones = emit.constant("ones", np.ones((1, LENGTH), np.int64))
+        form.read_lengths(CallInputs(ones, ones, past[0]))
         layout = HeadLayout.of(head_dim, size, rotary)
         values = [*layout.arrange(emit, "/attn", inputs, HEADS, KV_HEADS)]
-        made = [] if rotary is None else list(zip(("cos", "sin"), tables(rotary, 16), strict=True))
+        pairs = [] if rotary is None else zip(("cos", "sin"), tables(rotary, 16), strict=True)
+        made = [emit.constant(*pair) for pair in pairs]
         attributes = AttentionAttributes(
             HEADS, KV_HEADS, rotary is not None, rotary is not None and rotary.interleaved, scale=head_dim**-0.5
         )
-        operands = [*values, *[None] * (3 - len(values)), *past, seqlens, total]
-        outputs = emit.attention("/attn", [*operands, *(emit.constant(*pair) for pair in made)], attributes)
+        outputs = form.attention("/attn", values, past, made, attributes)
         y = layout.cut(emit, "/attn", outputs[0], HEADS)
         emit.output(y, "y", ir.DataType.FLOAT, [1, LENGTH, HEADS * head_dim])
         for name, value in zip(("present_key", "present_value"), outputs[1:], strict=True):
             emit.output(value, name, ir.DataType.FLOAT, [1, KV_HEADS, LENGTH, size])
-    ir.save(emit.model("1"), directory / "model.onnx")
+    ir.save(form.model("1"), directory / "model.onnx")
     session = ort.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
     empty = np.zeros((1, KV_HEADS, 0, size), np.float32)
     feeds = dict(zip(names, given, strict=True)) | {"past_key": empty, "past_value": empty}
@@ -132,7 +136,7 @@ def test_equals_the_reference(head_dim: int, dim: int, interleaved: bool, merged
 def test_heads_that_fit_get_no_nodes(tmp_path: Path) -> None:
     layout = HeadLayout.of(64, 64, Rotary(1e4, 32))
     with DataFile(tmp_path / "model.onnx.data") as data:
-        emit = Emitter(data, Fallback.EXACT)
+        emit = Emitter(data)
         qkv = [emit.input("qkv", ir.DataType.FLOAT, [1, 2, 512])]
         assert layout.arrange(emit, "/attn", qkv, HEADS, KV_HEADS) == qkv
         assert layout.cut(emit, "/attn", qkv[0], HEADS) is qkv[0]
