@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from doc_pages import REASONS, ROOT, SHELLS, Block, blocks, commands, pages, runs_on_posix, steps
+from doc_pages import REASONS, ROOT, SHELLS, Block, blocks, commands, pages, shown_here, steps
 from doc_session import made_by, programs, run, targets
 
 BLOCKS = [block for page in pages() for block in blocks(page)]
@@ -28,7 +28,7 @@ def page_cases() -> list[object]:
     return cases
 
 
-@pytest.mark.skipif(not runs_on_posix(), reason="the commands are written for a POSIX shell")
+@pytest.mark.skipif(not shown_here(), reason="pages show what is typed on Linux")
 @pytest.mark.parametrize("page", page_cases())
 def test_what_a_page_shows_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     for program in sorted(programs(steps(page))):

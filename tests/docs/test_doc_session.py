@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from doc_pages import REASONS, Block, Step, blocks, commands, runs_on_posix, steps
+from doc_pages import REASONS, Block, Step, blocks, commands, shown_here, steps
 from doc_session import made_by, programs, run, targets
 
 SUPPORT = Path(__file__).resolve().parent.parent / "support"
 
-posix = pytest.mark.skipif(not runs_on_posix(), reason="the commands are written for a POSIX shell")
+linux = pytest.mark.skipif(not shown_here(), reason="pages show what is typed on Linux")
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_block_that_needs_something_is_left_out(page: Path) -> None:
     assert "Needs luck" not in REASONS
 
 
-@posix
+@linux
 def test_a_page_is_one_session_and_each_program_its_own(page: Path, tmp_path: Path) -> None:
     page.write_text(
         """
@@ -94,7 +94,7 @@ print(json.load(open("data.json"))["answer"] + 1)
     assert (tmp_path / "clone" / "README.md").is_file()
 
 
-@posix
+@linux
 def test_the_first_failure_is_named_with_its_page_and_line(page: Path, tmp_path: Path) -> None:
     page.write_text("```console\n$ echo fine\n$ echo complaint; false\n$ echo never > never\n```\n")
     with pytest.raises(AssertionError, match=r"page\.md:3: status 1\necho complaint; false\ncomplaint") as failure:
@@ -103,7 +103,7 @@ def test_the_first_failure_is_named_with_its_page_and_line(page: Path, tmp_path:
     assert not (tmp_path / "clone" / "never").exists()
 
 
-@posix
+@linux
 def test_a_server_is_waited_for_on_a_port_of_its_own_and_ended(page: Path, tmp_path: Path) -> None:
     page.write_text(
         "```console\n$ python -m http.server --bind 127.0.0.1 8000 &\n"
@@ -116,7 +116,7 @@ def test_a_server_is_waited_for_on_a_port_of_its_own_and_ended(page: Path, tmp_p
     assert "8000" not in (tmp_path / "session" / "script").read_text().partition("@@2")[2]
 
 
-@posix
+@linux
 def test_a_server_that_does_not_start_is_a_failure(page: Path, tmp_path: Path) -> None:
     page.write_text("```console\n$ bitnet-onnx serve no-such-package &\n$ true\n```\n")
     with pytest.raises(AssertionError, match=r"page\.md:2: status 1(.|\n)*no-such-package: no such directory"):
@@ -134,7 +134,7 @@ def test_programs_of_others_are_found_where_a_command_begins() -> None:
     assert [programs([Step("command", 1, text)]) for text in texts] == [{"npm"}, {"cmake"}, set(), {"node"}, set()]
 
 
-@posix
+@linux
 def test_npm_ci_takes_what_is_unpacked_and_is_npm_otherwise(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

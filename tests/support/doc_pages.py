@@ -12,9 +12,9 @@ A fenced block counts by its language and title:
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +158,6 @@ def steps(page: Path) -> list[Step]:
     return found
 
 
-def runs_on_posix() -> bool:
-    """Whether there is a shell that the commands are written for."""
-    return os.name == "posix" and shutil.which("bash") is not None
+def shown_here() -> bool:
+    """Whether this is a system like the one that pages show."""
+    return sys.platform == "linux" and shutil.which("bash") is not None
