@@ -159,7 +159,10 @@ def _distances(jobs: Sequence[Job], progress: Progress) -> dict[str, float]:
 def _perplexity(job: Job, texts: Sequence[Path], settings: FormSettings, progress: Progress) -> dict[str, float]:
     progress(f"perplexity, {job.name}")
     options = QualityOptions(device=_device(job), threads=settings.threads, rule=WindowRule(tokens=settings.tokens))
-    return {text.name: round(text.perplexity, 3) for text in evaluate(job.path, texts=texts, options=options).texts}
+    return {
+        Path(text.name).name: round(text.perplexity, 3)
+        for text in evaluate(job.path, texts=texts, options=options).texts
+    }
 
 
 def _device(job: Job) -> Device | None:
