@@ -30,7 +30,7 @@ EXAMPLE_FILES := $(wildcard examples/cpp/*.cc examples/cpp/*.h tests/examples/*.
 
 .PHONY: help
 help: ## Show the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Environments ------------------------------------------------------------------------------------------
 
@@ -55,6 +55,10 @@ $(VENV)/.stamp-test: $(VENV)/.stamp-install
 
 $(VENV)/.stamp-lint: $(VENV)/.stamp-install
 	$(BIN)/python -m pip install --quiet --group lint
+	@touch $@
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-install
+	$(BIN)/python -m pip install --quiet --group docs
 	@touch $@
 
 $(PARITY_VENV)/.stamp-venv:
@@ -122,6 +126,19 @@ format: $(VENV)/.stamp-lint ## Format Python and C++ in place
 .PHONY: parity
 parity: $(PARITY_VENV)/.stamp-parity ## Compare with torch and transformers, in an environment of their own
 	$(PARITY_BIN)/python -P -m pytest -s -W ignore tests/parity/parity_*.py
+
+# The variable silences a notice of mkdocs-material about its own future.
+DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -P -m mkdocs
+
+.PHONY: docs
+docs: $(VENV)/.stamp-docs ## Build the documentation into build/site; a warning is an error
+	$(BIN)/python tools/typing_farm.py
+	$(DOCS) build --quiet
+
+.PHONY: docs-serve
+docs-serve: $(VENV)/.stamp-docs ## Show the documentation at http://127.0.0.1:8000 while pages change
+	$(BIN)/python tools/typing_farm.py
+	$(DOCS) serve --dev-addr 127.0.0.1:8000
 
 TINY := model_zoo/packages/bitnet-tiny
 

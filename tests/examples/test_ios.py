@@ -164,7 +164,8 @@ def test_the_emitter_has_the_same_names() -> None:
 
 
 def _shown() -> list[list[str]]:
-    lines = [line for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+    blocks = re.findall(r"```console[^\n]*\n(.*?)```", README, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
     assert lines
     assert all(line.startswith("$ ") for line in lines)
     return [shlex.split(line.removeprefix("$ ")) for line in lines]
