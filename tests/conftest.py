@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,14 +29,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LOG = logging.getLogger("bitnet_onnx")
+QUIET = tuple(LOG.handlers), LOG.level, LOG.propagate
+
+
 @pytest.fixture(autouse=True)
-def _log_put_back() -> Iterator[None]:
-    """The command line takes over the package's log, as a process of its own may."""
-    logger = logging.getLogger("bitnet_onnx")
-    before = logger.handlers, logger.level, logger.propagate
-    yield
-    logger.handlers, logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
+def _log_put_back() -> None:
+    """The command line takes over the package's log, as a process of its own may; so do fixtures of a whole file."""
+    handlers, level, LOG.propagate = QUIET
+    LOG.handlers = [*handlers]
+    LOG.setLevel(level)
 
 
 @pytest.fixture(scope="session")
