@@ -153,7 +153,7 @@ def _readers(operators: Operators, fallback: str) -> tuple[str, ...]:
         case Operators.BITNET:
             return (
                 "bitnet-onnx: the operator library where it is built, else the function bodies",
-                f"onnxruntime 1.32 and later, any language: the {fallback} function bodies, no library needed",
+                f"onnxruntime 1.27 and later, any language: the {fallback} function bodies, no library needed",
                 "onnxruntime with the operator library registered (`bitnet-onnx ops --path`): 1.21 and later",
                 "onnxruntime-genai 0.18 and later: the directory as it is",
             )

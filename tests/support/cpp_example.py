@@ -18,7 +18,6 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from bitnet_onnx.cli.ops import command as ops_command
 from bitnet_onnx.custom_ops import library_path
 from bitnet_onnx.model_zoo import cache_root
 
@@ -158,13 +157,6 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _copy_by_hand(library: Path) -> str:
-    (BUILT / "ops").mkdir(exist_ok=True)
-    config = 'set(bitnet_ops_LIBRARY "${CMAKE_CURRENT_LIST_DIR}/libbitnet_ops.so")\n'
-    (BUILT / "ops" / "bitnet_ops-config.cmake").write_text(config)
-    return f"cp {library} ops/"
-
-
 @cache
 def program() -> Path:
     """`bitnet_generate`, built once for all tests by the commands of its README."""
@@ -172,8 +164,7 @@ def program() -> Path:
         pytest.skip("the wheel for Windows has no import library to link with")
     if COMPILER is None:
         pytest.skip("no C++ compiler is installed")
-    library = library_path()
-    if library is None:
+    if library_path() is None:
         pytest.skip("the operator library is not built: no C++17 compiler when bitnet-onnx was installed")
     tool("cmake")
     with _alone(BUILT):
@@ -184,9 +175,6 @@ def program() -> Path:
         assert len(build) == 2
         # Of another build, perhaps.
         copy += " --overwrite"
-        # Until `ops --copy` is there.
-        if not any("--copy" in parameter.opts for parameter in ops_command.params):
-            copy = _copy_by_hand(library)
         for command in (copy, *build):
             done = shell(command)
             assert done.returncode == 0, command + "\n" + done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Our own operators, with a function body for each so that every ONNX Runtime executes them."""
+"""Our own operators, with a function body for each so that ONNX Runtime executes them without our library."""
 
 from __future__ import annotations
 
