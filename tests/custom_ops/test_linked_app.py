@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from runtime_headers import headers
 
 import bitnet_onnx
 from bitnet_onnx.custom_ops import library_path
@@ -183,9 +184,7 @@ def test_a_folder_without_its_library_is_not_found(copied: Path, tmp_path: Path)
 
 
 def test_the_official_header_and_ours_agree(copied: Path, tmp_path: Path) -> None:
-    folder = Path(os.environ.get("BITNET_ONNX_ORT_HEADERS", "/usr/include/onnxruntime"))
-    if not (folder / "onnxruntime_c_api.h").is_file():
-        pytest.skip(f"{folder} holds no onnxruntime_c_api.h: set BITNET_ONNX_ORT_HEADERS")
+    folder = headers()
     pair = ['#include "onnxruntime_c_api.h"', '#include "bitnet_ops.h"']
     use = "OrtStatus* add(OrtSessionOptions* o) { return RegisterCustomOps(o, OrtGetApiBase()); }\n"
     for order in (pair, pair[::-1]):

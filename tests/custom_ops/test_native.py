@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from runtime_headers import headers
 
 ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
@@ -63,9 +64,7 @@ def test_without_a_compiler_nothing_is_built(no_library, tmp_path) -> None:
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is installed")
 def test_positions_in_the_runtime_interface(no_library) -> None:
-    folder = Path(os.environ.get("BITNET_ONNX_ORT_HEADERS", "/usr/include/onnxruntime"))
-    if not (folder / "onnxruntime_c_api.h").is_file():
-        pytest.skip(f"{folder} holds no onnxruntime_c_api.h: set BITNET_ONNX_ORT_HEADERS")
+    folder = headers()
     source = Path(__file__).with_name("abi_offsets.cc")
     options = ["-std=c++17", "-fsyntax-only", f"-I{folder}", f"-I{ROOT / 'custom_ops'}"]
     result = run(str(COMPILER), *options, source)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from metal_provider import CLANG, run
+from runtime_headers import headers
 
 ROOT = Path(__file__).parents[2]
 METAL = ROOT / "custom_ops" / "metal"
@@ -75,7 +76,7 @@ def test_all_shaders_make_one_text(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is installed")
 def test_positions_in_the_interface_of_providers() -> None:
-    folder = Path(os.environ.get("BITNET_ONNX_ORT_HEADERS", "/usr/include/onnxruntime"))
+    folder = headers()
     header = folder / "onnxruntime_ep_c_api.h"
     if not header.is_file() or "GetCustomOpDomains" not in header.read_text():
         pytest.skip(f"{folder} holds no onnxruntime_ep_c_api.h of 1.24 or later: set BITNET_ONNX_ORT_HEADERS")

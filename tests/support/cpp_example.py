@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tarfile
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,9 +14,9 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+import runtime_headers
 
 from bitnet_onnx.custom_ops import library_path
-from bitnet_onnx.model_zoo import cache_root
 
 if sys.platform != "win32":
     import fcntl
@@ -28,12 +25,6 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "examples/cpp"
 BUILT = ROOT / "build/examples-cpp"
 COMPILER = shutil.which(os.environ.get("CXX") or "c++")
-#: The wheel has the library and no headers; this package for Unity has those of version 29 of the interface.
-_HEADERS = "com.github.asus4.onnxruntime@0.4.9"
-_HEADERS_SHA256 = "e59788788818fdde1b2e522e766a21ba0f7d8391de55737abf81e32cc801785d"
-_HEADERS_FOLDER = "package/Plugins/iOS~/onnxruntime.xcframework/ios-arm64/onnxruntime.framework/Headers/"
-_HEADERS_BYTES = 8 * 2**20
-_FETCH_S = 300
 #: The title of blocks that the tests of the documentation leave out, and those of the example run.
 NEEDS = "Needs ONNX Runtime for C++"
 #: What the commands that build begin with.
@@ -52,43 +43,6 @@ def run(*command: object, cwd: Path | None = None, timeout: float = 60) -> subpr
         encoding="utf-8",
         timeout=timeout,
     )
-
-
-def headers() -> Path:
-    """A folder with ONNX Runtime's headers: `$BITNET_ONNX_ORT_HEADERS`, the system's, or fetched once into a cache."""
-    installed = Path(os.environ.get("BITNET_ONNX_ORT_HEADERS", "/usr/include/onnxruntime"))
-    if (installed / "onnxruntime_cxx_api.h").is_file():
-        return installed
-    folder = cache_root() / "onnxruntime-headers" / "29"
-    if folder.is_dir():
-        return folder
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("no headers of ONNX Runtime: set BITNET_ONNX_ORT_HEADERS, or install npm, which fetches them")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
-        scratch = Path(name)
-        try:
-            fetched = run(npm, "pack", _HEADERS, "--silent", "--cache", scratch, cwd=scratch, timeout=_FETCH_S)
-        except subprocess.TimeoutExpired:
-            pytest.skip(f"no headers of ONNX Runtime: npm has not fetched {_HEADERS} in {_FETCH_S} s")
-        if fetched.returncode != 0:
-            pytest.skip(f"no headers of ONNX Runtime: npm cannot fetch {_HEADERS}: {fetched.stderr.strip():.200}")
-        archive = scratch / fetched.stdout.split()[-1]
-        with archive.open("rb") as file:
-            assert hashlib.file_digest(file, "sha256").hexdigest() == _HEADERS_SHA256, f"{_HEADERS} has changed"
-        (scratch / "29").mkdir()
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                if member.name.startswith(_HEADERS_FOLDER) and member.isfile() and member.size < _HEADERS_BYTES:
-                    content = tar.extractfile(member)
-                    assert content is not None
-                    (scratch / "29" / Path(member.name).name).write_bytes(content.read())
-        try:
-            (scratch / "29").rename(folder)
-        except OSError:  # another process was faster
-            assert folder.is_dir()
-    return folder
 
 
 def tool(name: str) -> str:
@@ -114,7 +68,7 @@ def runtime_root(folder: Path) -> Path:
     (folder / "lib").mkdir(parents=True, exist_ok=True)
     for name in names:
         link(folder / "lib" / name, library)
-    link(folder / "include", headers())
+    link(folder / "include", runtime_headers.headers())
     return folder
 
 
