@@ -9,6 +9,8 @@ perplexity is measured too.
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -35,6 +37,7 @@ from bitnet_onnx.runtime import Device, auto_select_device, load
 BODIES: Final = "function bodies"
 _CONTEXT: Final = 1024
 _PROBE: Final = 64
+_FILE_WIDTH: Final = 120
 
 Progress = Callable[[str], None]
 
@@ -201,9 +204,10 @@ def main(
     console = Console(stderr=True)
     report = measure(model, texts, settings, lambda text: console.print(text, style="dim"))
     report.write(out)
-    show(report, Console())
+    # A file takes a whole line of the table; a terminal shows what fits.
+    show(report, Console(width=None if sys.stdout.isatty() else _FILE_WIDTH))
     for name in ("bytes", "logits", "perplexity"):
-        click.echo(f"{name}: {report.facts.get(name)}")
+        click.echo(f"{name}: {json.dumps(report.facts.get(name))}")
 
 
 if __name__ == "__main__":
