@@ -155,8 +155,13 @@ def squeeze(values: ByteArray, width: int) -> ByteArray:
     return joined.astype(np.uint8)
 
 
+def repeated(value: int, width: int) -> int:
+    """The byte that holds nothing but one value of 2, 4 or 8 bits."""
+    return value * {2: 0x55, 4: 0x11, 8: 0x01}[width]
+
+
 def spread(packed: ByteArray, width: int) -> ByteArray:
-    """The inverse of `_squeeze`."""
+    """The inverse of `squeeze`."""
     if width == 8:
         return packed
     count = 8 // width

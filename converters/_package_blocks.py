@@ -11,7 +11,8 @@ import numpy as np
 
 from bitnet_onnx.converters._package_matrices import MatrixReader, NamedArrays, PanelReader, Place
 from bitnet_onnx.converters.onnx._emitter import dotted
-from bitnet_onnx.converters.onnx.forms._codes import WIDE_BITS, block_size, raw_of, stored_bits
+from bitnet_onnx.converters.onnx._unpack import matmul_nbits_bits
+from bitnet_onnx.converters.onnx.forms._codes import WIDE_BITS, block_size, raw_of
 from bitnet_onnx.decoder import DecoderSpec
 from bitnet_onnx.errors import InputError, PackageError
 from bitnet_onnx.json_input import shown
@@ -40,7 +41,7 @@ class _Stored:
     @property
     def bits(self) -> int:
         """Of a stored code."""
-        return WIDE_BITS if self.four_bits else stored_bits(self.grid)
+        return WIDE_BITS if self.four_bits else matmul_nbits_bits(self.grid)
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -113,7 +113,4 @@ def library_version() -> str | None:
         OperatorError: as `library_facts`.
     """
     path = library_path()
-    if path is None:
-        return None
-    facts = library_facts(path)
-    return f"{facts.version} ({facts.isa or 'unusable BITNET_ONNX_ISA'})"
+    return None if path is None else library_facts(path).build

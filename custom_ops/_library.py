@@ -29,6 +29,11 @@ class LibraryFacts:
     operator_version: int
 
     @property
+    def build(self) -> str:
+        """Version and instruction set, as `0.1.0 (avx2)`."""
+        return f"{self.version} ({self.isa or 'unusable BITNET_ONNX_ISA'})"
+
+    @property
     def runs(self) -> str:
         """The versions of the operators on a few words."""
         if self.oldest_operator_version == self.operator_version:

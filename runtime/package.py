@@ -123,7 +123,7 @@ class PackageInfo:
                 f"convert a checkpoint first with `bitnet-onnx convert SRC OUT`"
             )
         _check_files(directory)
-        operator_version, architecture = _read_manifest(directory / MANIFEST)
+        operator_version, architecture, operators = _read_manifest(directory / MANIFEST)
         tokenizer_config = directory / TOKENIZER_CONFIG
         config = read_object(tokenizer_config)
         return cls(
@@ -134,7 +134,7 @@ class PackageInfo:
             special_tokens=special_tokens_of(config, tokenizer_config),
             add_bos_token=config.get("add_bos_token") is True,
             chat_template=_read_template(config, directory),
-            operators=Operators.of(read_object(directory / MANIFEST), directory / MANIFEST),
+            operators=operators,
         )
 
 
@@ -162,7 +162,7 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _read_manifest(path: Path) -> tuple[int, Architecture]:
+def _read_manifest(path: Path) -> tuple[int, Architecture, Operators]:
     manifest = read_object(path)
     operator_version = check_versions(manifest, path)
     fields = manifest.get("architecture")
@@ -180,7 +180,7 @@ def _read_manifest(path: Path) -> tuple[int, Architecture]:
             f"{path}: architecture asks for {architecture.cache_bytes_per_token} bytes of cache a token, "
             f"above the limit of {_MAX_CACHE_BYTES_PER_TOKEN}"
         )
-    return operator_version, architecture
+    return operator_version, architecture, Operators.of(manifest, path)
 
 
 def _read_eos_ids(path: Path, vocab_size: int) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ def command(only_path: bool, target: Path | None, overwrite: bool, verified: Pat
         click.echo(json.dumps({**asdict(facts), "path": str(path), "onnxruntime": ort.__version__}, indent=2))
         return
     click.echo(f"library: {path}")
-    click.echo(f"version: {facts.version} ({facts.isa or 'unusable BITNET_ONNX_ISA'})")
+    click.echo(f"version: {facts.build}")
     click.echo(f"operators: {facts.runs}")
     click.echo(f"loads in onnxruntime {ort.__version__}")
 

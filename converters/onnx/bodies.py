@@ -19,7 +19,7 @@ from bitnet_onnx.bitlinear import BitLinearAttributes
 from bitnet_onnx.converters.onnx import _unpack as unpack
 from bitnet_onnx.converters.onnx._unpack import ints
 from bitnet_onnx.package_format import OPERATOR_DOMAIN
-from bitnet_onnx.packing import FIELDS, PANEL_ROWS, padded_columns
+from bitnet_onnx.packing import FIELDS, PANEL_ROWS, padded_columns, repeated
 
 if TYPE_CHECKING:
     from onnxscript import OpBuilder
@@ -281,5 +281,4 @@ def _fast(op: OpBuilder, tokens: ir.Value, w: ir.Value, scale: ir.Value, at: Bit
 
 def _zero_points(op: OpBuilder, zero: int, bits: int, rows: int, blocks: int) -> ir.Value:
     """One zero point for every block, packed like the weights."""
-    filled = zero * {2: 0x55, 4: 0x11, 8: 0x01}[bits]
-    return op.Expand(unpack.byte(op, filled), ints(op, rows, -(-blocks * bits // 8)))
+    return op.Expand(unpack.byte(op, repeated(zero, bits)), ints(op, rows, -(-blocks * bits // 8)))

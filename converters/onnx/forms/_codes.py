@@ -62,11 +62,6 @@ def four_bit_codes(tensor: QuantizedTensor) -> list[Codes]:
             return [low, Codes(tensor.raw >> np.uint8(4), WIDE_BITS, grid.zero_point >> 4, 16.0)]
 
 
-def stored_bits(grid: Grid) -> int:
-    """Bits of one of `codes`."""
-    return 8 if grid.bits == 6 else grid.bits
-
-
 def raw_of(parts: Sequence[ByteArray], grid: Grid, *, four_bits: bool) -> ByteArray:
     """The matrix out of `codes` or `four_bit_codes`; what is no code of the grid comes out beyond its levels.
 

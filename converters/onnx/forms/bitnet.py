@@ -15,8 +15,8 @@ from bitnet_onnx.converters.onnx import _attention_body, _gated_body, bodies
 from bitnet_onnx.converters.onnx._attention_body import AttentionInputs
 from bitnet_onnx.converters.onnx._emitter import Attributes, Emitter, dotted
 from bitnet_onnx.converters.onnx.bodies import MICROSOFT, OPSET, Fallback, Variant
-from bitnet_onnx.converters.onnx.forms._lengths import emit_lengths
-from bitnet_onnx.converters.onnx.forms.form import CallInputs, LayerInput, OperatorForm, StoredMatrix
+from bitnet_onnx.converters.onnx.forms._group_query import GroupQueryForm
+from bitnet_onnx.converters.onnx.forms.form import LayerInput, StoredMatrix
 from bitnet_onnx.decoder import MlpActivation
 from bitnet_onnx.gated import Activation
 from bitnet_onnx.package_format import OPERATOR_DOMAIN, OPERATOR_VERSION
@@ -67,7 +67,7 @@ class PackedMatrix(StoredMatrix):
         return self.form.node(f"{path}/BitEmbedding", inputs, _grid_attributes(at), overload)
 
 
-class BitnetForm(OperatorForm):
+class BitnetForm(GroupQueryForm):
     """Writes operators of the domain `bitnet`.
 
     Args:
@@ -79,7 +79,6 @@ class BitnetForm(OperatorForm):
         super().__init__(emit)
         self.fallback = fallback
         self._functions: dict[tuple[str, str], ir.Function] = {}
-        self._lengths: Sequence[ir.Value] = ()
 
     def matrix(self, path: str, tensor: QuantizedTensor, activation_bits: int | None = 8) -> PackedMatrix:
         """Pack a matrix into panels, which serve both kinds of nodes."""
@@ -88,10 +87,6 @@ class BitnetForm(OperatorForm):
         scale = self.emit.constant(dotted(path, "scale"), pack_scale(tensor.scale, tensor.grid))
         attributes = BitLinearAttributes(columns, rows, tensor.grid, activation_bits or 0)
         return PackedMatrix(self, weight, scale, attributes, tensor.scale.shape == (1,))
-
-    def read_lengths(self, call: CallInputs) -> None:
-        """As `GroupQueryAttention` wants them."""
-        self._lengths = emit_lengths(self.emit, call.mask)
 
     def attention(
         self,
@@ -103,21 +98,10 @@ class BitnetForm(OperatorForm):
     ) -> Sequence[ir.Value]:
         """Our `GroupQueryAttention`."""
         given = AttentionInputs(separate=len(qkv) == 3)
-        inputs = [*(qkv if given.separate else [qkv[0], None, None]), *past, *self._lengths, *tables]
         overload = _attention_body.attention_overload(attributes, given)
-        operator = _attention_body.OPERATOR
-        self.declare(operator, overload, lambda: _attention_body.attention_body(attributes, given))
-        outputs = self.emit.nodes(
-            f"{path}/{operator}",
-            inputs,
-            3,
-            _attention_body.attention_node_attributes(attributes),
-            domain=OPERATOR_DOMAIN,
-            overload=overload,
-        )
-        # onnx knows no types behind ONNX Runtime's operators, and its checker wants that of the next layer's input.
-        outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        return outputs
+        body = _attention_body.attention_body
+        self.declare(_attention_body.OPERATOR, overload, lambda: body(attributes, given))
+        return self.group_query(path, qkv, past, tables, attributes, domain=OPERATOR_DOMAIN, overload=overload)
 
     def gated(self, path: str, parts: Sequence[ir.Value], activation: MlpActivation) -> ir.Value:
         """Our `GatedActivation`, where it knows the activation."""

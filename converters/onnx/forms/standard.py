@@ -15,6 +15,7 @@ from bitnet_onnx.converters.onnx._emitter import Emitter, dotted
 from bitnet_onnx.converters.onnx.forms._codes import block_scales, block_size, codes, pack_rows
 from bitnet_onnx.converters.onnx.forms._standard_attention import StandardAttention, emit_call_lengths
 from bitnet_onnx.converters.onnx.forms.form import CallInputs, LayerInput, OperatorForm, StoredMatrix
+from bitnet_onnx.packing import repeated
 from bitnet_onnx.quantized import ByteArray, FloatArray, QuantizedTensor
 
 #: Types of two bits came with these.
@@ -139,7 +140,7 @@ class StandardForm(OperatorForm):
         scales = _filled(np.ascontiguousarray(block_scales(tensor, block).T), whole)
         zero_points = None
         if not part.centered and not only_rows:
-            filled = part.zero_point * {2: 0x55, 4: 0x11, 8: 0x01}[part.bits]
+            filled = repeated(part.zero_point, part.bits)
             content = np.full(-(-scales.size * part.bits // 8), filled, np.uint8)
             zero_points = self._codes(f"{name}_zero_points", content, dtype, scales.shape)
         scale = emit.constant(f"{name}_scale", scales)

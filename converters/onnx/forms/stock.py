@@ -10,13 +10,13 @@ import numpy as np
 import onnx_ir as ir
 
 from bitnet_onnx.attention import AttentionAttributes
-from bitnet_onnx.converters.onnx._attention_body import OPERATOR, attention_node_attributes
 from bitnet_onnx.converters.onnx._data_file import Packed
 from bitnet_onnx.converters.onnx._emitter import Attributes, Emitter, dotted
 from bitnet_onnx.converters.onnx.bodies import MICROSOFT, OPSET
 from bitnet_onnx.converters.onnx.forms._codes import Codes, block_scales, block_size, codes, four_bit_codes, pack_rows
-from bitnet_onnx.converters.onnx.forms._lengths import emit_lengths
-from bitnet_onnx.converters.onnx.forms.form import CallInputs, LayerInput, OperatorForm, StoredMatrix
+from bitnet_onnx.converters.onnx.forms._group_query import GroupQueryForm
+from bitnet_onnx.converters.onnx.forms.form import LayerInput, StoredMatrix
+from bitnet_onnx.packing import repeated
 from bitnet_onnx.quantized import FloatArray, QuantizedTensor
 
 _IR_VERSION: Final = 10
@@ -70,7 +70,7 @@ class BlockMatrix(StoredMatrix):
     def linear(self, path: str, x: LayerInput, bias: FloatArray | None) -> ir.Value:
         """A `MatMulNBits` for each part."""
         if self.accuracy is None:
-            raise NotImplementedError(f"{path}: rows of this matrix are only looked up")
+            raise TypeError(f"{path}: rows of this matrix are only looked up")
         value = x.normalized()
         sums = []
         for part, name in zip(self.parts, _paths(path), strict=False):
@@ -114,12 +114,8 @@ class BlockMatrix(StoredMatrix):
         return y
 
 
-class StockForm(OperatorForm):
+class StockForm(GroupQueryForm):
     """Writes `MatMulNBits`, `GatherBlockQuantized` and `GroupQueryAttention` of the domain `com.microsoft`."""
-
-    def __init__(self, emit: Emitter) -> None:
-        super().__init__(emit)
-        self._lengths: Sequence[ir.Value] = ()
 
     def matrix(self, path: str, tensor: QuantizedTensor, activation_bits: int | None = 8) -> BlockMatrix:
         """Store blocks. Activations of 8 and of 16 bits become int8 in blocks; those of 0 bits stay floats."""
@@ -133,10 +129,6 @@ class StockForm(OperatorForm):
         accuracy = None if activation_bits is None else _FLOAT_ACTIVATIONS if floats else _INT8_ACTIVATIONS
         return BlockMatrix(self.emit, blocks, *tensor.shape, block, accuracy)
 
-    def read_lengths(self, call: CallInputs) -> None:
-        """As `GroupQueryAttention` wants them."""
-        self._lengths = emit_lengths(self.emit, call.mask)
-
     def attention(
         self,
         path: str,
@@ -146,11 +138,7 @@ class StockForm(OperatorForm):
         attributes: AttentionAttributes,
     ) -> Sequence[ir.Value]:
         """ONNX Runtime's `GroupQueryAttention`."""
-        inputs = [*(qkv if len(qkv) == 3 else [qkv[0], None, None]), *past, *self._lengths, *tables]
-        given = attention_node_attributes(attributes)
-        outputs = self.emit.nodes(f"{path}/{OPERATOR}", inputs, 3, given, domain=MICROSOFT)
-        outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        return outputs
+        return self.group_query(path, qkv, past, tables, attributes, domain=MICROSOFT)
 
     def model(self, producer_version: str) -> ir.Model:
         """The finished model."""
@@ -164,7 +152,7 @@ class StockForm(OperatorForm):
         scale = emit.constant(f"{name}_scale", scales if factor == 1 else scales * factor)
         zero_points = None
         if not part.centered:
-            filled = part.zero_point * {2: 0x55, 4: 0x11, 8: 0x01}[part.bits]
+            filled = repeated(part.zero_point, part.bits)
             array = np.full((rows, -(-scales.shape[1] * part.bits // 8)), filled, np.uint8)
             zero_points = emit.constant(f"{name}_zero_points", array)
         return _Blocks(name, weight, scale, zero_points, part.bits)
